@@ -1,0 +1,1 @@
+"""torch on top of tierstore: `Checkpointer`, and a reader and writer for DCP."""

@@ -1,0 +1,178 @@
+"""The protocol of one kind of storage, small and synchronous.
+
+A backend stores objects under keys below one root URL. Buffers belong to the caller: a backend
+neither keeps nor copies them. Every method may be called from several threads. Policy (retries,
+limits, metrics) is in `tierstore.wrappers`, each of which is a backend around a backend.
+
+How a caller uses one::
+
+    info = backend.create("runs/r/commits/1.json", b"{}", if_absent=True)   # small, atomic
+    upload = backend.upload("runs/r/data/x", size)                          # large, in parts
+    upload.write(0, part, crc32c(part))                                     # any order if
+    upload.write(len(part), rest, crc32c(rest))                             #   parallel_parts
+    info = upload.commit(if_absent=True, crc32c=whole)                      # visible only now
+    backend.read_into("runs/r/data/x", 4096, buffer)                        # exactly len(buffer)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from tierstore.blocks import BLOCK_SIZE, Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do. Everything is positive: the default is the weakest backend.
+
+    Attributes:
+        atomic_create: `if_absent=True` has exactly one winner, also between hosts.
+        parallel_parts: `Upload.write` may be called from several threads and in any order.
+        resumable_upload: `Upload.token` can be given to a later `upload(resume=...)`.
+        server_checksum: the store itself refuses bytes whose CRC32C is not the given one.
+        durable_on_commit: when `commit` or `create` returns, a crash of the host loses nothing.
+        min_part: bytes the smallest part but the last may have.
+        max_part: bytes the largest part may have.
+        max_parts: how many parts one upload may have.
+        part_size: bytes of a write request that serve this store well; whole blocks.
+        read_size: bytes of a read request that serve this store well; whole blocks.
+        concurrency: requests in flight that serve this store well.
+        keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
+    """
+
+    atomic_create: bool = False
+    parallel_parts: bool = False
+    resumable_upload: bool = False
+    server_checksum: bool = False
+    durable_on_commit: bool = False
+    min_part: int = 1
+    max_part: int = 5 * 1024**3
+    max_parts: int = 10_000
+    part_size: int = 4 * BLOCK_SIZE
+    read_size: int = BLOCK_SIZE
+    concurrency: int = 4
+    keeps_alignment: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object, or with `delimiter=True` a common prefix (its key ends in "/").
+
+    Attributes:
+        key: the key below the root.
+        size: bytes; 0 for a common prefix.
+        mtime: seconds since 1970 by the store's own clock; 0.0 where there is none.
+        crc32c: of the whole object, if the store knows it.
+    """
+
+    key: str
+    size: int
+    mtime: float
+    crc32c: int | None = None
+
+
+@runtime_checkable
+class Upload(Protocol):
+    """One object being written in parts. Nothing is visible before `commit`."""
+
+    @property
+    def token(self) -> str:
+        """What a later process gives to `Backend.upload(resume=...)`; empty if it cannot."""
+        ...
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """(offset, length) of the parts the store already holds, in order of offset."""
+        ...
+
+    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
+        """Store one part. Writing the same part again replaces it.
+
+        Args:
+            offset: where the part starts; a multiple of the part size in use.
+            buffer: the bytes; the caller keeps them unchanged until the call returns.
+            crc32c: of `buffer`; the store checks it where it can.
+        """
+        ...
+
+    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
+        """Make the object visible, whole and durable.
+
+        Raises:
+            AlreadyExistsError: `if_absent` and the key exists with other size or CRC32C.
+            TruncatedFileError: parts are missing.
+            DamagedInTransitError: the whole does not have the given CRC32C.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Forget the upload and free what it holds on the store. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One kind of storage at one root URL."""
+
+    @property
+    def url(self) -> str:
+        """The root, without credentials."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this backend can do; constant for its life."""
+        ...
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return what the store knows of one object.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        ...
+
+    def list(
+        self, prefix: str, *, after: str | None = None, delimiter: bool = False
+    ) -> Iterator[ObjectInfo]:
+        """Yield objects whose key starts with `prefix`, lazily, in the order of their UTF-8 bytes.
+
+        Args:
+            prefix: any string; not only whole folders.
+            after: yield only keys that sort after this one.
+            delimiter: stop at the next "/" and yield each common prefix once.
+        """
+        ...
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` exactly with the bytes from `offset`.
+
+        Raises:
+            NotFoundError: there is no such object.
+            TruncatedFileError: the object ends before the buffer is full.
+        """
+        ...
+
+    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+        """Write a whole small object at once, atomically and durably.
+
+        Raises:
+            AlreadyExistsError: `if_absent` and the key exists with other content. An object that
+                already holds exactly `buffer` counts as created, so a request may be repeated
+                when its answer was lost.
+        """
+        ...
+
+    def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
+        """Begin, or with a token resume, an object of `size` bytes."""
+        ...
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; a missing one is no error."""
+        ...
+
+    def close(self) -> None:
+        """Release connections, threads and file descriptors. Idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""Backends that need nothing but the machine: memory and local files."""

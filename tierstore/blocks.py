@@ -1,0 +1,86 @@
+"""Blocks: the unit of checking, caching, resuming and slice reading.
+
+A stored file is a row of 4 MiB blocks, the last one shorter. Each block has one CRC32C
+(Castagnoli; RFC 3720, section 12.1), taken once while its bytes are in the processor's cache. The
+CRC of a part or of a whole file is combined from its blocks' CRCs, never by reading again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLOCK_SIZE = 4 * 1024 * 1024
+"""Bytes in a block."""
+
+ALIGNMENT = 4096
+"""Bytes to which images, segments' data and direct I/O are aligned."""
+
+Buffer = bytes | bytearray | memoryview
+"""What the data path hands around: contiguous bytes, never copied."""
+
+
+@cache
+def _awscrt() -> tuple[Callable[[Buffer, int], int], Callable[[int, int, int], int]]:
+    from awscrt import checksums  # imported late: 60 ms
+
+    return checksums.crc32c, checksums.combine_crc32c
+
+
+def crc32c(data: Buffer, previous: int = 0) -> int:
+    """Return the CRC32C of `data`, continuing from `previous`. Releases the GIL."""
+    return _awscrt()[0](data, previous)
+
+
+def combine(first: int, second: int, second_size: int) -> int:
+    """Return the CRC32C of two neighbours from theirs; `second_size` is in bytes."""
+    return _awscrt()[1](first, second, second_size)
+
+
+def block_count(size: int) -> int:
+    """Return how many blocks a file of `size` bytes has; none when it is empty."""
+    return -(-size // BLOCK_SIZE)
+
+
+def block_range(index: int, size: int) -> tuple[int, int]:
+    """Return the offset and the length of block `index` of a file of `size` bytes."""
+    offset = index * BLOCK_SIZE
+    return offset, min(BLOCK_SIZE, size - offset)
+
+
+def blocks_covering(offset: int, length: int) -> range:
+    """Return the indices of the blocks that hold `length` bytes from `offset`."""
+    if length <= 0:
+        return range(0)
+    return range(offset // BLOCK_SIZE, block_count(offset + length))
+
+
+def block_crcs(data: Buffer) -> list[int]:
+    """Return the CRC32C of every block of a whole file held in memory."""
+    view = memoryview(data)
+    return [crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
+
+
+def combine_blocks(crcs: Sequence[int], size: int) -> int:
+    """Return the CRC32C of `size` bytes that start on a block boundary.
+
+    Args:
+        crcs: the CRCs of the blocks, in order; as many as `size` needs.
+        size: bytes covered; only the last block may be short.
+    """
+    total = 0
+    for index, crc in enumerate(crcs):
+        total = combine(total, crc, block_range(index, size)[1])
+    return total
+
+
+def parts(size: int, part_size: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, length) of the parts of a file; `part_size` is a whole number of blocks."""
+    if part_size <= 0 or part_size % BLOCK_SIZE:
+        raise ValueError(f"a part is a whole number of {BLOCK_SIZE} byte blocks, not {part_size}")
+    for offset in range(0, size, part_size):
+        yield offset, min(part_size, size - offset)

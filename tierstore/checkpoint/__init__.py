@@ -1,0 +1,1 @@
+"""What makes files a checkpoint: fragments, manifest, commit, launches, timeline."""

@@ -1,0 +1,1 @@
+"""The `tierstore` command, one file per subcommand."""

@@ -1,0 +1,193 @@
+"""The names of everything that is stored: the same on every tier.
+
+::
+
+    runs/<run>/launches/<launch:06d>.json
+    runs/<run>/commits/<step:012d>-<launch:06d>-<try:02d>.json
+    runs/<run>/data/<step:012d>-<launch:06d>-<try:02d>-<nonce>/
+        <rank:05d>-<segment:03d>.safetensors
+        fragments/<rank:05d>
+        manifest-<crc32c:08x>.arrow
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tierstore.errors import InvalidKeyError
+
+RUNS = "runs/"
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_ATTEMPT = re.compile(r"(\d{12})-(\d{6})-(\d{2})")
+_NONCE = re.compile(r"[0-9a-f]{16}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_key(key: str) -> str:
+    """Return `key` if every backend can hold it.
+
+    Raises:
+        InvalidKeyError: it is empty, longer than 1,024 UTF-8 bytes, absolute, has an empty, "." or
+            ".." component, or a control character or a lone surrogate.
+    """
+    if not key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidKeyError(f"key {key!r} has an empty, '.' or '..' component")
+    if _CONTROL.search(key):
+        raise InvalidKeyError(f"key {key!r} has a control character")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKeyError(f"key {key!r} is not valid Unicode") from None
+    if size > 1024:
+        raise InvalidKeyError(f"key {key[:60]!r}... is {size} bytes long", hint="1,024 at most")
+    return key
+
+
+def check_run(run: str) -> str:
+    """Return `run` if it is a legal run name.
+
+    Raises:
+        InvalidKeyError: it is not 1 to 200 letters, digits, ".", "_" or "-", or starts with one of
+            these three signs.
+    """
+    if not _RUN.fullmatch(run):
+        raise InvalidKeyError(
+            f"run name {run!r} is not legal",
+            hint="use letters, digits, '.', '_' and '-', starting with a letter or digit",
+        )
+    return run
+
+
+def _bounded(what: str, value: int, digits: int) -> int:
+    if not 0 <= value < 10**digits:
+        raise InvalidKeyError(f"{what} {value} is not between 0 and {10**digits - 1}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """One try at saving one step. Sorts by step, then launch, then try.
+
+    Attributes:
+        step: the training step, below 10**12.
+        launch: the launch that saved it, from 1, below 10**6.
+        number: the try within step and launch, from 1, below 100.
+    """
+
+    step: int
+    launch: int
+    number: int
+
+    def __post_init__(self) -> None:
+        _bounded("step", self.step, 12)
+        _bounded("launch", self.launch, 6)
+        _bounded("try", self.number, 2)
+
+    def __str__(self) -> str:
+        return f"{self.step:012d}-{self.launch:06d}-{self.number:02d}"
+
+    @classmethod
+    def parse(cls, text: str) -> Attempt:
+        """Return the attempt that `str` printed.
+
+        Raises:
+            InvalidKeyError: `text` is something else.
+        """
+        match = _ATTEMPT.fullmatch(text)
+        if not match:
+            raise InvalidKeyError(f"{text!r} is not an attempt (step-launch-try)")
+        return cls(*map(int, match.groups()))
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """The keys of one run."""
+
+    run: str
+
+    def __post_init__(self) -> None:
+        check_run(self.run)
+
+    @property
+    def root(self) -> str:
+        """The prefix of everything of this run."""
+        return f"{RUNS}{self.run}/"
+
+    @property
+    def launches(self) -> str:
+        """The prefix of the launch records."""
+        return f"{self.root}launches/"
+
+    @property
+    def commits(self) -> str:
+        """The prefix of the commits."""
+        return f"{self.root}commits/"
+
+    @property
+    def data(self) -> str:
+        """The prefix of the attempts' folders."""
+        return f"{self.root}data/"
+
+    def launch(self, number: int) -> str:
+        """The key of a launch record."""
+        return f"{self.launches}{_bounded('launch', number, 6):06d}.json"
+
+    def commit(self, attempt: Attempt) -> str:
+        """The key of an attempt's commit."""
+        return f"{self.commits}{attempt}.json"
+
+    def attempt(self, attempt: Attempt, nonce: str) -> AttemptKeys:
+        """The keys of an attempt's files; `nonce` is its launch's 16 hexadecimal digits."""
+        if not _NONCE.fullmatch(nonce):
+            raise InvalidKeyError(f"{nonce!r} is not a nonce of 16 hexadecimal digits")
+        return AttemptKeys(f"{self.data}{attempt}-{nonce}/")
+
+    def parse_launch(self, key: str) -> int | None:
+        """Return the number of a launch record's key, or None for any other key."""
+        name = key.removeprefix(self.launches).removesuffix(".json")
+        ours = name.isascii() and name.isdigit() and len(name) == 6
+        return int(name) if ours and key == self.launch(int(name)) else None
+
+    def parse_commit(self, key: str) -> Attempt | None:
+        """Return the attempt of a commit's key, or None for any other key."""
+        match = _ATTEMPT.fullmatch(key.removeprefix(self.commits).removesuffix(".json"))
+        attempt = Attempt(*map(int, match.groups())) if match else None
+        return attempt if attempt is not None and key == self.commit(attempt) else None
+
+    def parse_data(self, prefix: str) -> tuple[Attempt, str] | None:
+        """Return attempt and nonce of an attempt's folder, or None for any other prefix."""
+        name = prefix.removeprefix(self.data).rstrip("/")
+        text, _, nonce = name.rpartition("-")
+        if not (_ATTEMPT.fullmatch(text) and _NONCE.fullmatch(nonce)):
+            return None
+        return Attempt.parse(text), nonce
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKeys:
+    """The keys of one attempt's files, all below `root` (which ends in "/")."""
+
+    root: str
+
+    @property
+    def fragments(self) -> str:
+        """The prefix of the fragments."""
+        return f"{self.root}fragments/"
+
+    def fragment(self, rank: int) -> str:
+        """The key of a rank's fragment."""
+        return f"{self.fragments}{_bounded('rank', rank, 5):05d}"
+
+    def segment(self, name: str) -> str:
+        """The key of a segment, from its name in the manifest (see `segment_name`)."""
+        return f"{self.root}{name}"
+
+    def manifest(self, crc32c: int) -> str:
+        """The key of the manifest whose bytes have this CRC32C."""
+        return f"{self.root}manifest-{crc32c:08x}.arrow"
+
+
+def segment_name(rank: int, index: int) -> str:
+    """The name of a rank's segment, as the manifest holds it."""
+    return f"{_bounded('rank', rank, 5):05d}-{_bounded('segment', index, 3):03d}.safetensors"

@@ -1,0 +1,1 @@
+"""Down the ladder to save, up the ladder to restore."""

@@ -1,0 +1,1 @@
+"""The one verb: move blocks from here to there, checked."""

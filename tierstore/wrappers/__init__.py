@@ -1,0 +1,1 @@
+"""Policy around any backend: each wrapper is itself a backend."""
