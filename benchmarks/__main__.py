@@ -1,0 +1,19 @@
+"""Run one comparison: `python -m benchmarks checkpoint --json out.json`."""
+
+from __future__ import annotations
+
+import typer
+
+from benchmarks import checkpoint
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app.command("checkpoint")(checkpoint.run)
+
+
+@app.callback()
+def _several_commands() -> None:
+    """Keep NAME required while there is one comparison."""
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,246 @@
+"""Save and load one state with this project and its peers.
+
+What is measured, and how: docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import machine, report
+from benchmarks.measure import Sample, join_ranks, summary
+from benchmarks.peers import LOCAL, PEERS, REMOTE
+
+SCENARIOS = {
+    "300 tensors": ("300 tensors", 1),
+    "10,000 tensors": ("10,000 tensors", 1),
+    "1 tensor": ("1 tensor", 1),
+    "2 processes": ("300 tensors", 2),
+}
+
+
+class PeerProcess:
+    """All ranks of one peer."""
+
+    def __init__(self, name: str, where: str, scenario: str, scale: float) -> None:
+        self.name = name
+        self.where = where
+        shape, world = SCENARIOS[scenario]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        self._ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.worker", name, where, shape, str(scale / world)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ
+                | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+                | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            )
+            for rank in range(world)
+        ]
+        self.nbytes = sum(reply["bytes"] for reply in self._replies())
+
+    def _replies(self) -> list[dict[str, Any]]:
+        replies = []
+        for process in self._ranks:
+            if process.stdout is None or not (line := process.stdout.readline()):
+                raise RuntimeError(f"{self.name}: a rank ended with {process.wait(60)}")
+            replies.append(json.loads(line))
+        return replies
+
+    def ask(self, command: str, step: int) -> Sample:
+        """Have every rank run one command.
+
+        Raises:
+            RuntimeError: a rank failed; the message is its error.
+        """
+        for process in self._ranks:
+            if process.stdin is not None:
+                print(json.dumps({"command": command, "step": step}), file=process.stdin)
+                process.stdin.flush()
+        replies = self._replies()
+        for reply in replies:
+            if "error" in reply:
+                raise RuntimeError(f"{self.name}: {command}: {reply['error']}")
+        return join_ranks([Sample(**reply) for reply in replies])
+
+    def close(self) -> None:
+        """End all ranks."""
+        for process in self._ranks:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in self._ranks:
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@dataclass
+class Results:
+    """Samples by peer and measure, as they come in."""
+
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    disk: list[float] = field(default_factory=list)
+    nbytes: int = 0
+
+    def take(self, peer: PeerProcess, measure: str, command: str, step: int) -> None:
+        """Ask and keep the answer; a peer that failed once is left out from then on."""
+        if peer.name in self.errors:
+            return
+        try:
+            sample = peer.ask(command, step)
+        except RuntimeError as error:
+            self.errors[peer.name] = str(error)
+            return
+        self.samples.setdefault(peer.name, {}).setdefault(measure, []).append(sample)
+
+
+def _round(peers: list[PeerProcess], results: Results, step: int, folder: Path) -> None:
+    """One turn of every peer at every measure."""
+    for peer in peers:
+        results.take(peer, "save", "save", 2 * step)
+    for peer in peers:
+        results.take(peer, "async", "stall", 2 * step + 1)
+    for peer in peers:
+        machine.drop_caches(folder)
+        results.take(peer, "load cold", "load", 2 * step)
+        results.take(peer, "load warm", "load", 2 * step)
+
+
+def _disk_rate(folder: Path) -> float | None:
+    files = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    if not files:
+        return None
+    machine.drop_caches(folder)
+    with contextlib.suppress(OSError):
+        return machine.direct_read_rate(files[-1])
+    return None
+
+
+@contextlib.contextmanager
+def _peers(
+    names: list[str], scenario: str, folder: Path, bucket: str, scale: float
+) -> Iterator[list[PeerProcess]]:
+    with contextlib.ExitStack() as stack:
+        running = []
+        for name in names:
+            slug = name.replace(" ", "-")
+            where = (
+                f"{bucket}/{scenario[:3].strip()}-{slug}" if name in REMOTE else str(folder / slug)
+            )
+            running.append(PeerProcess(name, where, scenario, scale))
+            stack.callback(running[-1].close)
+        yield running
+
+
+def _scenario(
+    scenario: str, names: list[str], rounds: int, bucket: str, place: Path, scale: float
+) -> Results:
+    results = Results()
+    folder = Path(tempfile.mkdtemp(dir=place, prefix="tierstore-bench-"))
+    try:
+        with _peers(names, scenario, folder, bucket, scale) as peers:
+            results.nbytes = peers[0].nbytes
+            for step in range(rounds + 1):
+                measured = results if step else Results()  # the first round warms up
+                measured.errors = results.errors
+                _round(peers, measured, step, folder)
+                if not step:
+                    _keep_first(measured, results)
+                if (rate := _disk_rate(folder)) is not None:
+                    results.disk.append(rate)
+            if scenario == "1 tensor":
+                for peer in peers:
+                    machine.drop_caches(folder)
+                    results.take(peer, "slice", "slice", 2)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return results
+
+
+def _keep_first(warm_up: Results, results: Results) -> None:
+    """The first save ever is a figure of its own: it pays for the staging memory."""
+    for name, measures in warm_up.samples.items():
+        if "save" in measures:
+            results.samples.setdefault(name, {})["first save"] = measures["save"]
+
+
+@contextlib.contextmanager
+def _minio() -> Iterator[str]:
+    """Yield the s3:// URL of a fresh bucket; every peer finds the server in the environment."""
+    from tierstore.testing.servers import minio
+
+    with minio() as server:
+        os.environ.update(
+            AWS_ENDPOINT_URL=server.endpoint,
+            AWS_ACCESS_KEY_ID=server.access_key,
+            AWS_SECRET_ACCESS_KEY=server.secret_key,
+            AWS_REGION="us-east-1",
+            AWS_DEFAULT_REGION="us-east-1",
+        )
+        server.client().create_bucket(Bucket="bench")
+        yield "s3://bench"
+
+
+def run(
+    *,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
+    only: Annotated[list[str] | None, typer.Option(help="Scenario; may be repeated.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
+    place: Annotated[Path, typer.Option(help="Folder on the disk to measure.")] = Path(),
+    scale: Annotated[float, typer.Option(min=0.001, max=1, help="Share of 1 GiB.")] = 1.0,
+) -> None:
+    """Stall, time to durable, cold and warm load, client CPU and memory, beside the peers'."""
+    scenarios = only or list(SCENARIOS)
+    names = peer or [*LOCAL, *REMOTE]
+    for given, known in ((scenarios, SCENARIOS), (names, PEERS)):
+        for name in given:
+            if name not in known:
+                raise typer.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
+    document: dict[str, Any] = {"machine": machine.describe(), "rounds": rounds, "scenarios": {}}
+    document["settings"] = {name: PEERS[name].settings for name in names}
+    with contextlib.ExitStack() as stack:
+        bucket = stack.enter_context(_minio()) if any(n in REMOTE for n in names) else ""
+        for scenario in scenarios:
+            print(f"{scenario}: {len(names)} peers, {rounds} rounds", file=sys.stderr)
+            found = _scenario(scenario, names, rounds, bucket, place.resolve(), scale)
+            document["scenarios"][scenario] = {
+                "bytes": found.nbytes,
+                "disk_direct_read": found.disk,
+                "errors": found.errors,
+                "peers": {
+                    name: {measure: summary(samples) for measure, samples in measures.items()}
+                    for name, measures in found.samples.items()
+                },
+            }
+    if json_file:
+        json_file.write_text(json.dumps(document, indent=1))
+    text = report.markdown(document)
+    if markdown:
+        markdown.write_text(text)
+    print(text)
+    if any(part["errors"] for part in document["scenarios"].values()):
+        raise typer.Exit(1)

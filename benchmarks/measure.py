@@ -1,0 +1,83 @@
+"""One measured call inside a worker process: wall time, client CPU, memory, bytes read."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one call cost its process.
+
+    Attributes:
+        wall: seconds.
+        cpu: user and system seconds of this process and of its children that ended.
+        extra_memory: bytes of resident memory, shared memory included, above the start at the peak.
+        read: bytes that read system calls returned.
+        stall: seconds for which the caller was blocked; the wall time unless the call says less.
+    """
+
+    wall: float
+    cpu: float
+    extra_memory: int
+    read: int
+    stall: float
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+
+
+def _cpu() -> float:
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def measure(call: Callable[[], float | None]) -> Sample:
+    """Run `call` once. What it returns, if anything, is the stall in seconds."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak; proc(5)
+    memory, read, cpu, started = _status("VmRSS"), _bytes_read(), _cpu(), time.perf_counter()
+    stall = call()
+    wall = time.perf_counter() - started
+    return Sample(
+        wall=wall,
+        cpu=_cpu() - cpu,
+        extra_memory=max(0, _status("VmHWM") - memory),
+        read=_bytes_read() - read,
+        stall=wall if stall is None else stall,
+    )
+
+
+def join_ranks(samples: Sequence[Sample]) -> Sample:
+    """Return what a call cost all ranks: the slowest one's times, everyone's CPU and bytes."""
+    return Sample(
+        wall=max(s.wall for s in samples),
+        cpu=sum(s.cpu for s in samples),
+        extra_memory=sum(s.extra_memory for s in samples),
+        read=sum(s.read for s in samples),
+        stall=max(s.stall for s in samples),
+    )
+
+
+def summary(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Return minimum, median and maximum of every figure."""
+    figures: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, value in asdict(sample).items():
+            figures.setdefault(name, []).append(float(value))
+    return {
+        name: {"min": min(v), "median": statistics.median(v), "max": max(v)}
+        for name, v in figures.items()
+    }

@@ -1,0 +1,323 @@
+"""Everything that can save a state and load it back, ours and others', behind one small face.
+
+Each peer runs with the settings that its own documentation recommends for durable checkpoints;
+`settings` says which, and the report prints it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+State = dict[str, torch.Tensor]
+
+
+class Peer(Protocol):
+    """One way of saving and loading. `where` is a folder, or an s3:// URL where `remote`."""
+
+    settings: str
+
+    def __init__(self, where: str) -> None: ...
+
+    def save(self, step: int, state: State) -> None:
+        """Return when the state is durable."""
+        ...
+
+    def save_async(self, step: int, state: State) -> Callable[[], object]:
+        """Return once training may go on, with a call that waits for the rest."""
+        ...
+
+    def load(self, step: int, state: State) -> None:
+        """Fill the state's tensors."""
+        ...
+
+    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+        """Fill `out` with the leading rows of the tensor `name`."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...
+
+
+class _Blocking:
+    """What a peer without an asynchronous save or slices has."""
+
+    settings = ""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def save(self, step: int, state: State) -> None:
+        raise NotImplementedError
+
+    def save_async(self, step: int, state: State) -> Callable[[], object]:
+        self.save(step, state)
+        return lambda: None
+
+    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+        whole = {name: torch.empty(262_144, *out.shape[1:])}
+        self.load(step, whole)
+        out.copy_(whole[name][: len(out)])
+
+    def load(self, step: int, state: State) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+    def _file(self, step: int) -> Path:
+        folder = Path(self.where) / str(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{os.environ.get('RANK', '0')}.bin"
+
+
+def _fsync(path: Path) -> None:
+    for target in (path, path.parent):
+        fd = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class BareCopy(_Blocking):
+    """The floor of a stall: copy every tensor into memory that was touched before."""
+
+    settings = "copy_ loop into touched memory"
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self._copies: State = {}
+
+    def save(self, step: int, state: State) -> None:
+        self._copies = self._copies or {name: torch.zeros_like(t) for name, t in state.items()}
+        for name, tensor in state.items():
+            self._copies[name].copy_(tensor)
+
+    def load(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
+        for name, tensor in state.items():
+            tensor.copy_(self._copies[name])
+
+
+class TorchSave(_Blocking):
+    """torch.save and torch.load."""
+
+    settings = "torch.save + fsync; torch.load(weights_only=True) + copy_"
+
+    def save(self, step: int, state: State) -> None:
+        torch.save(state, self._file(step))
+        _fsync(self._file(step))
+
+    def load(self, step: int, state: State) -> None:
+        loaded = torch.load(self._file(step), weights_only=True)
+        for name, tensor in state.items():
+            tensor.copy_(loaded[name])
+
+
+class Safetensors(_Blocking):
+    """The safetensors library."""
+
+    settings = "save_file + fsync; safe_open + copy_"
+
+    def save(self, step: int, state: State) -> None:
+        from safetensors.torch import save_file
+
+        save_file(state, self._file(step))
+        _fsync(self._file(step))
+
+    def load(self, step: int, state: State) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._file(step), framework="pt") as file:
+            for name, tensor in state.items():
+                tensor.copy_(file.get_tensor(name))
+
+    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._file(step), framework="pt") as file:
+            out.copy_(file.get_slice(name)[: len(out)])
+
+
+class _Dcp(_Blocking):
+    """Any reader and writer of torch.distributed.checkpoint."""
+
+    def writer(self, step: int) -> Any:
+        raise NotImplementedError
+
+    def reader(self, step: int) -> Any:
+        raise NotImplementedError
+
+    def save(self, step: int, state: State) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(state, storage_writer=self.writer(step))
+
+    def save_async(self, step: int, state: State) -> Callable[[], object]:
+        import torch.distributed.checkpoint as dcp
+
+        future: Any = dcp.async_save(state, storage_writer=self.writer(step))
+        wait: Callable[[], object] = future.result
+        return wait
+
+    def load(self, step: int, state: State) -> None:
+        import torch.distributed.checkpoint as dcp
+
+        dcp.load(state, storage_reader=self.reader(step))
+
+    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor, Shard
+
+        # The first of many ranks' shards of the whole, as a job of that size would ask for it.
+        mesh = DeviceMesh("cpu", [0])
+        shape = torch.Size((262_144, *out.shape[1:]))
+        shard = DTensor.from_local(
+            out, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
+        )
+        self.load(step, {name: shard})
+
+
+class DcpFile(_Dcp):
+    """DCP's own file writer."""
+
+    settings = "FileSystemWriter(sync_files=True, thread_count=4, single_file_per_rank=False)"
+
+    def writer(self, step: int) -> Any:
+        from torch.distributed.checkpoint import FileSystemWriter
+
+        return FileSystemWriter(
+            f"{self.where}/{step}", sync_files=True, thread_count=4, single_file_per_rank=False
+        )
+
+    def reader(self, step: int) -> Any:
+        from torch.distributed.checkpoint import FileSystemReader
+
+        return FileSystemReader(f"{self.where}/{step}")
+
+
+class DcpFsspec(_Dcp):
+    """DCP over fsspec and s3fs."""
+
+    settings = "FsspecWriter(thread_count=4, single_file_per_rank=False) over s3fs"
+
+    def writer(self, step: int) -> Any:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
+
+        return FsspecWriter(f"{self.where}/{step}", thread_count=4, single_file_per_rank=False)
+
+    def reader(self, step: int) -> Any:
+        from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+
+        return FsspecReader(f"{self.where}/{step}")
+
+
+class S3TorchConnector(_Dcp):
+    """The S3 connector for PyTorch."""
+
+    settings = "S3StorageWriter(thread_count=4), path style; S3StorageReader's DCP-optimised reader"
+
+    def _config(self) -> Any:
+        from s3torchconnector import S3ClientConfig
+
+        return S3ClientConfig(force_path_style=True)
+
+    def writer(self, step: int) -> Any:
+        from s3torchconnector.dcp import S3StorageWriter
+
+        return S3StorageWriter(
+            "us-east-1", f"{self.where}/{step}/", s3client_config=self._config(), thread_count=4
+        )
+
+    def reader(self, step: int) -> Any:
+        from s3torchconnector.dcp import S3StorageReader
+
+        return S3StorageReader("us-east-1", f"{self.where}/{step}/", s3client_config=self._config())
+
+
+class TierstoreDcp(_Dcp):
+    """This project under DCP's calls."""
+
+    settings = "TierStorageWriter, TierStorageReader, defaults"
+
+    def __init__(self, where: str) -> None:
+        super().__init__(_url(where))
+        self._writer: Any = None
+
+    def writer(self, step: int) -> Any:
+        from tierstore_torch import TierStorageWriter
+
+        if self._writer is None:
+            self._writer = TierStorageWriter(self.where, checkpoint_id=f"bench-dcp/{step}")
+        self._writer.reset(f"bench-dcp/{step}")
+        return self._writer
+
+    def reader(self, step: int) -> Any:
+        from tierstore_torch import TierStorageReader
+
+        return TierStorageReader(self.where, checkpoint_id=f"bench-dcp/{step}")
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Tierstore(_Dcp):
+    """This project's `Checkpointer`."""
+
+    settings = "Checkpointer, defaults"
+
+    def __init__(self, where: str) -> None:
+        from tierstore_torch import Checkpointer
+
+        super().__init__(_url(where))
+        self._checkpointer = Checkpointer(self.where, run="bench")
+
+    def save(self, step: int, state: State) -> None:
+        self._checkpointer.save(step, state).wait()
+
+    def save_async(self, step: int, state: State) -> Callable[[], object]:
+        wait: Callable[[], object] = self._checkpointer.save(step, state).wait
+        return wait
+
+    def load(self, step: int, state: State) -> None:
+        self._checkpointer.restore(state, step=step, strict=False)
+
+    def close(self) -> None:
+        self._checkpointer.close()
+
+
+def _url(where: str) -> str:
+    return where if "://" in where else f"file://{where}"
+
+
+LOCAL: dict[str, type[Peer]] = {
+    "bare copy": BareCopy,
+    "tierstore": Tierstore,
+    "tierstore dcp": TierstoreDcp,
+    "torch.save": TorchSave,
+    "safetensors": Safetensors,
+    "dcp file": DcpFile,
+}
+REMOTE: dict[str, type[Peer]] = {
+    "tierstore s3": Tierstore,
+    "tierstore dcp s3": TierstoreDcp,
+    "dcp fsspec s3fs": DcpFsspec,
+    "s3torchconnector": S3TorchConnector,
+}
+PEERS = LOCAL | REMOTE
+
+
+def stalled(peer: Peer, step: int, state: State) -> float:
+    """Save asynchronously, wait for the end, and return the seconds the caller was blocked."""
+    started = time.perf_counter()
+    wait = peer.save_async(step, state)
+    stall = time.perf_counter() - started
+    wait()
+    return stall

@@ -1,0 +1,70 @@
+"""A comparison's figures as Markdown tables."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+GB = 1e9
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return one table a scenario: medians, with minimum and maximum where they tell."""
+    machine = document["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"Linux {machine['kernel']}, Python {machine['python']}, torch {machine['torch']}; "
+        f"medians of {document['rounds']} alternating runs (minimum-maximum)",
+    ]
+    for scenario, found in document["scenarios"].items():
+        lines += ["", *_scenario(scenario, found)]
+    return "\n".join(lines) + "\n"
+
+
+def _scenario(scenario: str, found: dict[str, Any]) -> list[str]:
+    size = found["bytes"]
+    lines = [f"### {scenario}, {size / GB:.2f} GB"]
+    if found["disk_direct_read"]:
+        rate = statistics.median(found["disk_direct_read"]) / GB
+        lines.append(f"The disk's own direct read: {rate:.2f} GB/s")
+    lines += [
+        "",
+        "| | stall, ms | x bare copy | durable, s | CPU s/GB | first save: extra memory, MiB "
+        "| cold load, s | warm load, s | CPU s/GB | slice reads, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    bare = _median(found["peers"].get("bare copy", {}), "save", "wall")
+    lines += [_row(name, peer, size, bare) for name, peer in found["peers"].items()]
+    lines += [f"- {name} failed: {error}" for name, error in found["errors"].items()]
+    return lines
+
+
+def _median(peer: dict[str, Any], measure: str, figure: str) -> float | None:
+    value = peer.get(measure, {}).get(figure, {}).get("median")
+    return None if value is None else float(value)
+
+
+def _row(name: str, peer: dict[str, Any], size: int, bare: float | None) -> str:
+    stall = _median(peer, "async", "stall")
+    cells = [
+        name,
+        _spread(peer, "async", "stall", 1e3, 0),
+        f"{stall / bare:.2f}" if stall is not None and bare else "",
+        _spread(peer, "save", "wall", 1, 2),
+        _spread(peer, "save", "cpu", GB / size, 2),
+        _spread(peer, "first save", "extra_memory", 1 / 2**20, 0),
+        _spread(peer, "load cold", "wall", 1, 2),
+        _spread(peer, "load warm", "wall", 1, 2),
+        _spread(peer, "load warm", "cpu", GB / size, 2),
+        _spread(peer, "slice", "read", 1 / 2**20, 1),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(peer: dict[str, Any], measure: str, figure: str, unit: float, digits: int) -> str:
+    found = peer.get(measure, {}).get(figure)
+    if found is None:
+        return ""
+    low, middle, high = (found[key] * unit for key in ("min", "median", "max"))
+    spread = f" ({low:.{digits}f}-{high:.{digits}f})" if low != high else ""
+    return f"{middle:.{digits}f}{spread}"

@@ -1,0 +1,55 @@
+"""The states that the checkpoint comparison saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
+    "300 tensors": (300, (874, 1024)),
+    "10,000 tensors": (10_000, (26, 1024)),
+    "1 tensor": (1, (262_144, 1024)),
+}
+"""Scenario -> how many float32 tensors of which shape: about 1 GiB each."""
+
+
+def make(scenario: str, *, rank: int = 0, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return the state of one rank, filled with numbers that do not compress.
+
+    Args:
+        scenario: a key of `SHAPES`.
+        rank: seeds the content and names the tensors.
+        scale: share of the full size, in (0, 1].
+    """
+    count, (rows, columns) = SHAPES[scenario]
+    rows = max(1, int(rows * scale))
+    generator = torch.Generator().manual_seed(rank)
+    return {
+        f"rank{rank}.layer{index:05d}.weight": torch.empty(rows, columns).uniform_(
+            generator=generator
+        )
+        for index in range(count)
+    }
+
+
+def digests(state: dict[str, torch.Tensor]) -> list[int]:
+    """Return the CRC32C of every tensor, to prove after a load that it is the one saved."""
+    from tierstore.blocks import crc32c
+
+    return [crc32c(t.view(-1).view(torch.uint8).numpy().data) for t in _values(state)]
+
+
+def clear(state: dict[str, torch.Tensor]) -> None:
+    """Fill every tensor with zeros."""
+    for tensor in _values(state):
+        tensor.zero_()
+
+
+def size(state: dict[str, torch.Tensor]) -> int:
+    """Return the bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in _values(state))
+
+
+def _values(state: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]:
+    return iter(state.values())
