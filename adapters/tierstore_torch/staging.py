@@ -1,0 +1,102 @@
+"""The one copy of a save: tensors straight into their places in the image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+
+from tierstore.image.layout import Chunk, ImageLayout
+from tierstore_torch import private
+
+if TYPE_CHECKING:
+    from tierstore.image.pool import Image
+
+_log = logging.getLogger(__name__)
+
+
+class StagedPlan:
+    """What one rank copies at every save, with views of the images made once.
+
+    Args:
+        layout: where each chunk lies in the image.
+        chunks: parallel to the layout's placements.
+        sources: the tensors to copy, parallel to `chunks`; may be replaced before each `stage`.
+    """
+
+    def __init__(
+        self, layout: ImageLayout, chunks: Sequence[Chunk], sources: list[torch.Tensor]
+    ) -> None:
+        self.layout = layout
+        self.chunks = chunks
+        self.sources = sources
+        self._views: WeakKeyDictionary[Image, list[torch.Tensor]] = WeakKeyDictionary()
+        self._stream: torch.cuda.Stream | None = None
+
+    def views(self, image: Image) -> list[torch.Tensor]:
+        """Return a tensor over each chunk's place in the image, built once per image."""
+        views = self._views.get(image)
+        if views is None:
+            views = self._views[image] = self._build(image)
+        return views
+
+    def stage(self, image: Image) -> None:
+        """Copy every source into the image; when it returns, sources may be changed again.
+
+        Tensors on a GPU are copied on a side stream, which starts after the work already queued
+        on the current stream, into page-locked memory.
+        """
+        views = self.views(image)
+        self.layout.write_headers(image.buffer)  # the image may have held another plan's
+        with torch.no_grad():
+            if not any(source.is_cuda for source in self.sources):
+                sources = [private.copyable(source) for source in self.sources]
+                private.copy_all(views, sources, wait=True)
+                return
+            self._stage_cuda(image, views)
+
+    def _stage_cuda(self, image: Image, views: list[torch.Tensor]) -> None:
+        pin(image)
+        stream = self._stream = self._stream or torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        pairs = [
+            (view, private.copyable(source))
+            for view, source in zip(views, self.sources, strict=True)
+        ]
+        gpu = [pair for pair in pairs if pair[1].is_cuda]
+        cpu = [pair for pair in pairs if not pair[1].is_cuda]
+        with torch.cuda.stream(stream):
+            private.copy_all([v for v, _ in gpu], [s for _, s in gpu], wait=False)
+            copied = stream.record_event()
+        private.copy_all([v for v, _ in cpu], [s for _, s in cpu], wait=True)
+        copied.synchronize()
+
+    def _build(self, image: Image) -> list[torch.Tensor]:
+        base = torch.frombuffer(image.buffer, dtype=torch.uint8)
+        views = []
+        for index, chunk in enumerate(self.chunks):
+            start = self.layout.image_offset(index)
+            dtype: torch.dtype = getattr(torch, chunk.dtype)
+            view = base[start : start + chunk.nbytes].view(dtype).view(chunk.sizes)
+            views.append(private.copyable(view))
+        return views
+
+
+_PINNED: WeakKeyDictionary[Image, bool] = WeakKeyDictionary()
+
+
+def pin(image: Image) -> bool:
+    """Page-lock an image for the GPU, once in its life; False where CUDA refuses.
+
+    An image that is not locked still works: CUDA then copies through its own small buffer.
+    """
+    if image not in _PINNED:
+        _PINNED[image] = private.pin(image.address, len(image.buffer))
+        if _PINNED[image]:
+            finalize(image, private.unpin, image.address).atexit = False
+        else:
+            _log.warning("CUDA cannot page-lock %d bytes of staging memory", len(image.buffer))
+    return _PINNED[image]
