@@ -53,9 +53,10 @@ def main(command: list[str]) -> int:
     wake, notify = os.pipe()
     os.set_blocking(notify, False)
     signal.set_wakeup_fd(notify, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the group; the parent decides
-        signal.signal(ignored, signal.SIG_IGN)
+    # SIGCHLD wakes the loop. Ctrl-C reaches the whole group, but it is the parent who decides.
+    # Handlers, not SIG_IGN: the server would inherit that.
+    for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     # start_new_session: Ctrl-C must not reach the server before its clients have finished.
     child = subprocess.Popen(
         command,

@@ -1,0 +1,190 @@
+"""Fixtures shared by all tests: real servers, fresh buckets, leak detection."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tierstore.testing.servers import (
+    S3Server,
+    ServerUnavailableError,
+    Toxiproxy,
+    minio,
+    moto,
+    toxiproxy,
+)
+
+REQUIRE_SERVERS = "TIERSTORE_REQUIRE_SERVERS"
+_GRACE_SECONDS = 2.0
+_LEFT_OUT = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_LEFT_OUT] = {}
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for server, why in config.stash[_LEFT_OUT].items():
+        terminalreporter.section(f"LEFT OUT: every test that needs {server}", red=True, bold=True)
+        terminalreporter.line(why, red=True)
+
+
+@pytest.fixture(autouse=True)
+def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any) -> None:
+    """No credentials, configuration or proxies of whoever runs the tests."""
+    nowhere = tmp_path_factory.getbasetemp() / "nowhere"
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name == "TIERSTORE_CONFIG":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(nowhere))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nowhere))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+
+
+@contextlib.contextmanager
+def _or_skip(config: pytest.Config, name: str, start: Callable[[], Any]) -> Iterator[Any]:
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(start())
+        except ServerUnavailableError as error:
+            if os.environ.get(REQUIRE_SERVERS) == "1":
+                pytest.fail(f"{REQUIRE_SERVERS}=1, but: {error}", pytrace=False)
+            config.stash[_LEFT_OUT][name] = str(error)
+            pytest.skip(f"no {name}: {error}")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def minio_server(pytestconfig: pytest.Config) -> Iterator[S3Server]:
+    """A real MinIO, one for the whole session."""
+    with _or_skip(pytestconfig, "MinIO", minio) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(pytestconfig: pytest.Config) -> Iterator[S3Server]:
+    """moto's S3, in this process, one for the whole session."""
+    with _or_skip(pytestconfig, "moto", moto) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def toxics(pytestconfig: pytest.Config) -> Iterator[Toxiproxy]:
+    """A real toxiproxy, one for the whole session; each test makes proxies of its own."""
+    with _or_skip(pytestconfig, "toxiproxy", toxiproxy) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of one test, with a second path to what is in it."""
+
+    server: S3Server
+    name: str
+    client: Any
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.name, Prefix=prefix
+        )
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def read(self, key: str) -> bytes:
+        with self.client.get_object(Bucket=self.name, Key=key)["Body"] as body:
+            data: bytes = body.read()
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def uploads(self) -> list[str]:
+        """Keys of unfinished multipart uploads."""
+        answer = self.client.list_multipart_uploads(Bucket=self.name)
+        return [upload["Key"] for upload in answer.get("Uploads", ())]
+
+    def assert_no_uploads(self) -> None:
+        left = self.uploads()
+        assert not left, f"multipart uploads left open: {left}"
+
+
+@contextlib.contextmanager
+def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    client = server.client()
+    bucket = Bucket(server, server.new_bucket(), client)
+    try:
+        yield bucket
+    finally:
+        server.remove_bucket(bucket.name)
+        client.close()
+
+
+@pytest.fixture
+def minio_bucket(minio_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A fresh bucket on MinIO; AWS_* point at it for the length of the test."""
+    with _bucket(minio_server, monkeypatch) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def moto_bucket(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """A fresh bucket on moto; AWS_* point at it for the length of the test."""
+    with _bucket(moto_server, monkeypatch) as bucket:
+        yield bucket
+
+
+@pytest.fixture(params=["moto", pytest.param("minio", marks=pytest.mark.minio)])
+def s3_bucket(request: pytest.FixtureRequest) -> Bucket:
+    """A fresh bucket, once on moto and once on MinIO."""
+    bucket: Bucket = request.getfixturevalue(f"{request.param}_bucket")
+    return bucket
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+            found[entry.name] = str(entry.readlink())
+    return found
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("tierstore")}
+
+
+@pytest.fixture
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail if the test leaves threads named tierstore* or open file descriptors behind."""
+    gc.collect()
+    threads, descriptors = _threads(), _descriptors()
+    yield
+    for name in {"s3_bucket", "moto_bucket", "minio_bucket"} & set(request.fixturenames):
+        request.getfixturevalue(name).client.close()  # the second path's own connections
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while True:
+        gc.collect()
+        new_threads = sorted(thread.name for thread in _threads() - threads)
+        opened = {fd: what for fd, what in _descriptors().items() if descriptors.get(fd) != what}
+        if not new_threads and not opened:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: threads {new_threads}, file descriptors {opened}")
+        time.sleep(0.05)

@@ -1,0 +1,150 @@
+"""The servers of tierstore.testing start, answer, can be spoiled, and never outlive their owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from tierstore.errors import ConfigError
+from tierstore.testing.servers import S3Server, ServerProcess, ServerUnavailableError, programs
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def _gone(pid: int, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while _alive(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _sleeper(tmp_path: Path) -> ServerProcess:
+    return ServerProcess([sys.executable, "-c", "import time; time.sleep(60)"], log=tmp_path / "l")
+
+
+def test_both_servers_hold_what_is_put(s3_bucket, no_leaks):
+    s3_bucket.write("a/b", b"12")
+    assert s3_bucket.keys() == ["a/b"]
+    assert s3_bucket.read("a/b") == b"12"
+
+
+def test_unfinished_uploads_are_seen(s3_bucket):
+    s3_bucket.client.create_multipart_upload(Bucket=s3_bucket.name, Key="k")
+    with pytest.raises(AssertionError, match=r"left open.*k"):
+        s3_bucket.assert_no_uploads()
+
+
+def test_a_stopped_server_is_gone(tmp_path, no_leaks):
+    with _sleeper(tmp_path) as process:
+        assert _alive(process.pid)
+    assert _gone(process.pid)
+    process.stop()
+
+
+def test_a_paused_server_can_be_stopped(tmp_path):
+    with _sleeper(tmp_path) as process:
+        process.pause()
+    assert _gone(process.pid)
+
+
+def test_a_server_survives_the_thread_that_started_it(tmp_path):
+    started = []
+    thread = threading.Thread(target=lambda: started.append(_sleeper(tmp_path)))
+    thread.start()
+    thread.join()
+    time.sleep(0.1)
+    with started[0] as process:
+        assert process.running
+        assert _alive(process.pid)
+
+
+@pytest.mark.parametrize("victim", ["owner", "guard"])
+def test_a_server_dies_with_its_killed_owner(tmp_path, victim):
+    code = (
+        "import sys, time; from pathlib import Path; from tierstore.testing.servers import *\n"
+        f"p = ServerProcess([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        f" log=Path({str(tmp_path / 'l')!r}))\n"
+        "print(p.pid, p._guard.pid, flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with owner, owner.stdout:
+        server, guard = map(int, owner.stdout.readline().split())
+        assert _alive(server)
+        os.kill(owner.pid if victim == "owner" else guard, signal.SIGKILL)
+        assert _gone(server)
+        owner.kill()
+
+
+def test_a_server_that_ends_at_once_tells_why(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('no port left')"]
+    with ServerProcess(command, log=tmp_path / "l") as process:
+        with pytest.raises(ServerUnavailableError, match="no port left"):
+            process.wait_ready("http://127.0.0.1:1/")
+
+
+def test_a_silent_server_meets_a_deadline(tmp_path):
+    with _sleeper(tmp_path) as process:
+        with pytest.raises(ServerUnavailableError, match=r"no answer in 0\.2 s"):
+            process.wait_ready("http://127.0.0.1:1/", seconds=0.2)
+
+
+def test_a_command_that_does_not_exist(tmp_path):
+    with pytest.raises(ServerUnavailableError, match="nonesuch"):
+        ServerProcess([str(tmp_path / "nonesuch")], log=tmp_path / "l")
+
+
+def test_a_missing_program_names_the_way_to_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServerUnavailableError, match=r"go install example\.org/x@latest"):
+        programs.find_program(["nonesuch"], "example.org/x@latest")
+
+
+def test_an_address_shows_no_secret():
+    server = S3Server.parse("http://user:hidden@127.0.0.1:9000")
+    assert server.secret_key == "hidden"
+    assert server.endpoint == "http://127.0.0.1:9000"
+    assert "hidden" not in repr(server)
+    assert "hidden" not in server.url("b", "p")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9000", "http://u:hidden@h", "s3://u:hidden@h:1"])
+def test_a_malformed_address_is_refused_without_its_secret(address):
+    with pytest.raises(ConfigError) as caught:
+        S3Server.parse(address)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.minio
+def test_toxics_spoil_and_heal(minio_server, toxics):
+    proxy = toxics.proxy(minio_server.address)
+    url = f"{proxy.endpoint}/minio/health/live"
+    with urllib3.PoolManager(retries=False, timeout=5.0) as http:
+        assert http.request("GET", url).status == 200
+        with proxy.toxic("latency", latency=200):
+            start = time.monotonic()
+            http.request("GET", url)
+            assert time.monotonic() - start > 0.19
+        with proxy.toxic("reset_peer", timeout=0):
+            with pytest.raises(urllib3.exceptions.ProtocolError):
+                http.request("GET", url)
+        proxy.down()
+        with pytest.raises(urllib3.exceptions.HTTPError):
+            http.request("GET", url)
+        proxy.up()
+        assert http.request("GET", url).status == 200
