@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from tierstore.blocks import BLOCK_SIZE, Buffer
 
@@ -55,6 +55,15 @@ class Capabilities:
     concurrency: int = 4
     keeps_alignment: bool = False
 
+    def part_size_for(self, size: int) -> int:
+        """Return the bytes of every part but the last of an upload of `size` bytes.
+
+        It is `part_size`, or for a very large file the fewest whole blocks that keep the upload
+        within `max_parts`. Writer and backend both number parts by it.
+        """
+        fewest = -(-size // self.max_parts)
+        return max(self.part_size, -(-fewest // BLOCK_SIZE) * BLOCK_SIZE)
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -71,6 +80,26 @@ class ObjectInfo:
     size: int
     mtime: float
     crc32c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding of a diagnosis.
+
+    A backend that knows more about itself than the protocol shows may have a method
+    `diagnose() -> Iterator[Check]`; `tierstore doctor` adds its findings to its own.
+
+    Attributes:
+        name: what was looked at, such as "O_DIRECT".
+        outcome: "ok"; "warning" works but slowly or with less safety; "failed".
+        detail: what was found.
+        advice: what to do about it; empty when "ok".
+    """
+
+    name: str
+    outcome: Literal["ok", "warning", "failed"]
+    detail: str
+    advice: str = ""
 
 
 @runtime_checkable
