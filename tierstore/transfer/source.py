@@ -1,0 +1,140 @@
+"""Where the bytes of a file come from while they are being written to a tier.
+
+A source lends a view of its bytes for the time of one request::
+
+    with source.view(offset, length) as part:
+        upload.write(offset, part, crc)
+
+That time is what `Lease` counts: a staging image goes back to its pool when nobody looks at it any
+more, so the next save can have it while slow tiers are still being fed from a faster one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
+
+
+class Staged(Protocol):
+    """Memory that holds a staged shard and can be given back."""
+
+    @property
+    def buffer(self) -> memoryview:
+        """The bytes."""
+        ...
+
+    def release(self) -> None:
+        """Give the memory back; nothing looks at `buffer` afterwards."""
+        ...
+
+
+class BlockSource(Protocol):
+    """The bytes of one file."""
+
+    def view(self, offset: int, length: int) -> AbstractContextManager[memoryview]:
+        """Lend `length` bytes from `offset`; the view is valid inside the `with` only."""
+        ...
+
+
+class RevokedError(Exception):
+    """The lease is over: read the bytes from a tier that has them."""
+
+
+class MemorySource:
+    """Bytes that the caller holds for as long as the source is used."""
+
+    def __init__(self, buffer: memoryview) -> None:
+        self._buffer = buffer
+
+    @contextmanager
+    def view(self, offset: int, length: int) -> Iterator[memoryview]:
+        """See `BlockSource.view`."""
+        yield from _lend(self._buffer[offset : offset + length])
+
+
+def _lend(part: memoryview) -> Iterator[memoryview]:
+    try:
+        yield part
+    finally:
+        with suppress(BufferError):  # an error's frames may still point at it
+            part.release()
+
+
+class Lease:
+    """A staging image that is given back once, when it is revoked and no view of it is open."""
+
+    def __init__(self, image: Staged) -> None:
+        self._image: Staged | None = image
+        self._lock = threading.Lock()
+        self._views = 0
+        self._revoked = False
+
+    @property
+    def held(self) -> bool:
+        """Whether views can still be had."""
+        return not self._revoked
+
+    @contextmanager
+    def view(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Lend bytes of the image.
+
+        Raises:
+            RevokedError: the image is needed elsewhere.
+        """
+        with self._lock:
+            if self._revoked or self._image is None:
+                raise RevokedError
+            buffer = self._image.buffer
+            self._views += 1
+        try:
+            yield from _lend(buffer[offset : offset + length])
+        finally:
+            with self._lock:
+                self._views -= 1
+            self._give_back()
+
+    def revoke(self) -> None:
+        """Lend no more; release the image as soon as the last open view closes. Idempotent."""
+        with self._lock:
+            self._revoked = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        with self._lock:
+            if not self._revoked or self._views:
+                return
+            image, self._image = self._image, None
+        if image is not None:
+            image.release()
+
+
+class AlignedBuffers:
+    """Page-aligned buffers that are used again and again: touching fresh pages costs more than I/O.
+
+    Args:
+        size: bytes of each buffer.
+        limit: how many may exist; whoever wants one more waits.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        self._size = size
+        self._free: list[mmap.mmap] = []
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(limit)
+
+    @contextmanager
+    def take(self, length: int) -> Iterator[memoryview]:
+        """Lend `length` bytes, at most the buffers' size; what they hold is undefined."""
+        with self._room:
+            with self._lock:
+                buffer = self._free.pop() if self._free else None
+            if buffer is None:
+                buffer = mmap.mmap(-1, self._size)
+            try:
+                yield from _lend(memoryview(buffer)[:length])
+            finally:
+                with self._lock:
+                    self._free.append(buffer)

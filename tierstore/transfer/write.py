@@ -1,0 +1,219 @@
+"""Write files to a tier: in parts, with several threads, checked on the way.
+
+The CRC32C of every block is taken right before the block is sent, while its bytes are in the
+processor's cache, and combined to the part's and the file's CRC, so each byte is read once. Blocks
+whose CRC is known already (the bytes come back from a tier) are compared first: damage ends in an
+error and is never passed on.
+
+The parts of all files go through one queue, so the speed does not depend on the number of files.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from tierstore.backend import Backend, Capabilities, Upload
+from tierstore.blocks import (
+    BLOCK_SIZE,
+    block_count,
+    block_crcs,
+    combine_blocks,
+    parts,
+)
+from tierstore.errors import CheckpointError, IntegrityError, TierstoreError, UnsupportedError
+from tierstore.transfer.source import AlignedBuffers, BlockSource
+from tierstore.transfer.workers import run_all
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class FileWrite:
+    """One file to write.
+
+    Attributes:
+        key: where to.
+        size: bytes.
+        source: the bytes.
+        crcs: the CRC32C of every block if they are known; the source is then held against them.
+    """
+
+    key: str
+    size: int
+    source: BlockSource
+    crcs: Sequence[int] | None = None
+
+
+def write_files(
+    backend: Backend,
+    files: Sequence[FileWrite],
+    *,
+    pool: Executor,
+    cancelled: Callable[[], bool] = _never,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Write files and make each visible once it is whole, checked and durable.
+
+    Where the store neither checks a CRC32C nor promises durability, the files are read back.
+    On any failure the unfinished uploads are aborted.
+
+    Args:
+        backend: the tier.
+        files: what to write; keys differ.
+        pool: threads; `capabilities.concurrency` of them are used at most.
+        cancelled: asked before every part; True ends the transfer with CheckpointError.
+        progress: told the bytes of every part that was sent, from several threads.
+
+    Returns:
+        The CRC32C of every block, for each file in the order given.
+
+    Raises:
+        IntegrityError: the source, or what was read back, is not what `crcs` says.
+        StorageError: the tier refused.
+    """
+    job = _Job(backend, [_File(backend, file) for file in files], cancelled, progress)
+    width = backend.capabilities.concurrency
+    try:
+        run_all(job.tasks(), job.send, pool=pool, width=width)
+        if not (backend.capabilities.server_checksum or backend.capabilities.durable_on_commit):
+            job.read_back(pool, width)
+    except BaseException:
+        job.abort()
+        raise
+    return [file.crcs for file in job.files]
+
+
+def part_size(capabilities: Capabilities, size: int) -> int:
+    """Return the bytes of a part of a file of `size` bytes: whole blocks, within every limit.
+
+    Raises:
+        UnsupportedError: the file is larger than the store can hold.
+    """
+    wanted = max(capabilities.part_size, capabilities.min_part, -(-size // capabilities.max_parts))
+    part = block_count(wanted) * BLOCK_SIZE
+    if part > capabilities.max_part and size > capabilities.max_part:
+        limit = capabilities.max_parts * capabilities.max_part
+        raise UnsupportedError(f"a file of {size} bytes is larger than the {limit} it can hold")
+    return part
+
+
+@dataclass(slots=True)
+class _File:
+    """A file on its way: opened by whoever sends its first part, committed after its last."""
+
+    backend: Backend
+    plan: FileWrite
+    crcs: list[int] = field(init=False)
+    upload: Upload | None = None
+    finished: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.crcs = [0] * block_count(self.plan.size)
+        self.left = self.plan.size
+
+    def parts(self) -> list[tuple[int, int]]:
+        return list(parts(self.plan.size, part_size(self.backend.capabilities, self.plan.size)))
+
+    def send(self, offset: int, length: int) -> None:
+        upload = self._open()
+        with self.plan.source.view(offset, length) as part:
+            crcs = block_crcs(part)
+            first = offset // BLOCK_SIZE
+            self._compare(first, crcs, "the source")
+            self.crcs[first : first + len(crcs)] = crcs
+            upload.write(offset, part, combine_blocks(crcs, length))
+        with self.lock:
+            self.left -= length
+            last = not self.left
+        if last:
+            self.finish()
+
+    def finish(self) -> None:
+        """Make the file visible."""
+        self._open().commit(crc32c=combine_blocks(self.crcs, self.plan.size))
+        self.finished = True
+
+    def check(self, offset: int, back: memoryview) -> None:
+        self.backend.read_into(self.plan.key, offset, back)
+        self._compare(offset // BLOCK_SIZE, block_crcs(back), self.backend.url, self.crcs)
+
+    def _open(self) -> Upload:
+        with self.lock:  # one thread opens, the others wait for it
+            if self.upload is None:
+                self.upload = self.backend.upload(self.plan.key, self.plan.size)
+            return self.upload
+
+    def _compare(
+        self, first: int, crcs: list[int], where: str, known: Sequence[int] | None = None
+    ) -> None:
+        known = self.plan.crcs if known is None else known
+        if known is None:
+            return
+        for index, crc in enumerate(crcs, first):
+            if crc != known[index]:
+                raise IntegrityError(
+                    f"{self.plan.key}: block {index} has CRC32C {crc:08x} in {where} "
+                    f"instead of {int(known[index]):08x}",
+                    hint="nothing was passed on; run `tierstore verify` on the tiers above",
+                )
+
+
+@dataclass(slots=True)
+class _Job:
+    backend: Backend
+    files: list[_File]
+    cancelled: Callable[[], bool]
+    progress: Callable[[int], None] | None
+
+    def tasks(self) -> Iterator[tuple[_File, list[tuple[int, int]]]]:
+        """Yield what one thread does at once: a part, or a whole file where parts have an order."""
+        for file in self.files:
+            ranges = file.parts()
+            if self.backend.capabilities.parallel_parts and ranges:
+                yield from ((file, [part]) for part in ranges)
+            else:
+                yield file, ranges
+
+    def send(self, task: tuple[_File, list[tuple[int, int]]]) -> None:
+        file, ranges = task
+        for offset, length in ranges:
+            if self.cancelled():
+                raise CheckpointError(f"{file.plan.key}: the transfer was stopped before its end")
+            file.send(offset, length)
+            if self.progress is not None:
+                self.progress(length)
+        if not ranges:
+            file.finish()
+
+    def read_back(self, pool: Executor, width: int) -> None:
+        buffers = AlignedBuffers(BLOCK_SIZE, width)
+
+        def check(task: tuple[_File, int, int]) -> None:
+            file, offset, length = task
+            with buffers.take(length) as back:
+                file.check(offset, back)
+
+        run_all(
+            (
+                (file, offset, length)
+                for file in self.files
+                for offset, length in parts(file.plan.size, BLOCK_SIZE)
+            ),
+            check,
+            pool=pool,
+            width=width,
+        )
+
+    def abort(self) -> None:
+        for file in self.files:
+            if file.upload is not None and not file.finished:
+                with suppress(TierstoreError):  # the first error is the one to report
+                    file.upload.abort()
