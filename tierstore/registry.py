@@ -1,0 +1,264 @@
+"""From a URL to a backend: entry points, options, and the rule that URLs hold no secrets.
+
+A backend is found by its URL's scheme in the entry-point group "tierstore.backends". Its factory
+says which options it knows::
+
+    @dataclass(frozen=True)
+    class Options:
+        region: str | None = None
+
+    @declares(Options)
+    def open_thing(url: str, options: Options) -> Backend: ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tierstore.backend import Backend
+from tierstore.errors import ConfigError
+
+GROUP = "tierstore.backends"
+CREDENTIALS_HINT = (
+    "credentials come from the environment or from the files that the store's own tools read, "
+    "such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
+)
+_SECRET = re.compile(r"secret|passw|token|signature|credential|access_?key|api_?key", re.IGNORECASE)
+
+Factory = Callable[..., Backend]
+OptionsT = typing.TypeVar("OptionsT")
+BackendT = typing.TypeVar("BackendT", bound=Backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A tier URL, taken apart.
+
+    Attributes:
+        scheme: lower case.
+        host: bucket, host:port or name; empty for file URLs.
+        path: unquoted, with its leading slash, without a trailing one.
+        query: options written into the URL.
+        url: the URL without its query and without a trailing slash.
+    """
+
+    scheme: str
+    host: str
+    path: str
+    query: Mapping[str, str]
+    url: str
+
+
+def is_url(text: str) -> bool:
+    """Return whether `text` is a URL rather than a path."""
+    return "://" in text
+
+
+def parse_url(url: str) -> Address:
+    """Take a tier URL apart.
+
+    Raises:
+        ConfigError: it is malformed, or holds a secret. The message repeats no secret.
+    """
+    if not is_url(url):
+        shown = url.partition("?")[0].rpartition("@")[2]
+        raise ConfigError(f"{shown!r} is not a URL", hint="write one such as file:///nvme/t")
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise ConfigError(f"a tier URL is malformed: {error}") from None
+    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if "@" in parts.netloc:
+        raise ConfigError(f"the URL of {bare} holds a user or password", hint=CREDENTIALS_HINT)
+    if not parts.scheme:
+        raise ConfigError(f"the URL {bare!r} has no scheme", hint=nearest("", schemes()))
+    if parts.fragment:
+        raise ConfigError(f"the URL {bare} has a '#'", hint="write it as %23")
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise ConfigError(f"the URL {bare} gives an option twice")
+    refuse_secrets(query, where=f"the URL of {bare}")
+    path = unquote(parts.path).rstrip("/")
+    return Address(parts.scheme.lower(), parts.netloc, path, query, bare.rstrip("/"))
+
+
+def refuse_secrets(keys: Collection[str], *, where: str) -> None:
+    """Raise ConfigError if a key is a name under which a secret would be written."""
+    for key in keys:
+        if _SECRET.search(key):
+            raise ConfigError(f"{where} holds the secret {key!r}", hint=CREDENTIALS_HINT)
+
+
+def declares(
+    options: type[OptionsT],
+) -> Callable[[Callable[[str, OptionsT], BackendT]], Callable[[str, OptionsT], BackendT]]:
+    """Mark a backend factory with the dataclass of the options it knows.
+
+    Args:
+        options: a frozen dataclass; every field is a str, int, float or bool, or one of these or
+            None, and has a default.
+    """
+
+    def mark(factory: Callable[[str, OptionsT], BackendT]) -> Callable[[str, OptionsT], BackendT]:
+        factory.options_type = options  # type: ignore[attr-defined]
+        return factory
+
+    return mark
+
+
+def nearest(key: str, known: Collection[str]) -> str:
+    """Return a hint: the known key that `key` may have meant, or all of them."""
+    close = difflib.get_close_matches(key, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def field_names(options: type) -> tuple[str, ...]:
+    """Return the names of a dataclass's fields."""
+    return tuple(field.name for field in dataclasses.fields(options))
+
+
+def parse_options(
+    options: type[OptionsT],
+    given: Mapping[str, object],
+    *,
+    where: str,
+    also_known: Collection[str] = (),
+) -> OptionsT:
+    """Check and convert options.
+
+    Args:
+        options: the dataclass that declares them.
+        given: names and values; text is converted where a number or truth value is declared.
+        where: what the options belong to, for the message.
+        also_known: names that are legal beside these, to be suggested for a misspelt one.
+
+    Raises:
+        ConfigError: a name is unknown or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(options)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in hints:
+            refuse_secrets([key], where=where)
+            raise ConfigError(
+                f"{where}: unknown key {key!r}", hint=nearest(key, {*hints, *also_known})
+            )
+        values[key] = _convert(value, hints[key], f"{where}: {key!r}")
+    return typing.cast("Callable[..., OptionsT]", options)(**values)
+
+
+def _convert(value: object, hint: object, where: str) -> object:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if type(value) is kind or (kind is float and type(value) is int):
+            return kind(value)
+        if isinstance(value, str) and kind in _FROM_TEXT:
+            try:
+                return _FROM_TEXT[kind](value)
+            except (ValueError, KeyError):
+                continue
+    names = " or ".join(kind.__name__ for kind in kinds if kind is not types.NoneType)
+    raise ConfigError(f"{where} is {value!r}, which is not of type {names}")
+
+
+_FROM_TEXT: Mapping[object, Callable[[str], object]] = {
+    int: int,
+    float: float,
+    bool: lambda text: {"true": True, "false": False, "1": True, "0": False}[text.lower()],
+}
+
+
+@functools.cache
+def _entries() -> Mapping[str, metadata.EntryPoint]:
+    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+
+
+def schemes() -> list[str]:
+    """Return the URL schemes that have a backend, sorted."""
+    return sorted(_entries())
+
+
+def find_factory(scheme: str) -> Factory:
+    """Return the backend factory of a URL scheme.
+
+    Raises:
+        ConfigError: there is none, or it needs a package that is not installed.
+    """
+    entry = _entries().get(scheme)
+    if entry is None:
+        raise ConfigError(
+            f"no backend is installed for {scheme}:// URLs",
+            hint=nearest(scheme, schemes()),
+        )
+    try:
+        factory: Factory = entry.load()
+    except ModuleNotFoundError as error:
+        raise _missing_package(scheme, error) from error
+    return factory
+
+
+def options_type(scheme: str) -> type | None:
+    """Return the dataclass of the options that a scheme's backend knows, or None if it tells not.
+
+    Raises:
+        ConfigError: as `find_factory`.
+    """
+    declared: type | None = getattr(find_factory(scheme), "options_type", None)
+    return declared
+
+
+def open_backend(url: str, options: Mapping[str, object] | None = None) -> Backend:
+    """Open the backend of a URL.
+
+    Args:
+        url: for example "s3://bucket/prefix?region=eu-west-1"; its query adds to `options`.
+        options: what the backend is told beside the URL.
+
+    Raises:
+        ConfigError: the scheme or an option is unknown, an option is given twice, the URL holds a
+            secret, or a package is missing.
+    """
+    address = parse_url(url)
+    factory = find_factory(address.scheme)
+    given = merge_query(address, options or {}, where=address.url)
+    declared = options_type(address.scheme)
+    settings: object = given
+    if declared is not None:
+        settings = parse_options(declared, given, where=address.url)
+    try:
+        return factory(address.url, settings)
+    except ModuleNotFoundError as error:
+        raise _missing_package(address.scheme, error) from error
+
+
+def merge_query(
+    address: Address, options: Mapping[str, object], *, where: str
+) -> dict[str, object]:
+    """Return the options of a URL's query and those given beside it.
+
+    Raises:
+        ConfigError: one is given in both.
+    """
+    if both := sorted(options.keys() & address.query.keys()):
+        raise ConfigError(f"{where}: {both[0]!r} is given both in the URL and beside it")
+    return {**address.query, **options}
+
+
+def _missing_package(scheme: str, error: ModuleNotFoundError) -> ConfigError:
+    package = "tierstore"
+    if scheme in (metadata.metadata(package).get_all("Provides-Extra") or ()):
+        package = f"tierstore[{scheme}]"
+    return ConfigError(
+        f"{scheme}:// needs {error.name}, which is not installed", hint=f"pip install '{package}'"
+    )
