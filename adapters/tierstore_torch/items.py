@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch.distributed.tensor import DTensor, Partial
 
@@ -57,7 +59,7 @@ def local_tensor(value: torch.Tensor) -> torch.Tensor:
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor, writable, without a copy."""
-    return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
+    return memoryview(cast("Any", tensor.detach().view(-1).view(torch.uint8).numpy()))
 
 
 def _all_chunks(name: str, value: torch.Tensor, path: str) -> list[tuple[Chunk, torch.Tensor]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, finalize
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from tierstore.image.pool import Image
 
 _log = logging.getLogger(__name__)
+_VIEWS = "tierstore_torch.views"
+_PINNED = "tierstore_torch.pinned"
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    layout: ImageLayout
+    views: list[torch.Tensor]
 
 
 class StagedPlan:
@@ -33,15 +41,14 @@ class StagedPlan:
         self.layout = layout
         self.chunks = chunks
         self.sources = sources
-        self._views: WeakKeyDictionary[Image, list[torch.Tensor]] = WeakKeyDictionary()
-        self._stream: torch.cuda.Stream | None = None
+        self._stream: Any = None
 
     def views(self, image: Image) -> list[torch.Tensor]:
-        """Return a tensor over each chunk's place in the image, built once per image."""
-        views = self._views.get(image)
-        if views is None:
-            views = self._views[image] = self._build(image)
-        return views
+        """Return a tensor over each chunk's place in the image, built once per image memory."""
+        known = cast("_Views | None", image.derived.get(_VIEWS))
+        if known is None or known.layout is not self.layout:
+            known = image.derived[_VIEWS] = _Views(self.layout, self._build(image))
+        return known.views
 
     def stage(self, image: Image) -> None:
         """Copy every source into the image; when it returns, sources may be changed again.
@@ -60,7 +67,7 @@ class StagedPlan:
 
     def _stage_cuda(self, image: Image, views: list[torch.Tensor]) -> None:
         pin(image)
-        stream = self._stream = self._stream or torch.cuda.Stream()
+        stream = self._stream = self._stream or cast("Any", torch.cuda).Stream()
         stream.wait_stream(torch.cuda.current_stream())
         pairs = [
             (view, private.copyable(source))
@@ -85,18 +92,17 @@ class StagedPlan:
         return views
 
 
-_PINNED: WeakKeyDictionary[Image, bool] = WeakKeyDictionary()
-
-
 def pin(image: Image) -> bool:
-    """Page-lock an image for the GPU, once in its life; False where CUDA refuses.
+    """Page-lock an image's memory for the GPU, once in its life; False where CUDA refuses.
 
     An image that is not locked still works: CUDA then copies through its own small buffer.
     """
-    if image not in _PINNED:
-        _PINNED[image] = private.pin(image.address, len(image.buffer))
-        if _PINNED[image]:
-            finalize(image, private.unpin, image.address).atexit = False
+    pinned = image.derived.get(_PINNED)
+    if pinned is None:
+        pinned = image.derived[_PINNED] = private.pin(image.address, len(image.buffer))
+        if pinned:
+            address = image.address
+            image.on_discard(lambda: private.unpin(address))
         else:
             _log.warning("CUDA cannot page-lock %d bytes of staging memory", len(image.buffer))
-    return _PINNED[image]
+    return bool(pinned)

@@ -1,0 +1,244 @@
+"""A state dict as a row of named leaves, and back, without losing the types of keys.
+
+Dicts are always entered; lists and tuples only where a tensor, a dict or a stateful object is
+inside, so that `[0, 1, 2]` is one value. An object with `state_dict` and `load_state_dict` stands
+for what its `state_dict` returns. A leaf's path is stored as JSON: a string key as itself, an index
+as `{"item": 3}`, another key as `{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+
+from tierstore.blocks import crc32c
+from tierstore.checkpoint import values
+from tierstore.errors import PlanError
+
+Step = str | dict[str, Any]
+"""One step of a path, as its JSON holds it."""
+
+
+_SCALARS = frozenset((int, float, str, bool, type(None), bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class PerRank:
+    """A part of a state dict that every rank has for itself, such as its RNG state.
+
+    Its leaves are stored as `rank00003/<name>`. Restoring at another world size gives a rank what
+    the rank of the same number saved, or leaves it as it is if there was none.
+    """
+
+    value: Any
+
+
+def per_rank(value: Any) -> PerRank:
+    """Mark `value` as this rank's own; see `PerRank`."""
+    return PerRank(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One leaf: `name` for people (keys joined with "."), `path` (JSON) for exactness."""
+
+    name: str
+    path: str
+    rank: int | None = None
+
+    @property
+    def exact_name(self) -> str:
+        """The name used where another leaf, on any rank, has the same name and another path."""
+        return f"{self.name}~{crc32c(self.path.encode()):08x}"
+
+
+@dataclass(slots=True)
+class Node:
+    """The shape of one container or leaf."""
+
+    kind: Literal["leaf", "dict", "list", "tuple", "stateful", "rank"]
+    cls: type
+    keys: dict[Any, None] = field(default_factory=dict)
+    key_types: list[type] | None = None
+    children: list[Node] = field(default_factory=list)
+    held: Any = None
+
+
+class Tree:
+    """The shape of a state dict; made once, compared at every save.
+
+    Args:
+        state: what to look at.
+        rank: names this rank's own parts.
+        hold: keep what stateful objects returned, for `fill`.
+
+    Attributes:
+        leaves: in the order in which `match` returns their values.
+    """
+
+    def __init__(self, state: object, *, rank: int, hold: bool = False) -> None:
+        self.leaves: list[Leaf] = []
+        self._hold = hold
+        self._values: list[Any] = []
+        self._rank = rank
+        self._root = self._scan(state, (), own=False)
+
+    @property
+    def values(self) -> list[Any]:
+        """The leaves' values at the time of the scan; given out once, then forgotten."""
+        taken, self._values = self._values, []
+        return taken
+
+    def match(self, state: object) -> list[Any] | None:
+        """Return the leaves' values of a state of the same shape, or None if the shape differs."""
+        out: list[Any] = []
+        return out if _match(self._root, state, out) else None
+
+    def fill(self, state: object, replaced: Iterator[Any]) -> None:
+        """Put one value a leaf into `state`, in place; stateful objects load their part.
+
+        Args:
+            state: the one that was scanned, with `hold`. Tuples are replaced where they lie.
+            replaced: the values, in the order of `leaves`.
+
+        Raises:
+            PlanError: the state is itself a leaf or a tuple, so that nothing can be put into it.
+        """
+        filled = _fill(self._root, state, replaced)
+        if filled is not state:
+            raise PlanError(
+                f"a {type(state).__name__} cannot be restored in place", hint="put it into a dict"
+            )
+
+    def _scan(self, value: Any, path: tuple[Step, ...], *, own: bool) -> Node:
+        if isinstance(value, PerRank):
+            inner = self._scan(value.value, path, own=True)
+            return Node("rank", PerRank, children=[inner])
+        if is_stateful(value):
+            state = _state_of(value)
+            inner = self._scan(state, path, own=own)
+            held = state if self._hold else None
+            return Node("stateful", type(value), children=[inner], held=held)
+        if isinstance(value, dict) and value:
+            plain = all(type(key) is str for key in value)
+            children = [self._scan(v, (*path, _step(k)), own=own) for k, v in value.items()]
+            types = None if plain else [type(key) for key in value]
+            return Node("dict", type(value), dict.fromkeys(value), types, children)
+        if isinstance(value, (list, tuple)) and _is_entered(value):
+            children = [self._scan(v, (*path, {"item": i}), own=own) for i, v in enumerate(value)]
+            kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
+            return Node(kind, type(value), children=children)
+        self._values.append(value)
+        self.leaves.append(self._leaf(path, own=own))
+        return Node("leaf", type(value))
+
+    def _leaf(self, path: tuple[Step, ...], *, own: bool) -> Leaf:
+        name = ".".join(_label(step) for step in path)
+        if not own:
+            return Leaf(name, json.dumps(path))
+        steps = ({"rank": self._rank}, *path)
+        return Leaf(f"rank{self._rank:05d}/{name}", json.dumps(steps), self._rank)
+
+
+def is_per_rank(path: str) -> bool:
+    """Whether a stored path is of one rank's own part."""
+    return path.startswith('[{"rank":')
+
+
+def is_stateful(value: object) -> bool:
+    """Whether DCP would call `state_dict` and `load_state_dict` on it."""
+    kind = type(value)  # isinstance of a protocol costs a microsecond
+    return hasattr(kind, "load_state_dict") and hasattr(kind, "state_dict")
+
+
+def _state_of(value: Any) -> Any:
+    with torch.no_grad():
+        return value.state_dict()
+
+
+def _is_entered(values_: Any) -> bool:
+    return any(
+        type(value) not in _SCALARS
+        and (isinstance(value, (torch.Tensor, dict)) or _is_inner(value))
+        for value in values_
+    )
+
+
+def _step(key: Any) -> Step:
+    if type(key) is str:
+        return key
+    try:
+        return {"key": json.loads(values.encode(key))}
+    except TypeError:
+        raise PlanError(
+            f"a key of type {type(key).__name__} cannot be stored: {key!r:.100}",
+            hint="use strings, numbers, bytes, None or tuples of these as keys",
+        ) from None
+
+
+def _label(step: Step) -> str:
+    if isinstance(step, str):
+        return step
+    value = next(iter(step.values()))
+    return str(value) if isinstance(value, (str, int, float, bool)) else json.dumps(value)
+
+
+def _match(node: Node, value: Any, out: list[Any]) -> bool:
+    if node.kind == "leaf":
+        out.append(value)
+        return isinstance(value, torch.Tensor) or not _is_inner(value)
+    if type(value) is not node.cls:
+        return False
+    if node.kind in ("rank", "stateful"):
+        inner = value.value if node.kind == "rank" else _state_of(value)
+        return _match(node.children[0], inner, out)
+    if node.kind == "dict":
+        if value.keys() != node.keys.keys():
+            return False
+        if node.key_types is not None and [type(key) for key in value] != node.key_types:
+            return False
+        return all(
+            _match(child, value[key], out)
+            for key, child in zip(node.keys, node.children, strict=True)
+        )
+    if len(value) != len(node.children):
+        return False
+    return all(_match(child, item, out) for child, item in zip(node.children, value, strict=True))
+
+
+def _is_inner(value: Any) -> bool:
+    """Whether a scan would enter this value rather than take it as a leaf."""
+    if isinstance(value, (list, tuple)):
+        return _is_entered(value)
+    return (
+        isinstance(value, PerRank)
+        or (isinstance(value, dict) and bool(value))
+        or (is_stateful(value))
+    )
+
+
+def _fill(node: Node, value: Any, replaced: Iterator[Any]) -> Any:
+    if node.kind == "leaf":
+        return next(replaced)
+    if node.kind == "rank":
+        inner = _fill(node.children[0], value.value, replaced)
+        return value if inner is value.value else PerRank(inner)
+    if node.kind == "stateful":
+        value.load_state_dict(_fill(node.children[0], node.held, replaced))
+        return value
+    if node.kind == "dict":
+        for key, child in zip(node.keys, node.children, strict=True):
+            value[key] = _fill(child, value[key], replaced)
+        return value
+    items = [_fill(c, v, replaced) for c, v in zip(node.children, value, strict=True)]
+    if node.kind == "list":
+        value[:] = items
+        return value
+    if all(new is old for new, old in zip(items, value, strict=True)):
+        return value
+    rebuild = cast("Callable[..., Any]", getattr(type(value), "_make", type(value)))
+    return rebuild(items)
