@@ -1,0 +1,164 @@
+"""Reading and writing past the page cache, from and into the caller's memory.
+
+Linux's O_DIRECT (open(2)) wants the memory's address, the file offset and the length to be
+multiples of the page size. What is not goes through one small aligned buffer per thread. O_DIRECT
+is a flag of the open file that is switched on and off here, so a file system that refuses it (some
+overlays, old tmpfs) or a request that cannot be aligned falls back to buffered I/O by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import threading
+
+import numpy as np
+
+from tierstore.blocks import ALIGNMENT, BLOCK_SIZE
+
+_BOUNCE = BLOCK_SIZE + ALIGNMENT  # an unaligned block still takes one request
+_SAMPLE = 16 * ALIGNMENT
+_local = threading.local()
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_direct(fd: int) -> bool:
+    """Return whether `fd` bypasses the page cache."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def set_direct(fd: int, on: bool) -> bool:
+    """Switch O_DIRECT of `fd`; return whether the file system took it."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | (os.O_DIRECT if on else 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def write_at(fd: int, data: memoryview, offset: int, *, final: bool) -> None:
+    """Write all of `data` at `offset`.
+
+    Args:
+        fd: a file opened for writing, direct or not.
+        data: contiguous bytes.
+        offset: in the file.
+        final: `data` ends the file, so it may be padded with zeros to a whole page: truncate the
+            file afterwards.
+    """
+    if offset % ALIGNMENT or (len(data) % ALIGNMENT and not final):
+        set_direct(fd, on=False)  # padding would overwrite the neighbour
+    while len(data):
+        direct = is_direct(fd)
+        try:
+            count = os.pwrite(fd, _whole_pages(data) if direct else data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+            set_direct(fd, on=False)
+            continue
+        count = min(count, len(data))
+        data, offset = data[count:], offset + count
+        if offset % ALIGNMENT:
+            set_direct(fd, on=False)
+
+
+def read_at(fd: int, into: memoryview, offset: int) -> int:
+    """Fill `into` from `offset`; return how many bytes there were, fewer only at the end."""
+    done = 0
+    while done < len(into):
+        rest = into[done:]
+        direct = is_direct(fd)
+        try:
+            if direct:
+                count = _read_direct(fd, rest, offset + done)
+            else:
+                count = os.preadv(fd, [rest], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+            set_direct(fd, on=False)
+            continue
+        if count <= 0:
+            break
+        done += count
+    return done
+
+
+def reserve(fd: int, size: int) -> None:
+    """Reserve `size` bytes of disk for the file, where the file system can (fallocate(2)).
+
+    Not `os.posix_fallocate`: where the file system cannot, the C library writes to every page.
+
+    Raises:
+        OSError: the disk, the quota or the file-size limit is too small.
+    """
+    if size and _libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+        code = ctypes.get_errno()
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(code, os.strerror(code))
+
+
+def is_cached(fd: int, offset: int, length: int) -> bool:
+    """Return whether the range seems to be in the page cache, from both its ends (mincore(2)).
+
+    `preadv(RWF_NOWAIT)` would answer too, but starts a read-ahead that fights the direct read.
+    """
+    start = offset // ALIGNMENT * ALIGNMENT
+    with mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as mapping:
+        pages = np.frombuffer(mapping, np.uint8)
+        base, size = pages.ctypes.data, len(pages)
+        del pages  # the mapping cannot be closed while an array holds it
+        last = (size - 1) // ALIGNMENT * ALIGNMENT
+        return _resident(base, min(size, _SAMPLE)) and _resident(
+            base + max(0, last - _SAMPLE), min(size, _SAMPLE)
+        )
+
+
+def _resident(address: int, length: int) -> bool:
+    answer = (ctypes.c_ubyte * -(-length // ALIGNMENT))()
+    if _libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(length), answer):
+        return False
+    return all(page & 1 for page in answer)
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+def _bounce() -> memoryview:
+    buffer: memoryview | None = getattr(_local, "buffer", None)
+    if buffer is None:
+        buffer = _local.buffer = memoryview(mmap.mmap(-1, _BOUNCE))
+    return buffer
+
+
+def _whole_pages(data: memoryview) -> memoryview:
+    if len(data) >= ALIGNMENT and _address(data) % ALIGNMENT == 0:
+        return data[: len(data) // ALIGNMENT * ALIGNMENT]
+    bounce = _bounce()
+    count = min(len(data), _BOUNCE)
+    padded = -(-count // ALIGNMENT) * ALIGNMENT
+    bounce[:count] = data[:count]
+    bounce[count:padded] = bytes(padded - count)
+    return bounce[:padded]
+
+
+def _read_direct(fd: int, into: memoryview, offset: int) -> int:
+    skew = offset % ALIGNMENT
+    congruent = _address(into) % ALIGNMENT == skew
+    if congruent and skew == 0 and len(into) >= ALIGNMENT:
+        return os.preadv(fd, [into[: len(into) // ALIGNMENT * ALIGNMENT]], offset)
+    needed = -(-(skew + len(into)) // ALIGNMENT) * ALIGNMENT
+    want = ALIGNMENT if congruent else min(needed, _BOUNCE)  # congruent: an edge, then straight
+    bounce = _bounce()
+    count = min(os.preadv(fd, [bounce[:want]], offset - skew) - skew, len(into))
+    if count > 0:
+        into[:count] = bounce[skew : skew + count]
+    return count

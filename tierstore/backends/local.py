@@ -1,0 +1,191 @@
+"""A folder of a POSIX file system: NVMe, tmpfs, NFS, Lustre.
+
+`file:///path` keeps the object of key `a/b` in the file `/path/a/b`, so that every tool can read
+it. A key and a longer key below it (`a` and `a/b`) cannot both exist. Symbolic links below the root
+are not followed when listing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as st
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from urllib.parse import quote, unquote, urlsplit
+
+from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.backends.direct_io import is_cached, read_at, set_direct
+from tierstore.backends.folders import Folders
+from tierstore.backends.local_errors import translated
+from tierstore.backends.local_list import walk
+from tierstore.backends.local_upload import LocalUpload, Site
+from tierstore.backends.options import choice, known
+from tierstore.backends.scratch import NAME, Scratch
+from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
+from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError, TruncatedFileError
+from tierstore.keys import check_key
+
+_CAPABILITIES = Capabilities(
+    atomic_create=True,
+    parallel_parts=True,
+    durable_on_commit=True,
+    max_part=1 << 62,
+    max_parts=1 << 62,
+    part_size=2 * BLOCK_SIZE,
+    concurrency=4,
+    keeps_alignment=True,
+)
+_DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
+
+
+def open_local(url: str, options: Mapping[str, object]) -> LocalBackend:
+    """Open a folder, which is created at the first write.
+
+    Args:
+        url: `file:///absolute/path`, percent-encoded.
+        options: `direct`: "auto" (default) bypasses the page cache for large requests where the
+            file system allows it and the data is not cached; "always" does without looking at the
+            cache and fails where that is refused; "never". `fsync`: False only for tmpfs and
+            tests: a crash of the host may then lose what was committed.
+
+    Raises:
+        ConfigError: the URL or an option is wrong.
+    """
+    parsed = urlsplit(url)
+    path = unquote(parsed.path)
+    if parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or path[:1] != "/":
+        raise ConfigError(f"{url!r} is not a folder", hint="write file:///absolute/path")
+    if parsed.query or parsed.fragment:
+        raise ConfigError(f"{url!r} has a query or fragment", hint="write ? as %3F and # as %23")
+    known(url, options, ("direct", "fsync"))
+    return LocalBackend(
+        path,
+        direct=choice(url, options, "direct", ("auto", "always", "never")),
+        sync=choice(url, options, "fsync", (True, False)),
+    )
+
+
+class LocalBackend:
+    """Objects as files below one folder; see `open_local`.
+
+    Args:
+        root: absolute path.
+        direct: "auto", "always" or "never".
+        sync: fsync files and folders before anything is reported as stored.
+    """
+
+    def __init__(self, root: str, *, direct: str = "auto", sync: bool = True) -> None:
+        self._root = os.path.normpath(root)
+        self.url = f"file://{quote(self._root)}"
+        self._direct = direct
+        folders = Folders(self._root, sync=sync)
+        self._site = Site(self.url, folders, Scratch(folders), sync)
+        self._uploads: weakref.WeakSet[LocalUpload] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `tierstore.backend.Capabilities`."""
+        return _CAPABILITIES
+
+    def local_path(self, key: str) -> str:
+        """Return where the file of `key` is or would be, for mapping it into memory.
+
+        Raises:
+            InvalidKeyError: a component is longer than 255 bytes or reserved.
+        """
+        first = check_key(key).partition("/")[0]
+        if first == NAME or any(len(part.encode()) > 255 for part in key.split("/")):
+            raise InvalidKeyError(f"key {key!r} cannot be a file name")
+        return os.path.join(self._root, key)
+
+    def stat(self, key: str) -> ObjectInfo:
+        """See `tierstore.backend.Backend.stat`."""
+        with self._translated(key):
+            status = os.stat(self.local_path(key))
+        if not st.S_ISREG(status.st_mode):
+            raise NotFoundError("is a folder, not an object", url=self.url, key=key)
+        return ObjectInfo(key, status.st_size, status.st_mtime)
+
+    def list(
+        self, prefix: str, *, after: str | None = None, delimiter: bool = False
+    ) -> Iterator[ObjectInfo]:
+        """See `tierstore.backend.Backend.list`; a missing root has no objects."""
+        items = walk(self._root, prefix, after or "", delimiter=delimiter)
+        while True:
+            with self._translated(prefix):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See `tierstore.backend.Backend.read_into`; aligned requests are not copied."""
+        into = buffer.cast("B")
+        with self._translated(key):
+            fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(fd).st_size
+                if offset + len(into) > size:
+                    raise TruncatedFileError(
+                        f"{self.url}/{key}: has {size} bytes, "
+                        f"bytes {offset} to {offset + len(into)} are wanted"
+                    )
+                if self._reads_direct(fd, offset, len(into)):
+                    set_direct(fd, on=True)
+                count = read_at(fd, into, offset)
+            finally:
+                os.close(fd)
+        if count < len(into):
+            raise TruncatedFileError(f"{self.url}/{key}: ended at byte {offset + count}")
+
+    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+        """See `tierstore.backend.Backend.create`."""
+        upload = self._begin(key, memoryview(buffer).nbytes, "never")
+        try:
+            if memoryview(buffer).nbytes:
+                upload.write(0, buffer, crc32c(buffer))
+            return upload.commit(if_absent=if_absent)
+        finally:
+            upload.abort()
+
+    def upload(self, key: str, size: int, *, resume: str | None = None) -> LocalUpload:  # noqa: ARG002 - local uploads begin anew
+        """See `tierstore.backend.Backend.upload`."""
+        return self._begin(key, size, self._direct)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `tierstore.backend.Backend.delete`; folders left empty are removed."""
+        parents = set()
+        for key in keys:
+            path = self.local_path(key)
+            with self._translated(key):
+                try:
+                    os.unlink(path)
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    continue
+            parents.add(os.path.dirname(path))
+        for parent in sorted(parents, key=len, reverse=True):
+            self._site.folders.prune(parent)
+
+    def close(self) -> None:
+        """Abort the uploads that are still open."""
+        with self._lock:
+            uploads = [*self._uploads]
+        for upload in uploads:
+            upload.abort()
+
+    def _begin(self, key: str, size: int, direct: str) -> LocalUpload:
+        upload = LocalUpload(self._site, key, self.local_path(key), size, direct)
+        with self._lock:
+            self._uploads.add(upload)
+        return upload
+
+    def _reads_direct(self, fd: int, offset: int, length: int) -> bool:
+        if self._direct != "auto":
+            return self._direct == "always"
+        return length >= _DIRECT_FROM and not is_cached(fd, offset, length)
+
+    def _translated(self, key: str) -> AbstractContextManager[None]:
+        return translated(self.url, key, self._root)

@@ -1,0 +1,89 @@
+"""Files that have no name yet: where an object is written before it becomes visible.
+
+They are in one folder at the root, `.tierstore-tmp`, which is never listed and is on the same file
+system, so that link(2) and rename(2) can publish them. The writer holds a flock(2): a file whose
+lock is free was left by a process that died, and the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import threading
+
+from tierstore.backends.folders import Folders
+
+NAME = ".tierstore-tmp"
+_FOREIGN_AGE = 3600.0  # where flock is local to a host, only age tells about other hosts
+_log = logging.getLogger(__name__)
+
+
+class Scratch:
+    """The folder of unfinished files of one root."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._folders = folders
+        self._path = os.path.join(folders.root, NAME)
+        self._host = socket.gethostname().replace("/", "_")
+        self._swept = False
+        self._lock = threading.Lock()
+
+    def open(self) -> tuple[int, str]:
+        """Create and lock a new file; return its descriptor, for reading and writing, and path."""
+        while True:
+            path = os.path.join(self._path, f"{self._host}-{secrets.token_hex(8)}")
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                self._folders.ensure(self._path)
+                continue
+            try:
+                _lock(fd, wait=True)
+                status = os.fstat(fd)
+                self._sweep_once(now=status.st_mtime)
+            except BaseException:
+                os.close(fd)
+                os.unlink(path)
+                raise
+            if status.st_nlink:
+                return fd, path
+            os.close(fd)  # a sweep was faster than the lock
+
+    def _sweep_once(self, now: float) -> None:
+        with self._lock:
+            if self._swept:
+                return
+            self._swept = True
+        with os.scandir(self._path) as entries:
+            for entry in entries:
+                self._sweep(entry.path, entry.name, now)
+
+    def _sweep(self, path: str, name: str, now: float) -> None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            ours = name.startswith(f"{self._host}-")
+            if _lock(fd, wait=False) and (ours or os.fstat(fd).st_mtime < now - _FOREIGN_AGE):
+                os.unlink(path)
+                _log.info("removed %s, left by a process that died", path)
+        except OSError as error:
+            _log.debug("cannot sweep %s: %s", path, error)
+        finally:
+            os.close(fd)
+
+
+def _lock(fd: int, *, wait: bool) -> bool:
+    """Return whether the lock was taken; a file system without locks never gives one."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return False
+        raise
+    return True
