@@ -1,0 +1,413 @@
+"""The one HTTP transport of all remote tiers: zero copies, and a deadline on everything.
+
+It is urllib3 (pooling, TLS, proxies) with two changes. A body is sent from the caller's memory and
+an answer is received into the caller's memory; and every single send and receive is held to three
+deadlines: connecting, stalling (no byte moves), and the total of the request.
+
+It never retries and never follows redirects: that is policy, which its callers have.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Container, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import EmptyPoolError, HTTPError, ProxyError
+from urllib3.util import Timeout, make_headers, parse_url, wait_for_read
+
+from tierstore.blocks import Buffer
+from tierstore.errors import (
+    AccessError,
+    DeadlineError,
+    StorageError,
+    TierstoreError,
+    TruncatedFileError,
+    UnreachableError,
+)
+
+__all__ = ["Deadlines", "Response", "Transport"]
+
+_log = logging.getLogger(__name__)
+
+ERROR_BODY = 64 * 1024
+"""Bytes of an error answer that are kept; what follows is not worth waiting for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a request may take, in seconds.
+
+    Attributes:
+        connect: to open one connection, TLS included.
+        stall: without any byte moving in either direction.
+        total: for the whole request, waiting for a free connection included.
+    """
+
+    connect: float = 5.0
+    stall: float = 30.0
+    total: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer.
+
+    Attributes:
+        status: the HTTP status.
+        headers: looked up without regard to case.
+        body: what was not received into the caller's memory; of an error, its first 64 KiB.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Clock:
+    """The deadlines of one request, as it runs."""
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.deadlines = deadlines
+        self.end = time.monotonic() + deadlines.total
+        self.body_cut = False
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def arm(self, sock: socket.socket) -> None:
+        """Give the next call on `sock` the time it may take."""
+        left = self.left()
+        if left <= 0:
+            raise TimeoutError
+        timeout = min(self.deadlines.stall, left)
+        if sock.gettimeout() != timeout:
+            sock.settimeout(timeout)
+
+
+# urllib3 opens, sends and receives within one call in the caller's thread, and has no argument that
+# reaches the socket; so the clock travels beside it.
+_CLOCK: ContextVar[_Clock] = ContextVar("tierstore-http-clock")
+
+
+class _ClockedFile(io.RawIOBase):
+    """A socket's read side under the clock: a stall or a slow drip ends at its deadline."""
+
+    def __init__(self, sock: socket.socket, clock: _Clock) -> None:
+        self._sock = sock
+        self._clock = clock
+        self._file = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int | None:  # type: ignore[override]
+        self._clock.arm(self._sock)
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Makefile:
+    """What http.client reads an answer from: it asks a socket only for its file."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_ClockedFile(self._sock, _CLOCK.get()))
+
+
+class _Clocked(HTTPConnection):
+    """A connection that obeys the clock and keeps its answer's zero-copy side at hand."""
+
+    raw: http.client.HTTPResponse | None = None
+
+    def response_class(  # type: ignore[override]
+        self, sock: socket.socket, method: str | None = None
+    ) -> http.client.HTTPResponse:
+        # urllib3's own answer copies every byte it reads (2.x); http.client's does not.
+        self.raw = http.client.HTTPResponse(_Makefile(sock), method=method)  # type: ignore[arg-type]
+        return self.raw
+
+    def connect(self) -> None:
+        super().connect()
+        # An unverified connection was chosen by the user and logged once by Transport.
+        self.is_verified = True
+
+    def send(self, data: Buffer) -> None:  # type: ignore[override]
+        """Send all of `data` without copying it, each step under the clock.
+
+        Raises:
+            BrokenPipeError: the server answered or left early; urllib3 then reads the answer.
+        """
+        if self.sock is None:
+            self.connect()
+        clock, sock = _CLOCK.get(), self.sock
+        tls = isinstance(sock, ssl.SSLSocket)
+        view = memoryview(data).cast("B")
+        try:
+            while view.nbytes:
+                clock.arm(sock)
+                view = view[sock.send(view) :]
+                # With TLS, readable may mean a session ticket; there only a stall asks.
+                if view.nbytes and not tls and wait_for_read(sock, 0.0):
+                    raise BrokenPipeError
+        except TimeoutError:
+            if clock.left() <= 0 or not wait_for_read(sock, 0.0):
+                raise
+            clock.body_cut = True
+            raise BrokenPipeError from None
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            clock.body_cut = True
+            raise BrokenPipeError from None
+
+
+class _ClockedTLS(_Clocked, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Clocked
+
+
+class _PoolTLS(HTTPSConnectionPool):
+    ConnectionCls = _ClockedTLS
+
+
+class Transport:
+    """Connections to any number of servers, shared by all threads of a backend.
+
+    Args:
+        pool_size: connections to one server at most; a request waits for a free one.
+        deadlines: of every request.
+        ca_bundle: a file of trusted certificates; None trusts what the system trusts.
+        verify: False accepts any certificate.
+
+    Proxies come from the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`).
+    """
+
+    def __init__(
+        self,
+        *,
+        pool_size: int,
+        deadlines: Deadlines | None = None,
+        ca_bundle: str | None = None,
+        verify: bool = True,
+    ) -> None:
+        self.deadlines = deadlines or Deadlines()
+        self._pool_size = pool_size
+        self._tls = ssl.create_default_context(cafile=ca_bundle)
+        if not verify:
+            _log.warning("certificates are not verified: anyone in between can read and change")
+            self._tls.check_hostname = False
+            self._tls.verify_mode = ssl.CERT_NONE
+        self._lock = threading.Lock()
+        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._pid = os.getpid()
+        self._closed = False
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: Buffer | None = None,
+        into: memoryview | None = None,
+        ok: Container[int] = range(200, 300),
+    ) -> Response:
+        """Send one request and receive its answer.
+
+        Args:
+            method: the HTTP method.
+            url: absolute and percent-encoded; its query never appears in an error.
+            headers: all but Host and Content-Length.
+            body: sent from where it is.
+            into: filled exactly with the body of an answer whose status is in `ok`.
+            ok: the statuses that mean success. Any other is returned too, with what the server
+                says in `Response.body`, and `into` is left alone.
+
+        Raises:
+            UnreachableError: no connection, or it was lost before all bytes had moved.
+            DeadlineError: a deadline passed.
+            TruncatedFileError: the server holds fewer, or more, bytes than `into` asks for.
+            AccessError: the server's certificate is not trusted.
+        """
+        clock = _Clock(self.deadlines)
+        token = _CLOCK.set(clock)
+        answer: urllib3.BaseHTTPResponse | None = None
+        try:
+            answer = self._manager(url).urlopen(
+                method,
+                url,
+                redirect=False,
+                retries=False,
+                body=body,
+                headers=dict(headers),
+                preload_content=False,
+                timeout=Timeout(
+                    connect=min(self.deadlines.connect, self.deadlines.total),
+                    read=self.deadlines.stall,
+                ),
+                pool_timeout=self.deadlines.total,
+            )
+            return _receive(answer, into, ok, clock)
+        except TierstoreError as error:
+            if isinstance(error, StorageError) and not error.url:
+                error.url = _place(url)
+            raise
+        except (HTTPError, http.client.HTTPException, OSError) as error:
+            _explain(error, clock, method, _place(url))
+        finally:
+            if answer is not None:
+                _release(answer, clock)
+            _CLOCK.reset(token)
+
+    def close(self) -> None:
+        """Close all idle connections; one in use is closed when its request ends. Idempotent."""
+        with self._lock:
+            self._closed = True
+            managers, self._managers = self._managers, {}
+        for manager in managers.values():
+            manager.clear()
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        parsed = urlsplit(url)
+        proxy = urllib.request.getproxies().get(parsed.scheme, "")
+        if proxy and urllib.request.proxy_bypass(parsed.netloc.rpartition("@")[2]):
+            proxy = ""
+        with self._lock:
+            if self._closed:
+                raise StorageError("the transport is closed", url=_place(url))
+            if self._pid != os.getpid():
+                # After a fork the sockets are the parent's: two may not talk on one.
+                self._pid, self._managers = os.getpid(), {}
+            if proxy not in self._managers:
+                self._managers[proxy] = self._new_manager(proxy)
+            return self._managers[proxy]
+
+    def _new_manager(self, proxy: str) -> urllib3.PoolManager:
+        manager: urllib3.PoolManager
+        if proxy:
+            parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            secret = make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
+            manager = urllib3.ProxyManager(
+                parsed._replace(auth=None).url,
+                num_pools=64,
+                proxy_headers=secret,
+                maxsize=self._pool_size,
+                block=True,
+                ssl_context=self._tls,
+            )
+        else:
+            manager = urllib3.PoolManager(
+                64, maxsize=self._pool_size, block=True, ssl_context=self._tls
+            )
+        manager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
+        return manager
+
+
+def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
+    connection = answer.connection
+    if not isinstance(connection, _Clocked) or connection.raw is None:
+        raise UnreachableError("the answer has no connection")
+    return connection.raw
+
+
+def _receive(
+    answer: urllib3.BaseHTTPResponse, into: memoryview | None, ok: Container[int], clock: _Clock
+) -> Response:
+    raw = _raw(answer)
+    if answer.status not in ok:
+        try:
+            said = raw.read(ERROR_BODY)
+        except (http.client.HTTPException, OSError):
+            said = b""  # the status is what matters
+        return Response(answer.status, answer.headers, said)
+    if clock.body_cut:
+        raise UnreachableError(f"answered {answer.status} before the body was sent")
+    if into is None:
+        return Response(answer.status, answer.headers, raw.read())
+    view = into.cast("B")
+    if raw.length is not None and raw.length != view.nbytes:
+        raise TruncatedFileError(
+            f"the server sends {raw.length} bytes where {view.nbytes} were asked for"
+        )
+    got = raw.readinto(view) if view.nbytes else 0
+    while 0 < got < view.nbytes:  # a chunked answer comes chunk by chunk
+        more = raw.readinto(view[got:])
+        if not more:
+            break
+        got += more
+    if got < view.nbytes:
+        raise UnreachableError(f"the connection was lost after {got} of {view.nbytes} bytes")
+    return Response(answer.status, answer.headers, b"")
+
+
+def _release(answer: urllib3.BaseHTTPResponse, clock: _Clock) -> None:
+    """Give the connection back, closed unless both directions are known to be clean."""
+    connection = answer.connection
+    if isinstance(connection, _Clocked) and connection.raw is not None:
+        raw, connection.raw = connection.raw, None
+        if clock.body_cut or not raw.isclosed():
+            raw.close()
+            connection.close()
+    answer.release_conn()
+
+
+def _explain(error: Exception, clock: _Clock, method: str, place: str) -> NoReturn:
+    """Raise what went wrong in this project's words; only host and path are named."""
+    causes = [error, *(arg for arg in error.args if isinstance(arg, Exception))]
+    if error.__context__ is not None:
+        causes.append(error.__context__)  # type: ignore[arg-type]
+    deadlines = clock.deadlines
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise AccessError(
+                f"the server's certificate is not trusted: {cause.verify_message}",
+                url=place,
+                hint="give the authority's certificate as ca_bundle",
+            ) from error
+    if isinstance(error, EmptyPoolError):
+        text = f"{method}: no connection became free in {deadlines.total:g} s"
+        raise DeadlineError(text, url=place, hint="raise the concurrency") from error
+    if isinstance(error, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
+        error, urllib3.exceptions.NewConnectionError
+    ):
+        text = f"{method}: no connection in {deadlines.connect:g} s"
+        raise DeadlineError(text, url=place, hint="check the address and the network") from error
+    if any(isinstance(c, TimeoutError | urllib3.exceptions.ReadTimeoutError) for c in causes):
+        over = clock.left() <= 0
+        text = (
+            f"{method}: not done in {deadlines.total:g} s"
+            if over
+            else f"{method}: no byte moved for {deadlines.stall:g} s"
+        )
+        raise DeadlineError(text, url=place) from error
+    root = causes[-1]
+    what = getattr(root, "strerror", None) or type(root).__name__
+    by = " through the proxy" if isinstance(error, ProxyError) else ""
+    raise UnreachableError(f"{method}: no answer{by}: {what}", url=place) from error
+
+
+def _place(url: str) -> str:
+    """Return `url` without what may be secret: user, password, query."""
+    parsed = urlsplit(url)
+    return f"{parsed.scheme}://{parsed.netloc.rpartition('@')[2]}{parsed.path}"
