@@ -13,6 +13,7 @@ says which options it knows::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -106,8 +107,8 @@ def declares(
     """Mark a backend factory with the dataclass of the options it knows.
 
     Args:
-        options: a frozen dataclass; every field is a str, int, float or bool, or one of these or
-            None, and has a default.
+        options: a frozen dataclass; every field is a str, int, float, bool or Literal, or one of
+            these or None, and has a default.
     """
 
     def mark(factory: Callable[[str, OptionsT], BackendT]) -> Callable[[str, OptionsT], BackendT]:
@@ -159,17 +160,24 @@ def parse_options(
 
 
 def _convert(value: object, hint: object, where: str) -> object:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(hint) if union else (hint,)
     for kind in kinds:
-        if type(value) is kind or (kind is float and type(value) is int):
-            return kind(value)
+        if type(value) is kind or value in typing.get_args(kind):  # the latter for Literal
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
         if isinstance(value, str) and kind in _FROM_TEXT:
-            try:
+            with contextlib.suppress(ValueError, KeyError):
                 return _FROM_TEXT[kind](value)
-            except (ValueError, KeyError):
-                continue
-    names = " or ".join(kind.__name__ for kind in kinds if kind is not types.NoneType)
-    raise ConfigError(f"{where} is {value!r}, which is not of type {names}")
+    names = " or ".join(_describe(kind) for kind in kinds if kind is not types.NoneType)
+    raise ConfigError(f"{where} is {value!r}, which is not {names}")
+
+
+def _describe(kind: object) -> str:
+    if isinstance(kind, type):
+        return f"of type {kind.__name__}"
+    return "one of " + ", ".join(map(repr, typing.get_args(kind)))
 
 
 _FROM_TEXT: Mapping[object, Callable[[str], object]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,7 @@ class Options:
     part_size: int = 4
     timeout: float = 1.5
     verify: bool = True
+    style: Literal["path", "virtual"] | None = None
 
 
 @registry.declares(Options)
@@ -58,11 +60,12 @@ def test_a_factory_that_declares_nothing_gets_the_mapping():
     ("given", "message"),
     [
         ({"regoin": "x"}, r"fake://h: unknown key 'regoin' \(did you mean 'region'\?\)"),
-        ({"zzzz": 1}, "known are part_size, region, timeout, verify"),
+        ({"zzzz": 1}, "known are part_size, region, style, timeout, verify"),
         ({"part_size": "8 MB"}, "'part_size' is '8 MB', which is not of type int"),
         ({"part_size": True}, "'part_size' is True, which is not of type int"),
         ({"part_size": 1.5}, "not of type int"),
         ({"region": 3}, "'region' is 3, which is not of type str"),
+        ({"style": "pat"}, "'style' is 'pat', which is not one of 'path', 'virtual'"),
         ({"verify": "maybe"}, "not of type bool"),
         ({"secret_access_key": "hidden"}, "secret.*AWS_PROFILE"),
     ],
@@ -77,6 +80,11 @@ def test_numbers_convert_only_where_nothing_is_lost():
     options = registry.parse_options(Options, {"timeout": 2}, where="here")
     assert options.timeout == 2.0
     assert type(options.timeout) is float
+
+
+def test_none_and_literals_are_values():
+    options = registry.parse_options(Options, {"region": None, "style": "path"}, where="here")
+    assert options == Options(style="path")
 
 
 def test_an_option_in_the_url_and_beside_it_is_ambiguous():
