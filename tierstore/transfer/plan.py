@@ -88,7 +88,7 @@ class Destination:
             complete = not self._left
         if complete:
             array, self._array = self.array(), None
-            self.want.sink(memoryview(array))
+            self.want.sink(array.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class _Engine:
                 _scatter(request, bounce)
         else:
             start = request.offset - request.direct.offset
-            self._fill(request, memoryview(request.direct.array())[start : start + request.length])
+            self._fill(request, request.direct.array().data[start : start + request.length])
             request.direct.filled(request.length)
         if self.progress is not None:
             self.progress(request.length)

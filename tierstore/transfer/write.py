@@ -16,7 +16,10 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tierstore.backend import Backend, Capabilities, Upload
+import numpy as np
+import numpy.typing as npt
+
+from tierstore.backend import Backend, Upload
 from tierstore.blocks import (
     BLOCK_SIZE,
     block_count,
@@ -24,9 +27,13 @@ from tierstore.blocks import (
     combine_blocks,
     parts,
 )
-from tierstore.errors import CheckpointError, IntegrityError, TierstoreError, UnsupportedError
+from tierstore.errors import CheckpointError, IntegrityError, TierstoreError
 from tierstore.transfer.source import AlignedBuffers, BlockSource
 from tierstore.transfer.workers import run_all
+
+
+Crcs = Sequence[int] | npt.NDArray[np.uint32]
+"""One CRC32C for every block of a file, in order."""
 
 
 def _never() -> bool:
@@ -47,7 +54,7 @@ class FileWrite:
     key: str
     size: int
     source: BlockSource
-    crcs: Sequence[int] | None = None
+    crcs: Crcs | None = None
 
 
 def write_files(
@@ -89,20 +96,6 @@ def write_files(
     return [file.crcs for file in job.files]
 
 
-def part_size(capabilities: Capabilities, size: int) -> int:
-    """Return the bytes of a part of a file of `size` bytes: whole blocks, within every limit.
-
-    Raises:
-        UnsupportedError: the file is larger than the store can hold.
-    """
-    wanted = max(capabilities.part_size, capabilities.min_part, -(-size // capabilities.max_parts))
-    part = block_count(wanted) * BLOCK_SIZE
-    if part > capabilities.max_part and size > capabilities.max_part:
-        limit = capabilities.max_parts * capabilities.max_part
-        raise UnsupportedError(f"a file of {size} bytes is larger than the {limit} it can hold")
-    return part
-
-
 @dataclass(slots=True)
 class _File:
     """A file on its way: opened by whoever sends its first part, committed after its last."""
@@ -120,7 +113,7 @@ class _File:
         self.left = self.plan.size
 
     def parts(self) -> list[tuple[int, int]]:
-        return list(parts(self.plan.size, part_size(self.backend.capabilities, self.plan.size)))
+        return list(parts(self.plan.size, self.backend.capabilities.part_size_for(self.plan.size)))
 
     def send(self, offset: int, length: int) -> None:
         upload = self._open()
@@ -151,9 +144,7 @@ class _File:
                 self.upload = self.backend.upload(self.plan.key, self.plan.size)
             return self.upload
 
-    def _compare(
-        self, first: int, crcs: list[int], where: str, known: Sequence[int] | None = None
-    ) -> None:
+    def _compare(self, first: int, crcs: list[int], where: str, known: Crcs | None = None) -> None:
         known = self.plan.crcs if known is None else known
         if known is None:
             return

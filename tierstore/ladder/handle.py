@@ -1,0 +1,172 @@
+"""How far one save is, tier by tier, and how to wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+from tierstore.errors import CheckpointError, DeadlineError
+from tierstore.keys import Attempt
+
+
+class State(StrEnum):
+    """Where a save is on one tier.
+
+    PENDING waits for its turn; WRITING sends this rank's files; WRITTEN has this rank's files and
+    fragment there; COMMITTED means that all ranks have, and that the commit exists; FAILED carries
+    an error; SKIPPED was not meant for this tier.
+    """
+
+    PENDING = "pending"
+    WRITING = "writing"
+    WRITTEN = "written"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+_WRITTEN = frozenset({State.WRITTEN, State.COMMITTED, State.FAILED, State.SKIPPED})
+_SETTLED = frozenset({State.COMMITTED, State.FAILED, State.SKIPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class TierStatus:
+    """A save on one tier.
+
+    Attributes:
+        state: where it is.
+        seconds: from the start of writing until this rank's part was written, or until now.
+        commit_seconds: from then until the commit was seen.
+        nbytes: of this rank's files sent so far.
+        error: why it failed.
+    """
+
+    state: State = State.PENDING
+    seconds: float = 0.0
+    commit_seconds: float = 0.0
+    nbytes: int = 0
+    error: BaseException | None = None
+
+    @property
+    def gb_per_s(self) -> float:
+        """10**9 bytes per second of writing."""
+        return self.nbytes / 1e9 / self.seconds if self.seconds else 0.0
+
+
+class SaveHandle:
+    """One save on its way down the ladder. A failure on a tier is raised to who waits for it."""
+
+    def __init__(self, attempt: Attempt, tiers: Iterable[str], chosen: Collection[str]) -> None:
+        self.attempt = attempt
+        self._tiers = {
+            name: TierStatus(State.PENDING if name in chosen else State.SKIPPED) for name in tiers
+        }
+        self._since: dict[str, float] = {}
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        states = ", ".join(f"{name}: {status.state}" for name, status in self.status().items())
+        return f"<SaveHandle {self.attempt} {states}>"
+
+    def status(self) -> dict[str, TierStatus]:
+        """Return every tier's status, in the order of the ladder."""
+        with self._changed:
+            return {name: self._timed(name) for name in self._tiers}
+
+    @property
+    def done(self) -> bool:
+        """Whether every tier is committed, failed or skipped."""
+        return self._reached(self._tiers, _SETTLED)
+
+    @property
+    def failed(self) -> dict[str, BaseException]:
+        """The errors of the tiers that failed."""
+        found = ((name, status.error) for name, status in self.status().items())
+        return {name: error for name, error in found if error is not None}
+
+    def wait(
+        self,
+        tier: str | None = None,
+        timeout: float | None = None,
+        *,
+        until: Literal["written", "committed"] = "committed",
+    ) -> None:
+        """Wait for one tier, or for all that this save goes to.
+
+        Args:
+            tier: the tier's name, or None for all.
+            timeout: seconds; None for as long as the tiers' own deadlines allow.
+            until: "committed": the checkpoint exists there, whole. "written": this rank's part is
+                there.
+
+        Raises:
+            CheckpointError: the save does not go to this tier, or there is none of this name.
+            DeadlineError: `timeout` passed; the save goes on.
+            Exception: whatever the save failed with on the tier (the first one that failed).
+        """
+        names = list(self._tiers) if tier is None else [tier]
+        if tier is not None and (tier not in self._tiers or not self.goes_to(tier)):
+            goes = [name for name in self._tiers if self.goes_to(name)]
+            raise CheckpointError(f"step {self.attempt.step} goes to {goes}, not to tier {tier!r}")
+        states = _SETTLED if until == "committed" else _WRITTEN
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._reached(names, states), timeout):
+                late = [n for n in names if self._tiers[n].state not in states]
+                raise DeadlineError(
+                    f"step {self.attempt.step} is not {until} on {late} after {timeout} s",
+                    hint="the save goes on; wait again, or look at status()",
+                )
+            errors = [self._tiers[name].error for name in names]
+        for error in errors:
+            if error is not None:
+                raise error
+
+    def goes_to(self, tier: str) -> bool:
+        """Whether the save was meant for this tier."""
+        return self._tiers[tier].state != State.SKIPPED
+
+    def wait_turn(self, tier: str, timeout: float) -> None:
+        """Wait until no tier above `tier` has writing to do, or until `timeout` seconds passed."""
+        names = list(self._tiers)
+        above = names[: names.index(tier)]
+        with self._changed:
+            self._changed.wait_for(lambda: self._reached(above, _WRITTEN), timeout)
+
+    def written_everywhere(self) -> bool:
+        """Whether no tier needs this rank's bytes any more."""
+        return self._reached(self._tiers, _WRITTEN)
+
+    def advance(self, tier: str, state: State, error: BaseException | None = None) -> None:
+        """Record a new state of a tier and wake who waits. Only the engine calls this."""
+        if error is not None:
+            # The frames of the failure would keep views of the staging image alive.
+            traceback.clear_frames(error.__traceback__)
+        with self._changed:
+            status = self._timed(tier)
+            self._since[tier] = time.monotonic()
+            self._tiers[tier] = replace(status, state=state, error=error)
+            self._changed.notify_all()
+
+    def count(self, tier: str, nbytes: int) -> None:
+        """Add bytes that were sent to a tier."""
+        with self._changed:
+            status = self._tiers[tier]
+            self._tiers[tier] = replace(status, nbytes=status.nbytes + nbytes)
+
+    def _reached(self, names: Iterable[str], states: Collection[State]) -> bool:
+        return all(self._tiers[name].state in states for name in names)
+
+    def _timed(self, tier: str) -> TierStatus:
+        """Return a status whose running clock is brought up to now."""
+        status = self._tiers[tier]
+        passed = time.monotonic() - self._since.get(tier, 0.0)
+        if status.state == State.WRITING:
+            return replace(status, seconds=passed)
+        if status.state == State.WRITTEN:
+            return replace(status, commit_seconds=passed)
+        return status
