@@ -1,0 +1,484 @@
+"""The staging pool: real mappings, real locks, real other processes."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tierstore.errors import (
+    CheckpointError,
+    DeadlineError,
+    NotFoundError,
+    OutOfSpaceError,
+    TruncatedFileError,
+    UnsupportedError,
+)
+from tierstore.image.capacity import available_memory
+from tierstore.image.memory import collect_leftovers
+from tierstore.image.pool import StagingPool, open_image
+
+MIB = 1024**2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def pool(folder):
+    with_room = StagingPool(str(folder), limit=1)
+    yield with_room
+    with_room.close()
+
+
+def images(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.image"))
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_image_is_an_aligned_private_file(pool, folder):
+    image = pool.acquire(MIB + 1, timeout=1)
+    assert len(image.buffer) >= MIB + 1
+    assert len(image.buffer) % 4096 == 0
+    assert image.address % 4096 == 0
+    assert not image.buffer.readonly
+    assert image.shared
+    (path,) = images(folder)
+    assert image.path == str(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_blocks * 512 >= MIB
+    assert str(os.geteuid()) in path.name
+    image.buffer[:4] = b"ABCD"
+    assert ctypes.string_at(image.address, 4) == b"ABCD"
+    assert path.read_bytes()[:4] == b"ABCD"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097])
+def test_sizes_are_rounded_up_to_pages(pool, size):
+    image = pool.acquire(size, timeout=1)
+    assert len(image.buffer) == max(4096, -(-size // 4096) * 4096)
+
+
+def test_memory_is_reused_with_what_was_derived_from_it(pool):
+    first = pool.acquire(MIB, timeout=1)
+    first.buffer[:3] = b"old"
+    first.derived["views"] = views = object()
+    first.release()
+    second = pool.acquire(MIB // 2, timeout=1)
+    assert second is not first
+    assert second.address == first.address
+    assert bytes(second.buffer[:3]) == b"old"
+    assert second.derived["views"] is views
+
+
+def test_growing_replaces_the_file(pool, folder):
+    discarded = []
+    small = pool.acquire(MIB, timeout=1)
+    small.derived["views"] = 1
+    small.on_discard(lambda: discarded.append(Path(small.path).exists()))
+    small.release()
+    large = pool.acquire(2 * MIB, timeout=1)
+    assert len(large.buffer) == 2 * MIB
+    assert large.derived == {}
+    assert discarded == [True]
+    assert [str(path) for path in images(folder)] == [large.path]
+
+
+def test_the_smallest_that_is_large_enough_is_taken(folder):
+    pool = StagingPool(str(folder), limit=3)
+    leases = [pool.acquire(n * MIB, timeout=1) for n in (3, 1, 2)]
+    for lease in leases:
+        lease.release()
+    assert len(pool.acquire(2 * MIB, timeout=1).buffer) == 2 * MIB
+    assert len(images(folder)) == 3
+    pool.close()
+    assert images(folder) == []
+
+
+def test_a_late_second_release_frees_nobody_elses_image(pool):
+    first = pool.acquire(MIB, timeout=1)
+    first.release()
+    first.release()
+    second = pool.acquire(MIB, timeout=1)
+    first.release()
+    with pytest.raises(DeadlineError):
+        pool.acquire(MIB, timeout=0)
+    second.release()
+    pool.acquire(MIB, timeout=0).release()
+
+
+def test_deadline_names_the_holder_and_the_remedy(pool):
+    image = pool.acquire(MIB, timeout=1, holder="step 100")
+    started = time.monotonic()
+    with pytest.raises(DeadlineError) as caught:
+        pool.acquire(MIB, timeout=0.1)
+    assert 0.1 <= time.monotonic() - started < 2
+    assert "step 100" in str(caught.value)
+    assert image.path in str(caught.value)
+    assert "allow more images" in caught.value.hint
+
+
+def test_acquire_wakes_when_an_image_is_released(pool):
+    image = pool.acquire(MIB, timeout=1)
+    threading.Timer(0.05, image.release).start()
+    started = time.monotonic()
+    pool.acquire(MIB, timeout=30)
+    assert time.monotonic() - started < 5
+
+
+def test_threads_never_share_an_image(folder):
+    pool = StagingPool(str(folder), limit=2)
+
+    def work(number: int) -> None:
+        for turn in range(20):
+            image = pool.acquire(4096 * (1 + (number + turn) % 3), timeout=30)
+            mark = bytes([number]) * 4096
+            image.buffer[:4096] = mark
+            time.sleep(0)
+            assert image.buffer[:4096] == mark
+            image.release()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(8)))
+    assert 1 <= len(images(folder)) <= 2
+    pool.close()
+
+
+def test_close_removes_everything_and_is_idempotent(folder):
+    before = descriptors()
+    pool = StagingPool(str(folder))
+    image = pool.acquire(MIB, timeout=1)
+    pool.close()
+    pool.close()
+    image.release()
+    assert images(folder) == []
+    assert descriptors() == before
+    with pytest.raises(CheckpointError, match="closed"):
+        pool.acquire(1, timeout=1)
+
+
+def test_close_leaves_memory_that_is_still_viewed(folder):
+    pool = StagingPool(str(folder))
+    image = pool.acquire(MIB, timeout=1)
+    image.buffer[:3] = b"abc"
+    view = image.buffer[:3]
+    pool.close()
+    assert bytes(view) == b"abc"
+    assert images(folder) == []
+
+
+def test_close_wakes_who_waits(pool):
+    pool.acquire(MIB, timeout=1)
+    threading.Timer(0.05, pool.close).start()
+    with pytest.raises(CheckpointError, match="closed"):
+        pool.acquire(MIB, timeout=30)
+
+
+def test_a_forgotten_pool_removes_its_files(folder):
+    pool = StagingPool(str(folder))
+    pool.acquire(MIB, timeout=1).release()
+    assert len(images(folder)) == 1
+    del pool
+    assert images(folder) == []
+
+
+def test_one_failure_leaves_the_pool_usable(pool, folder, monkeypatch):
+    def full(*_args):
+        raise OutOfSpaceError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tierstore.image.memory.check_memory", full)
+        with pytest.raises(OutOfSpaceError):
+            pool.acquire(MIB, timeout=1)
+    assert images(folder) == []
+    assert pool.acquire(MIB, timeout=1).shared
+
+
+def test_more_than_the_memory_is_refused(pool, folder, monkeypatch):
+    # A disk-backed folder may have the room; the memory limit must be what refuses.
+    monkeypatch.setattr("tierstore.image.memory.tmpfs_room", lambda _: None)
+    room = available_memory()
+    if room is None:
+        pytest.skip("this system does not tell its memory")
+    with pytest.raises(OutOfSpaceError, match="does not fit in memory"):
+        pool.acquire(room * 2, timeout=1)
+    assert images(folder) == []
+
+
+def test_unusable_folder_means_anonymous_memory_and_one_warning(tmp_path, caplog):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("")
+    pool = StagingPool(str(obstacle / "pool"), limit=2)
+    with caplog.at_level(logging.WARNING):
+        first, second = (pool.acquire(MIB, timeout=1) for _ in range(2))
+    assert len(caplog.records) == 1
+    assert "lost if this process dies" in caplog.text
+    for image in (first, second):
+        assert not image.shared
+        assert image.path is None
+        assert image.address % 4096 == 0
+        image.buffer[:1] = b"x"
+        with pytest.raises(UnsupportedError):
+            image.lend()
+    first.release()
+    assert pool.acquire(MIB, timeout=1).address == first.address
+    pool.close()
+
+
+def run(code: str, *args: object, check: bool = True, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, check=check, capture_output=True, text=True, **options)
+
+
+def test_file_size_limit_means_anonymous_memory(folder):
+    code = """
+import resource, sys
+from tierstore.image.pool import StagingPool
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+image = StagingPool(sys.argv[1]).acquire(1 << 20, timeout=1)
+image.buffer[-1:] = b"x"
+print(image.shared)
+"""
+    done = run(code, folder)
+    assert done.stdout.strip() == "False"
+    assert "staging in anonymous memory" in done.stderr
+    assert images(folder) == []
+
+
+def test_a_small_tmpfs_is_left_to_its_other_users(folder):
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size=1m tmpfs '{folder}'"
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*inside, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this kernel does not let us mount a small tmpfs")
+    code = """
+import os, sys
+from tierstore.image.pool import StagingPool
+pool = StagingPool(sys.argv[1], limit=2)
+small = pool.acquire(512 << 10, timeout=1)
+large = pool.acquire(900 << 10, timeout=1)
+large.buffer[:] = bytes(len(large.buffer))
+print(small.shared, large.shared, len(os.listdir(sys.argv[1])))
+"""
+    command = f"{mount} && exec '{sys.executable}' -c '{code}' '{folder}'"
+    done = subprocess.run([*inside, command], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False", "1"]
+
+
+HOLD = """
+import sys, time
+from tierstore.image.pool import StagingPool, open_image
+if sys.argv[2] == "own":
+    image = StagingPool(sys.argv[1]).acquire(1 << 20, timeout=1)
+    image.buffer[:4] = b"kept"
+else:
+    image = open_image(sys.argv[1], 1 << 20)
+print(bytes(image.buffer[:4]).decode(), image.path, flush=True)
+sys.stdin.readline()
+image.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+
+
+class Holder:
+    """Another process that owns or borrows an image until told otherwise."""
+
+    def __init__(self, place: object, role: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(place), role],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.content, self.path = self.process.stdout.readline().split()
+
+    def release(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "released\n"
+
+    def stop(self, sig: int = signal.SIGKILL) -> None:
+        self.process.send_signal(sig)
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def hold():
+    holders = []
+
+    def start(place: object, role: str) -> Holder:
+        holders.append(Holder(place, role))
+        return holders[-1]
+
+    yield start
+    for holder in holders:
+        holder.stop()
+
+
+def test_what_a_killed_process_left_is_removed_and_the_living_spared(folder, hold):
+    dead, alive = hold(folder, "own"), hold(folder, "own")
+    stranger = folder / "somebody.image"
+    stranger.write_text("not ours")
+    dead.stop()
+    assert len(images(folder)) == 3
+    pool = StagingPool(str(folder))
+    assert images(folder) == sorted([Path(alive.path), stranger])
+    pool.close()
+
+
+def test_what_is_staged_outlives_its_process_while_a_reader_has_it(folder, hold):
+    owner = hold(folder, "own")
+    reader = open_image(owner.path, MIB)
+    owner.stop()
+    assert collect_leftovers(folder) == []
+    assert bytes(reader.buffer[:4]) == b"kept"
+    reader.release()
+    assert collect_leftovers(folder) == [Path(owner.path)]
+
+
+def test_a_normal_exit_removes_the_files(folder):
+    code = """
+import sys
+from tierstore.image.pool import StagingPool
+pool = StagingPool(sys.argv[1])
+image = pool.acquire(1 << 20, timeout=1)
+"""
+    run(code, folder)
+    assert images(folder) == []
+
+
+def test_lent_image_stays_busy_until_the_borrower_is_done(pool, hold):
+    image = pool.acquire(MIB, timeout=1)
+    image.buffer[:4] = b"lent"
+    image.lend()
+    with pytest.raises(DeadlineError):
+        pool.acquire(MIB, timeout=0.05)
+    borrower = hold(image.path, "borrow")
+    assert borrower.content == "lent"
+    with pytest.raises(DeadlineError):
+        pool.acquire(MIB, timeout=0.05)
+    borrower.release()
+    again = pool.acquire(MIB, timeout=10)
+    assert again.address == image.address
+    assert again.path == image.path
+
+
+def test_borrowers_death_frees_the_image(pool, hold):
+    image = pool.acquire(MIB, timeout=1)
+    image.buffer[:4] = b"lent"
+    image.lend()
+    borrower = hold(image.path, "borrow")
+    threading.Timer(0.1, borrower.stop).start()
+    assert pool.acquire(MIB, timeout=10).path == image.path
+
+
+def test_lent_image_can_be_taken_back(pool):
+    image = pool.acquire(MIB, timeout=1)
+    image.lend()
+    image.release()
+    again = pool.acquire(MIB, timeout=0)
+    assert again.path == image.path
+    with pytest.raises(DeadlineError):  # the state of the last lease means nothing to this one
+        pool.acquire(MIB, timeout=0.05)
+
+
+def test_image_with_a_reader_is_replaced_not_overwritten(pool, folder):
+    image = pool.acquire(MIB, timeout=1)
+    image.buffer[:3] = b"old"
+    reader = open_image(image.path, MIB)
+    image.release()
+    fresh = pool.acquire(MIB, timeout=1)
+    assert fresh.path != image.path
+    fresh.buffer[:3] = b"new"
+    assert bytes(reader.buffer[:3]) == b"old"
+    assert [str(path) for path in images(folder)] == [fresh.path]
+    reader.release()
+
+
+def test_opening_tells_what_is_wrong(pool):
+    image = pool.acquire(MIB, timeout=1)
+    with pytest.raises(TruncatedFileError):
+        open_image(image.path, MIB + 1)
+    pool.close()
+    with pytest.raises(NotFoundError, match="removed"):
+        open_image(image.path, MIB)
+
+
+def test_opening_a_removed_file_leaks_no_descriptor(pool):
+    image = pool.acquire(MIB, timeout=1)
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(TruncatedFileError):
+            open_image(image.path, 2 * MIB)
+    assert descriptors() == before
+
+
+def test_borrowers_second_release_touches_nothing(pool):
+    image = pool.acquire(MIB, timeout=1)
+    image.lend()
+    borrowed = open_image(image.path, MIB)
+    borrowed.release()
+    again = pool.acquire(MIB, timeout=1)
+    again.lend()
+    borrowed.release()
+    with pytest.raises(DeadlineError):
+        pool.acquire(MIB, timeout=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_forked_child_leaves_the_parents_files_alone(pool, folder):
+    pool.acquire(MIB, timeout=1).release()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        answer = b"?"
+        try:
+            pool.acquire(MIB, timeout=0)
+        except CheckpointError:
+            answer = b"refused"
+        finally:
+            pool.close()
+            os.write(write, answer)
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    assert os.read(read, 100) == b"refused"
+    os.close(read)
+    assert len(images(folder)) == 1
+    assert collect_leftovers(folder) == []
+    image = pool.acquire(MIB, timeout=0)
+    assert [image.path] == [str(path) for path in images(folder)]
+
+
+def test_a_pool_needs_room_for_one():
+    with pytest.raises(ValueError, match="at least one"):
+        StagingPool(limit=0)
+
+
+def test_hundred_saves_take_no_more_memory(pool, folder):
+    pool.acquire(MIB, timeout=1).release()
+    before = descriptors(), images(folder)
+    for turn in range(100):
+        image = pool.acquire(MIB - turn, timeout=0)
+        image.buffer[:1] = b"x"
+        image.release()
+    assert (descriptors(), images(folder)) == before
