@@ -11,9 +11,11 @@ import os
 import stat as st
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from urllib.parse import quote, unquote, urlsplit
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote
 
 from tierstore.backend import Capabilities, ObjectInfo
 from tierstore.backends.direct_io import is_cached, read_at, set_direct
@@ -21,11 +23,11 @@ from tierstore.backends.folders import Folders
 from tierstore.backends.local_errors import translated
 from tierstore.backends.local_list import walk
 from tierstore.backends.local_upload import LocalUpload, Site
-from tierstore.backends.options import choice, known
 from tierstore.backends.scratch import NAME, Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError, TruncatedFileError
 from tierstore.keys import check_key
+from tierstore.registry import declares, parse_url
 
 _CAPABILITIES = Capabilities(
     atomic_create=True,
@@ -40,31 +42,35 @@ _CAPABILITIES = Capabilities(
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
 
 
-def open_local(url: str, options: Mapping[str, object]) -> LocalBackend:
-    """Open a folder, which is created at the first write.
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """How files are read and written.
 
-    Args:
-        url: `file:///absolute/path`, percent-encoded.
-        options: `direct`: "auto" (default) bypasses the page cache for large requests where the
-            file system allows it and the data is not cached; "always" does without looking at the
-            cache and fails where that is refused; "never". `fsync`: False only for tmpfs and
-            tests: a crash of the host may then lose what was committed.
+    Attributes:
+        direct: "auto" bypasses the page cache for large requests where the file system allows it
+            and, for reading, the data is not cached; "always" does so without looking at the cache
+            and fails where it is refused; "never" does not.
+        fsync: False only for tmpfs and tests: a crash of the host may then lose what was committed.
+    """
+
+    direct: Literal["auto", "always", "never"] = "auto"
+    fsync: bool = True
+
+
+_DEFAULTS = LocalOptions()
+
+
+@declares(LocalOptions)
+def open_local(url: str, options: LocalOptions = _DEFAULTS) -> LocalBackend:
+    """Open the folder of `file:///absolute/path`, which is created at the first write.
 
     Raises:
-        ConfigError: the URL or an option is wrong.
+        ConfigError: the URL is wrong.
     """
-    parsed = urlsplit(url)
-    path = unquote(parsed.path)
-    if parsed.scheme != "file" or parsed.netloc not in ("", "localhost") or path[:1] != "/":
+    address = parse_url(url)
+    if address.scheme != "file" or address.host not in ("", "localhost") or not address.path:
         raise ConfigError(f"{url!r} is not a folder", hint="write file:///absolute/path")
-    if parsed.query or parsed.fragment:
-        raise ConfigError(f"{url!r} has a query or fragment", hint="write ? as %3F and # as %23")
-    known(url, options, ("direct", "fsync"))
-    return LocalBackend(
-        path,
-        direct=choice(url, options, "direct", ("auto", "always", "never")),
-        sync=choice(url, options, "fsync", (True, False)),
-    )
+    return LocalBackend(address.path, options)
 
 
 class LocalBackend:
@@ -72,16 +78,15 @@ class LocalBackend:
 
     Args:
         root: absolute path.
-        direct: "auto", "always" or "never".
-        sync: fsync files and folders before anything is reported as stored.
+        options: how files are read and written.
     """
 
-    def __init__(self, root: str, *, direct: str = "auto", sync: bool = True) -> None:
+    def __init__(self, root: str, options: LocalOptions = _DEFAULTS) -> None:
         self._root = os.path.normpath(root)
         self.url = f"file://{quote(self._root)}"
-        self._direct = direct
-        folders = Folders(self._root, sync=sync)
-        self._site = Site(self.url, folders, Scratch(folders), sync)
+        self._direct = options.direct
+        folders = Folders(self._root, sync=options.fsync)
+        self._site = Site(self.url, folders, Scratch(folders), options.fsync)
         self._uploads: weakref.WeakSet[LocalUpload] = weakref.WeakSet()
         self._lock = threading.Lock()
 

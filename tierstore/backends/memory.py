@@ -9,12 +9,10 @@ import secrets
 import threading
 import time
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from tierstore.backend import Capabilities, ObjectInfo
-from tierstore.backends.options import known
 from tierstore.blocks import Buffer, combine, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
@@ -25,6 +23,7 @@ from tierstore.errors import (
     TruncatedFileError,
 )
 from tierstore.keys import check_key
+from tierstore.registry import declares, parse_url
 
 _CAPABILITIES = Capabilities(
     atomic_create=True,
@@ -81,23 +80,32 @@ _spaces: dict[str, _Space] = {}
 _spaces_lock = threading.Lock()
 
 
-def open_memory(url: str, options: Mapping[str, object]) -> MemoryBackend:
-    """Open the objects of `memory://any/name`; there are no options.
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """There are none."""
+
+
+_DEFAULTS = MemoryOptions()
+
+
+@declares(MemoryOptions)
+def open_memory(url: str, options: MemoryOptions = _DEFAULTS) -> MemoryBackend:  # noqa: ARG001 - a factory
+    """Open the objects of `memory://any/name`.
 
     Raises:
-        ConfigError: the URL or an option is wrong.
+        ConfigError: the URL is wrong.
     """
-    if urlsplit(url).scheme != "memory":
+    address = parse_url(url)
+    if address.scheme != "memory":
         raise ConfigError(f"{url!r} is not a place in memory", hint="write memory://name")
-    known(url, options, ())
-    return MemoryBackend(url)
+    return MemoryBackend(address.url)
 
 
 class MemoryBackend:
     """Objects in a dictionary; see `open_memory`."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = url
         with _spaces_lock:
             self._space = _spaces.setdefault(self.url, _Space())
 

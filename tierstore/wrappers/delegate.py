@@ -1,0 +1,179 @@
+"""A backend around a backend: what all wrappers share.
+
+A wrapper says in `around` what happens before and after one request; everything else passes
+through. Uploads are wrapped too, so their `write`, `commit` and `abort` come by `around` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload
+from tierstore.blocks import Buffer
+
+T = TypeVar("T")
+_PAGE = 256
+
+READS = frozenset({"read_into"})
+WRITES = frozenset({"create", "write"})
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through a wrapper.
+
+    Attributes:
+        operation: "stat", "list" (one page of it), "read_into", "create", "upload", "write",
+            "commit", "abort" or "delete".
+        key: the key or prefix; empty for "delete".
+        offset: where in the object, for "read_into" and "write".
+        buffer: what is read into or written; a wrapper may put another one here.
+    """
+
+    operation: str
+    key: str
+    offset: int = 0
+    buffer: Buffer | None = None
+
+    @property
+    def read(self) -> int:
+        """Bytes this request reads."""
+        return self._size() if self.operation in READS else 0
+
+    @property
+    def written(self) -> int:
+        """Bytes this request writes."""
+        return self._size() if self.operation in WRITES else 0
+
+    def _size(self) -> int:
+        return 0 if self.buffer is None else memoryview(self.buffer).nbytes
+
+
+class Delegate:
+    """A backend that does what `inner` does.
+
+    Args:
+        inner: the backend to wrap; closed with the wrapper.
+    """
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+
+    def around(self, call: Call, run: Callable[[], T]) -> T:  # noqa: ARG002 - for overriding
+        """Carry out `call` by `run`, which may be called more than once."""
+        return run()
+
+    @property
+    def url(self) -> str:
+        """See `tierstore.backend.Backend.url`."""
+        return self.inner.url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """See `tierstore.backend.Backend.capabilities`."""
+        return self.inner.capabilities
+
+    def local_path(self, key: str) -> str | None:
+        """Return the file of `key` where the tier keeps it as one on this machine."""
+        path: Callable[[str], str | None] | None = getattr(self.inner, "local_path", None)
+        return path(key) if path else None
+
+    def stat(self, key: str) -> ObjectInfo:
+        """See `tierstore.backend.Backend.stat`."""
+        return self.around(Call("stat", key), lambda: self.inner.stat(key))
+
+    def list(
+        self, prefix: str, *, after: str | None = None, delimiter: bool = False
+    ) -> Iterator[ObjectInfo]:
+        """See `tierstore.backend.Backend.list`; a page of it is one call of `around`."""
+        pages = _Pages(self.inner, prefix, after, delimiter)
+        while page := self.around(Call("list", prefix), pages.next):
+            yield from page
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See `tierstore.backend.Backend.read_into`."""
+        call = Call("read_into", key, offset, buffer)
+        self.around(call, lambda: self.inner.read_into(key, offset, memoryview(_buffer(call))))
+
+    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+        """See `tierstore.backend.Backend.create`."""
+        call = Call("create", key, 0, buffer)
+        return self.around(call, lambda: self.inner.create(key, _buffer(call), if_absent=if_absent))
+
+    def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
+        """See `tierstore.backend.Backend.upload`."""
+        inner = self.around(
+            Call("upload", key), lambda: self.inner.upload(key, size, resume=resume)
+        )
+        return DelegatedUpload(self, key, inner)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `tierstore.backend.Backend.delete`."""
+        held = [*keys]  # may be sent again
+        self.around(Call("delete", ""), lambda: self.inner.delete(held))
+
+    def close(self) -> None:
+        """See `tierstore.backend.Backend.close`."""
+        self.inner.close()
+
+
+class DelegatedUpload:
+    """The upload of a wrapped backend."""
+
+    def __init__(self, owner: Delegate, key: str, inner: Upload) -> None:
+        self._owner, self._key, self._inner = owner, key, inner
+
+    @property
+    def token(self) -> str:
+        """See `tierstore.backend.Upload.token`."""
+        return self._inner.token
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """See `tierstore.backend.Upload.done`."""
+        return self._inner.done
+
+    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
+        """See `tierstore.backend.Upload.write`."""
+        call = Call("write", self._key, offset, buffer)
+        self._owner.around(call, lambda: self._inner.write(offset, _buffer(call), crc32c))
+
+    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
+        """See `tierstore.backend.Upload.commit`."""
+        return self._owner.around(
+            Call("commit", self._key),
+            lambda: self._inner.commit(if_absent=if_absent, crc32c=crc32c),
+        )
+
+    def abort(self) -> None:
+        """See `tierstore.backend.Upload.abort`."""
+        self._owner.around(Call("abort", self._key), self._inner.abort)
+
+
+class _Pages:
+    """A listing in pages. After an error the next page starts behind the last good one."""
+
+    def __init__(self, inner: Backend, prefix: str, after: str | None, delimiter: bool) -> None:
+        self._inner, self._prefix, self._delimiter = inner, prefix, delimiter
+        self._after = after
+        self._items: Iterator[ObjectInfo] | None = None
+
+    def next(self) -> list[ObjectInfo]:
+        """Return the next items; none at the end."""
+        if self._items is None:
+            self._items = self._inner.list(
+                self._prefix, after=self._after, delimiter=self._delimiter
+            )
+        items, self._items = self._items, None
+        page = list(islice(items, _PAGE))
+        self._items = items
+        if page:
+            self._after = page[-1].key
+        return page
+
+
+def _buffer(call: Call) -> Buffer:
+    return b"" if call.buffer is None else call.buffer

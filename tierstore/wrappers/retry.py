@@ -1,0 +1,118 @@
+"""Trying again when that may help, without hammering a tier that is going down.
+
+The pauses are random between nothing and a bound that doubles ("full jitter": AWS Architecture
+Blog, Exponential Backoff And Jitter, 2015), so that the ranks of a job do not come back together.
+A budget shared by all requests of a tier stops retrying when most of them fail: each retry takes
+one token and each success returns a tenth.
+
+Repeating is safe: requests are idempotent, `create` and `commit` accept what they already stored,
+and a listing goes on behind the last key.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from tierstore.backend import Backend
+from tierstore.errors import TransientError
+from tierstore.wrappers.delegate import Call, Delegate
+
+T = TypeVar("T")
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 20.0
+_REFUND = 0.1
+
+
+class Budget:
+    """How many retries a tier may still cost; safe between threads.
+
+    Args:
+        tokens: as many retries in a row when nothing succeeds.
+    """
+
+    def __init__(self, tokens: float = 100.0) -> None:
+        self._most = self._tokens = tokens
+        self._lock = threading.Lock()
+
+    def spend(self) -> bool:
+        """Take a token; False if there is none."""
+        with self._lock:
+            if self._tokens < 1:
+                return False
+            self._tokens -= 1
+            return True
+
+    def refund(self) -> None:
+        """Return a part of a token after a success."""
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + _REFUND)
+
+
+class Retrying(Delegate):
+    """A backend that repeats requests that failed with TransientError.
+
+    Args:
+        inner: the backend.
+        seconds: how long after its start a request may be tried again; 0 never retries.
+        budget: of the tier.
+        on_retry: told the operation before each repetition.
+        clock: seconds, never going back.
+        pause: waits for seconds, but returns True at once when the backend is closed.
+    """
+
+    def __init__(
+        self,
+        inner: Backend,
+        *,
+        seconds: float = 120.0,
+        budget: Budget | None = None,
+        on_retry: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], bool] | None = None,
+    ) -> None:
+        super().__init__(inner)
+        self._seconds, self._clock, self._on_retry = seconds, clock, on_retry
+        self._budget = budget or Budget()
+        self._closed = threading.Event()
+        self._pause = pause or self._closed.wait
+
+    def around(self, call: Call, run: Callable[[], T]) -> T:
+        """Run until it succeeds, fails for good, or time or budget are used up."""
+        start = self._clock()
+        tries = 1
+        while True:
+            try:
+                result = run()
+            except TransientError as error:
+                why = self._wait(error, tries, start)
+                if why:
+                    if tries > 1 or self._seconds:
+                        error.add_note(f"{call.operation} was tried {tries} times; {why}")
+                    raise
+            else:
+                self._budget.refund()
+                return result
+            if self._on_retry:
+                self._on_retry(call.operation)
+            tries += 1
+
+    def _wait(self, error: TransientError, tries: int, start: float) -> str:
+        """Pause before the next try; return why there will be none, or nothing."""
+        bound = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(tries - 1, 30))
+        pause = random.uniform(0, bound)
+        if error.retry_after is not None:
+            pause = max(pause, error.retry_after)
+        if self._clock() - start + pause >= self._seconds:
+            return f"the {self._seconds:g} seconds for retries are over"
+        if not self._budget.spend():
+            return "too many requests to this tier fail to retry each of them"
+        return "the backend was closed" if self._pause(pause) else ""
+
+    def close(self) -> None:
+        """End the pauses and close the wrapped backend."""
+        self._closed.set()
+        super().close()
