@@ -23,6 +23,15 @@ _QUIET = {
 _TRIES = 3
 
 
+def find_minio() -> Path:
+    """Return the path of MinIO, installing it with Go when it is nowhere.
+
+    Raises:
+        ServerUnavailableError: it cannot be had.
+    """
+    return find_program(["minio"], _MODULE)
+
+
 @contextlib.contextmanager
 def minio(root: Path | None = None, *, port: int | None = None) -> Iterator[S3Server]:
     """Start MinIO, or use the one that TIERSTORE_TEST_S3 names.
@@ -38,7 +47,7 @@ def minio(root: Path | None = None, *, port: int | None = None) -> Iterator[S3Se
     if address := os.environ.get("TIERSTORE_TEST_S3"):
         yield S3Server.parse(address)
         return
-    program = find_program(["minio"], _MODULE)
+    program = find_minio()
     with contextlib.ExitStack() as stack:
         if root is None:
             root = Path(

@@ -25,18 +25,24 @@ def _go_bin(go: str) -> Path:
     return Path(answer[0]) if answer[0] else Path(answer[1].split(os.pathsep)[0]) / "bin"
 
 
-def find_program(names: Sequence[str], module: str) -> Path:
+def find_program(names: Sequence[str], module: str, *, marker: bytes = b"") -> Path:
     """Return the path of a program, installing it with Go when it is nowhere.
 
     Args:
         names: the program's names on PATH, best first; the last is the name `go install` gives it.
         module: the Go package to install, with its version.
+        marker: bytes inside the program that tell it from another of the same name.
 
     Raises:
         ServerUnavailableError: it is missing and Go is too, or the installation failed.
     """
+
+    def is_it(program: Path) -> bool:
+        return program.exists() and (not marker or marker in program.read_bytes())
+
     for name in names:
-        if found := shutil.which(name):
+        found = shutil.which(name)
+        if found and is_it(Path(found)):
             return Path(found)
     go = shutil.which("go")
     if go is None:
@@ -45,9 +51,9 @@ def find_program(names: Sequence[str], module: str) -> Path:
             hint=f"install {names[0]}, or Go and then: go install {module}",
         )
     program = _go_bin(go) / names[-1]
-    if not program.exists():
+    if not is_it(program):
         _install(go, module, names[0])
-    if not program.exists():
+    if not is_it(program):
         raise ServerUnavailableError(f"go install {module} did not make {program}")
     return program
 

@@ -16,7 +16,7 @@ from typing import Literal
 import urllib3
 
 from tierstore.testing.servers.process import ServerProcess, free_port
-from tierstore.testing.servers.programs import ServerUnavailableError, find_program
+from tierstore.testing.servers.programs import find_program
 
 _MODULE = "github.com/Shopify/toxiproxy/v2/cmd/server@latest"
 
@@ -119,6 +119,15 @@ class Toxiproxy:
         self._http.clear()
 
 
+def find_toxiproxy() -> Path:
+    """Return the path of toxiproxy, installing it with Go when it is nowhere.
+
+    Raises:
+        ServerUnavailableError: it cannot be had.
+    """
+    return find_program(["toxiproxy-server", "server"], _MODULE, marker=b"toxiproxy")
+
+
 @contextlib.contextmanager
 def toxiproxy() -> Iterator[Toxiproxy]:
     """Start toxiproxy on a free loopback port.
@@ -126,11 +135,7 @@ def toxiproxy() -> Iterator[Toxiproxy]:
     Raises:
         ServerUnavailableError: there is none and no Go to install it with, or it did not start.
     """
-    program = find_program(["toxiproxy-server", "server"], _MODULE)
-    if program.name == "server" and b"toxiproxy" not in program.read_bytes():
-        raise ServerUnavailableError(
-            f"{program} is not toxiproxy", hint="put toxiproxy-server on PATH"
-        )
+    program = find_toxiproxy()
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="tierstore-toxiproxy-") as folder:
         with ServerProcess(

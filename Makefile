@@ -1,0 +1,59 @@
+# Everything a person or CI runs. Each target sets itself up: Python 3.11+, make and (for MinIO) Go
+# are all that has to be there. Installs go to .venv and to the tools' own caches, nowhere else.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench servers api clean
+
+help:
+	@echo "make demo     train, kill, resume: the whole thing on this machine, under two minutes"
+	@echo "make test     all tests, on real servers (PYTEST_ARGS=... goes to pytest)"
+	@echo "make check    format, lint, types, structure"
+	@echo "make bench    compare with other checkpoint savers (BENCH_ARGS=... goes to it)"
+	@echo "make servers  a MinIO in the foreground, to try things on"
+	@echo "make api      accept the public API as it is now"
+	@echo "make clean    remove .venv and caches of this checkout"
+
+demo: $(READY)
+	@$(BIN)/tierstore demo $(DEMO_ARGS)
+
+test: $(READY)
+	@$(BIN)/python -m tierstore.testing.servers install
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/architecture
+
+bench: $(READY)
+	@$(BIN)/python -m tierstore.testing.servers install
+	@$(BIN)/python -m benchmarks checkpoint $(BENCH_ARGS)
+
+servers: $(READY)
+	@$(BIN)/python -m tierstore.testing.servers run
+
+api: $(READY)
+	@$(BIN)/python -m pytest -q tests/architecture/test_public_api.py --update-api
+
+clean:
+	rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+# uv is several times faster than pip. It may be a broken shim, or blind to pip's own settings:
+# so it is tried, and pip does the work where it fails.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("tierstore needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@echo "setting up .venv, once (torch is large: a minute or more)"
+	@$(PYTHON) -m venv .venv
+	@uv=uv; uv --version >/dev/null 2>&1 || { uv=$(BIN)/uv; $(BIN)/python -m pip install -q uv || true; }; \
+	$$uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	|| { echo "uv could not; trying pip"; $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; }
+	@touch $@
