@@ -1,0 +1,143 @@
+"""An S3 bucket, or a prefix in one, as a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.blocks import Buffer
+from tierstore.errors import TruncatedFileError
+from tierstore.registry import declares
+from tierstore_s3.errors import failure
+from tierstore_s3.multipart import PartsUpload
+from tierstore_s3.objects import Objects
+from tierstore_s3.options import MIB, S3Options
+from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
+
+_DELETE_BATCH = 1000
+
+
+@declares(S3Options)
+def open_s3(url: str, options: S3Options | None = None) -> S3Backend:
+    """Open `s3://bucket/prefix`; no request is sent yet.
+
+    Raises:
+        ConfigError: the URL or an option is wrong.
+    """
+    return S3Backend(url, options or S3Options())
+
+
+class S3Backend:
+    """Objects below `s3://bucket/prefix`. See `tierstore.backend.Backend` for each method.
+
+    A missing bucket is a plain `StorageError`, never a `NotFoundError`: nobody shall take it for
+    a missing checkpoint.
+    """
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        self._objects = Objects(url, options)
+        self._capabilities = Capabilities(
+            atomic_create=True,
+            parallel_parts=True,
+            resumable_upload=True,
+            server_checksum=self._objects.checked,
+            durable_on_commit=True,
+            min_part=5 * MIB,
+            part_size=options.part_size,
+            read_size=options.read_size,
+            concurrency=options.concurrency,
+        )
+        self._uploads = Uploads(self._objects, options, self._capabilities)
+
+    def __repr__(self) -> str:
+        return f"S3Backend({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The root, without credentials."""
+        return self._objects.url
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of S3 as such; a server may do less, which `tierstore doctor` finds out."""
+        return self._capabilities
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size, mtime and, of objects written with one, the CRC32C of the whole."""
+        return self._objects.stat(key)
+
+    def list(
+        self, prefix: str, *, after: str | None = None, delimiter: bool = False
+    ) -> Iterator[ObjectInfo]:
+        """Yield objects, 1,000 a request, in the order of their UTF-8 bytes."""
+        root, first = self._objects.prefix, (after or "").encode()
+        wanted: dict[str, object] = {"Prefix": root + prefix}
+        if after:
+            wanted["StartAfter"] = root + after
+        if delimiter:
+            wanted["Delimiter"] = "/"
+        while True:
+            page = self._objects.call("list_objects_v2", None, **wanted)
+            found = [
+                ObjectInfo(o["Key"][len(root) :], o["Size"], o["LastModified"].timestamp())
+                for o in page.get("Contents", ())
+            ]
+            folders = page.get("CommonPrefixes", ())
+            found += (ObjectInfo(folder["Prefix"][len(root) :], 0, 0.0) for folder in folders)
+            for info in sorted(found, key=lambda info: info.key.encode()):
+                # The root's own marker object, as consoles make it, has no key below the root.
+                if info.key and info.key.encode() > first:
+                    yield info
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Receive a range straight into `buffer`."""
+        if buffer.nbytes:
+            self._objects.read_into(key, offset, buffer)
+        elif self.stat(key).size < offset:
+            raise TruncatedFileError(f"{self.url}/{key}: it ends before byte {offset}")
+
+    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+        """Put a whole object; with `if_absent` by `If-None-Match: *`."""
+        return self._objects.put(key, buffer, if_absent=if_absent)
+
+    def upload(
+        self, key: str, size: int, *, resume: str | None = None
+    ) -> PartsUpload | EmptyUpload:
+        """Begin a multipart upload, or go on with the one whose token is given.
+
+        Raises:
+            NotFoundError: the upload to resume was completed, aborted, or has expired.
+            StorageError: the token is of another upload.
+        """
+        if not size:
+            return EmptyUpload(self._objects, key)
+        return self._uploads.resume(key, size, resume) if resume else self._uploads.begin(key, size)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, 1,000 a request."""
+        rest = iter(keys)
+        while batch := list(islice(rest, _DELETE_BATCH)):
+            objects = [{"Key": self._objects.path(key)} for key in batch]
+            answer = self._objects.call(
+                "delete_objects", None, Delete={"Objects": objects, "Quiet": True}
+            )
+            for refused in answer.get("Errors", ()):
+                code, said = str(refused.get("Code", "")), str(refused.get("Message", ""))
+                if code != "NoSuchKey":
+                    raise failure(0, code, said, {}, doing=f"deleting {refused.get('Key', '')}")
+
+    def uploads(self, prefix: str = "") -> Iterator[OpenUpload]:
+        """Yield the multipart uploads left open below `prefix`: hidden parts that cost money."""
+        return self._uploads.list(prefix)
+
+    def abort_upload(self, upload: OpenUpload) -> None:
+        """Free what an open upload holds. Idempotent."""
+        self._uploads.abort(upload.key, upload.upload_id)
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""
+        self._objects.close()

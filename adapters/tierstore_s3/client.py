@@ -1,0 +1,236 @@
+"""One S3 server as boto3's control plane and a data plane of signed, zero-copy requests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import botocore.exceptions as boto
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.httpsession import get_cert_path
+from botocore.session import Session, get_session
+
+from tierstore.blocks import Buffer
+from tierstore.errors import (
+    AccessError,
+    ConfigError,
+    DeadlineError,
+    StorageError,
+    TransientError,
+    UnreachableError,
+)
+from tierstore.http import Response, Transport
+from tierstore_s3.errors import RENEW, RENEWABLE, error_code, failure
+from tierstore_s3.options import S3Options
+from tierstore_s3.signing import quote_key, sign
+
+_PLACE = "tierstore-place"
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """What one look at the environment gave: who we are and where the bucket is."""
+
+    boto: Any
+    credentials: Credentials | None
+    base: str
+    region: str
+
+    def frozen(self) -> Credentials | ReadOnlyCredentials | None:
+        """The credentials of this moment; refreshes those that can be and are due."""
+        return self.credentials and self.credentials.get_frozen_credentials()
+
+
+class S3Client:
+    """Requests to one bucket, by any number of threads.
+
+    boto3 finds the credentials, the endpoint and the bucket's address, and carries the control
+    plane; its own retries are off, because retrying is policy. Bytes go through `Transport`.
+    """
+
+    def __init__(self, bucket: str, options: S3Options) -> None:
+        self.bucket = bucket
+        self.options = options
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._login: _Login | None = None
+        self._transport: Transport | None = None
+
+    def call(self, operation: str, **parameters: object) -> dict[str, Any]:
+        """Carry out one operation of the control plane on the bucket.
+
+        Raises:
+            TierstoreError: as `tierstore_s3.errors.failure` maps it.
+        """
+        login = self._current()
+        try:
+            answer: dict[str, Any] = getattr(login.boto, operation)(
+                Bucket=self.bucket, **parameters
+            )
+        except boto.ClientError as error:
+            self._refuse(error, login)
+        except boto.BotoCoreError as error:
+            _raise(error)
+        return answer
+
+    def request(
+        self,
+        method: str,
+        key: str,
+        *,
+        query: str = "",
+        headers: Mapping[str, str],
+        body: Buffer | None = None,
+        into: memoryview | None = None,
+        ok: Container[int] = (200,),
+    ) -> Response:
+        """Send one signed request about the object `key` through `Transport.request`."""
+        login = self._current()
+        url = f"{login.base}{quote_key(key)}{'?' if query else ''}{query}"
+        try:
+            signed = sign(method, url, headers, login.frozen(), login.region)
+        except boto.BotoCoreError as error:
+            _raise(error)
+        transport = self._transport
+        if transport is None:
+            raise StorageError("the backend is closed")
+        answer = transport.request(method, url, headers=signed, body=body, into=into, ok=ok)
+        if answer.status not in ok and error_code(answer) in RENEWABLE:
+            self._renew(login)
+        return answer
+
+    def close(self) -> None:
+        """Release all connections. Idempotent; a later request opens new ones."""
+        with self._lock:
+            transport, self._transport = self._transport, None
+            login, self._login = self._login, None
+        if transport:
+            transport.close()
+        if login:
+            login.boto.close()
+
+    def _current(self) -> _Login:
+        with self._lock:
+            if self._login is None:
+                self._login = self._log_in()
+            if self._transport is None:
+                self._transport = self._connect()
+            return self._login
+
+    def _log_in(self) -> _Login:
+        options = self.options
+        try:
+            session = self._session = get_session()
+            if options.profile:
+                session.set_config_variable("profile", options.profile)
+            client = session.create_client(
+                "s3",
+                region_name=options.region,
+                endpoint_url=options.endpoint_url,
+                verify=self._trust(session),
+                config=self._config(),
+            )
+            base, region = self._place(client)
+            credentials = None if options.anonymous else session.get_credentials()
+        except (boto.BotoCoreError, ValueError) as error:
+            _raise(error)
+        return _Login(client, credentials, base, region)
+
+    def _config(self) -> Config:
+        options = self.options
+        return Config(
+            signature_version=UNSIGNED if options.anonymous else "s3v4",
+            s3={"addressing_style": options.addressing},
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=options.connect_timeout,
+            read_timeout=options.stall_timeout,
+            max_pool_connections=options.concurrency,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+
+    def _place(self, client: Any) -> tuple[str, str]:
+        """Return the URL before every key, and the region to sign for.
+
+        A presigned URL is the one public way to botocore's own rules for addresses.
+        """
+        url = urlsplit(
+            client.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": _PLACE}
+            )
+        )
+        scope = parse_qs(url.query).get("X-Amz-Credential", ["////"])[0].rsplit("/", 4)
+        base = f"{url.scheme}://{url.netloc}{url.path}"
+        return base.removesuffix(_PLACE), unquote(scope[2])
+
+    def _trust(self, session: Session) -> str | bool:
+        if not self.options.verify:
+            return False
+        named = self.options.ca_bundle or session.get_config_variable("ca_bundle")
+        return str(named or get_cert_path(True))
+
+    def _connect(self) -> Transport:
+        options = self.options
+        trust = self._trust(self._session or get_session())
+        return Transport(
+            pool_size=options.concurrency,
+            deadlines=options.deadlines,
+            ca_bundle=trust if isinstance(trust, str) else None,
+            verify=options.verify,
+        )
+
+    def _refuse(self, error: boto.ClientError, login: _Login) -> NoReturn:
+        said, meta = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
+        code = str(said.get("Code", ""))
+        if code in RENEWABLE:
+            self._renew(login)
+        raise failure(
+            meta.get("HTTPStatusCode", 0),
+            code,
+            str(said.get("Message", "")),
+            meta.get("HTTPHeaders", {}),
+            doing=error.operation_name,
+        ) from error
+
+    def _renew(self, used: _Login) -> None:
+        """Look for newer credentials where the refused ones came from.
+
+        A job of weeks outlives the token in its credentials file, which others renew in place.
+
+        Raises:
+            TransientError: there are some; the request is worth repeating.
+        """
+        with self._lock:
+            if self._login is used:
+                fresh = self._log_in()
+                if fresh.frozen() == used.frozen():
+                    fresh.boto.close()
+                    return
+                self._login = fresh
+        used.boto.close()
+        raise TransientError("the credentials were renewed meanwhile")
+
+
+def _raise(error: Exception) -> NoReturn:
+    """Raise what a failure before any answer means; botocore's texts hold no secrets."""
+    text = str(error)
+    if isinstance(error, boto.ProfileNotFound | boto.InvalidConfigError | ValueError):
+        raise ConfigError(text) from error
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or anonymous = true"
+        raise AccessError(text, hint=hint) from error
+    if isinstance(error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.SSOError):
+        raise AccessError(text, hint=RENEW) from error
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
+        hint = "give the authority's certificate as ca_bundle"
+        raise AccessError("the server's certificate is not trusted", hint=hint) from error
+    if isinstance(error, boto.ConnectTimeoutError | boto.ReadTimeoutError):
+        raise DeadlineError(text) from error
+    if isinstance(error, boto.HTTPClientError | boto.EndpointConnectionError):
+        raise UnreachableError(text) from error
+    raise StorageError(text) from error

@@ -1,0 +1,223 @@
+"""Multipart uploads: many parts at once, checked by the server, resumable by a token."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+from tierstore.backend import ObjectInfo
+from tierstore.blocks import Buffer, combine
+from tierstore.errors import (
+    AlreadyExistsError,
+    DamagedInTransitError,
+    NotFoundError,
+    StorageError,
+    TruncatedFileError,
+)
+from tierstore_s3.objects import Objects
+from tierstore_s3.signing import decode_crc, encode_crc
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeToken:
+    """All that a later process must know of an upload."""
+
+    key: str
+    size: int
+    upload_id: str
+    part_size: int
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str, key: str, size: int) -> ResumeToken:
+        """Return the token that `str` printed for an upload of `key` of `size` bytes.
+
+        Raises:
+            StorageError: it is of another upload, or no token.
+        """
+        try:
+            token = cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise StorageError("the upload's token cannot be read") from error
+        if (token.key, token.size) != (key, size):
+            raise StorageError(
+                f"the token is of an upload of {token.key!r} of {token.size} bytes, not {size}"
+            )
+        return token
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    number: int
+    size: int
+    etag: str
+    crc32c: int | None
+
+    def named(self, checked: bool) -> dict[str, object]:
+        """Itself, in the words of CompleteMultipartUpload."""
+        named: dict[str, object] = {"PartNumber": self.number, "ETag": self.etag}
+        if checked and self.crc32c is not None:
+            named["ChecksumCRC32C"] = encode_crc(self.crc32c)
+        return named
+
+
+class PartsUpload:
+    """An upload of one object in parts of equal size, numbered by their offset."""
+
+    def __init__(self, objects: Objects, token: ResumeToken) -> None:
+        self._objects = objects
+        self._token = token
+        self._parts: dict[int, _Part] = {}
+        self._lock = threading.Lock()
+        self._over = False
+
+    @property
+    def token(self) -> str:
+        """For `S3Backend.upload(resume=...)`; it holds no secret."""
+        return str(self._token)
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """(offset, length) of the parts the server holds."""
+        with self._lock:
+            parts = sorted(self._parts.values(), key=lambda part: part.number)
+        return [((part.number - 1) * self._token.part_size, part.size) for part in parts]
+
+    def recall(self) -> None:
+        """Ask the server which parts it holds.
+
+        Raises:
+            NotFoundError: the upload was completed, aborted, or has expired.
+        """
+        wanted: dict[str, object] = {"UploadId": self._token.upload_id}
+        while True:
+            page = self._objects.call("list_parts", self._token.key, **wanted)
+            # A server that keeps no checksums is not asked for them; from one that does, a part
+            # without its own is as good as missing.
+            needed = self._objects.checked and "ChecksumAlgorithm" in page
+            for each in page.get("Parts", ()):
+                if not needed or each.get("ChecksumCRC32C"):
+                    self._remember(each)
+            if not page.get("IsTruncated"):
+                return
+            wanted["PartNumberMarker"] = page["NextPartNumberMarker"]
+
+    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
+        """Send one part; all but the last have the size that `Capabilities.part_size_for` gives.
+
+        Raises:
+            DamagedInTransitError: the server received other bytes.
+            StorageError: the part does not fit the upload.
+        """
+        size, token = memoryview(buffer).nbytes, self._token
+        index, rest = divmod(offset, token.part_size)
+        if rest or size != self._length(index):
+            text = f"{size} bytes at {offset} are no part of {token.part_size} bytes"
+            raise self._error(StorageError, text)
+        query = f"partNumber={index + 1}&uploadId={quote(token.upload_id, safe='')}"
+        etag = self._objects.put_part(token.key, query, buffer, crc32c)
+        with self._lock:
+            self._parts[index + 1] = _Part(index + 1, size, etag, crc32c)
+
+    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
+        """Complete the upload; the server checks the CRC32C of the whole.
+
+        It may be repeated after an answer that did not tell: an object of this size and CRC32C is
+        ours, or as good. The upload of a lost race is aborted.
+        """
+        token, parts = self._token, self._all_parts()
+        whole = _whole(parts)
+        if whole is not None and crc32c not in (None, whole):
+            text = f"the parts have CRC32C {whole:08x}, the whole should have {crc32c:08x}"
+            raise self._error(DamagedInTransitError, text)
+        crc = crc32c if whole is None else whole
+        try:
+            self._complete(parts, crc, if_absent=if_absent)
+        except AlreadyExistsError:
+            try:
+                info = self._objects.winner(token.key, token.size, crc)
+            finally:
+                self.abort()
+            return info
+        except NotFoundError as gone:
+            info = self._earlier(crc, gone, if_absent=if_absent)
+        else:
+            info = self._objects.stat(token.key)
+        self._over = True
+        return info
+
+    def abort(self) -> None:
+        """Free the parts on the server. Idempotent; nothing happens after a commit."""
+        if not self._over:
+            abort_upload(self._objects, self._token.key, self._token.upload_id)
+            self._over = True
+
+    def _length(self, index: int) -> int:
+        return min(self._token.part_size, self._token.size - index * self._token.part_size)
+
+    def _error(self, kind: type[StorageError], text: str) -> StorageError:
+        return kind(text, url=self._objects.url, key=self._token.key)
+
+    def _remember(self, each: dict[str, Any]) -> None:
+        crc = decode_crc(each.get("ChecksumCRC32C"))
+        part = _Part(each["PartNumber"], each["Size"], each["ETag"], crc)
+        if part.size == self._length(part.number - 1):
+            with self._lock:
+                self._parts[part.number] = part
+
+    def _all_parts(self) -> list[_Part]:
+        token = self._token
+        needed = range(1, -(-token.size // token.part_size) + 1)
+        with self._lock:
+            missing = [number for number in needed if number not in self._parts]
+            if not missing:
+                return [self._parts[number] for number in needed]
+        raise TruncatedFileError(
+            f"{self._objects.url}/{token.key}: {len(missing)} of {len(needed)} parts are missing, "
+            f"the first at byte {(missing[0] - 1) * token.part_size}"
+        )
+
+    def _complete(self, parts: list[_Part], crc: int | None, *, if_absent: bool) -> None:
+        wanted: dict[str, object] = {
+            "UploadId": self._token.upload_id,
+            "MultipartUpload": {"Parts": [part.named(self._objects.checked) for part in parts]},
+        }
+        if self._objects.checked and crc is not None:
+            wanted |= {"ChecksumCRC32C": encode_crc(crc), "ChecksumType": "FULL_OBJECT"}
+        if if_absent:
+            wanted["IfNoneMatch"] = "*"
+        self._objects.call("complete_multipart_upload", self._token.key, **wanted)
+
+    def _earlier(self, crc: int | None, gone: NotFoundError, *, if_absent: bool) -> ObjectInfo:
+        """Return the object of an earlier commit of this upload, whose answer was lost."""
+        try:
+            info = self._objects.same(self._token.key, self._token.size, crc)
+        except NotFoundError:
+            raise gone from None
+        if info is None and if_absent:
+            raise self._error(AlreadyExistsError, "exists with other content") from gone
+        if info is None:
+            raise gone
+        return info
+
+
+def abort_upload(objects: Objects, key: str, upload_id: str) -> None:
+    """Free what a multipart upload holds; one that is gone is no error."""
+    with suppress(NotFoundError):
+        objects.call("abort_multipart_upload", key, UploadId=upload_id)
+
+
+def _whole(parts: list[_Part]) -> int | None:
+    """Return the CRC32C of the parts joined, or None where one is unknown."""
+    total = 0
+    for part in parts:
+        if part.crc32c is None:
+            return None
+        total = combine(total, part.crc32c, part.size)
+    return total

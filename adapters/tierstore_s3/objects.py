@@ -1,0 +1,184 @@
+"""Whole objects below a prefix of a bucket, with every error named in this project's words."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+from tierstore.backend import ObjectInfo
+from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
+from tierstore.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+    TruncatedFileError,
+)
+from tierstore.http import Response
+from tierstore.keys import check_key
+from tierstore.registry import parse_url
+from tierstore_s3.client import S3Client
+from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
+from tierstore_s3.options import S3Options
+from tierstore_s3.signing import CRC_HEADER, decode_crc, encode_crc
+
+
+class Objects:
+    """The objects below `s3://bucket/prefix`.
+
+    Attributes:
+        url: the root, without credentials.
+        prefix: what every key of the bucket begins with; "" or ending in "/".
+        checked: the server is given the CRC32C of everything it stores.
+    """
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        address = parse_url(url)
+        if not address.host:
+            raise ConfigError(f"{url!r} names no bucket", hint="write s3://bucket/prefix")
+        self.url = address.url
+        self.prefix = f"{address.path.strip('/')}/".lstrip("/")
+        self.checked = options.checksum == "crc32c"
+        self._options = options
+        self._client = S3Client(address.host, options)
+        self._bucket_seen = False
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return what the server knows; the CRC32C only if it is of the whole object."""
+        with naming(self.url, key):
+            answer = self._client.request(
+                "HEAD", self.path(key), headers={"x-amz-checksum-mode": "ENABLED"}
+            )
+            if answer.status != 200:
+                self._refuse(answer, "HeadObject")
+            return ObjectInfo(
+                key,
+                int(answer.headers.get("content-length", 0)),
+                _seconds(answer.headers.get("last-modified")),
+                decode_crc(answer.headers.get(CRC_HEADER)),
+            )
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Receive the bytes from `offset` straight into `buffer`, which is not empty."""
+        end = offset + buffer.nbytes - 1
+        with naming(self.url, key):
+            answer = self._client.request(
+                "GET",
+                self.path(key),
+                headers={"range": f"bytes={offset}-{end}"},
+                into=buffer,
+                ok=(200, 206),
+            )
+            if answer.status not in (200, 206):
+                self._refuse(answer, "GetObject")
+            if answer.status == 200 and offset:
+                raise StorageError("GetObject: the server ignores ranges")
+
+    def put(self, key: str, buffer: Buffer, *, if_absent: bool) -> ObjectInfo:
+        """Put a whole object; with `if_absent`, an equal one that exists counts as put.
+
+        Raises:
+            AlreadyExistsError: `if_absent` and one with other content exists.
+        """
+        size, crc = memoryview(buffer).nbytes, crc32c(buffer)
+        headers = {**self._object_headers(), **self._crc_header(crc)}
+        if if_absent:
+            headers["if-none-match"] = "*"
+        with naming(self.url, key):
+            answer = self._client.request("PUT", self.path(key), headers=headers, body=buffer)
+            if answer.status == 412:
+                return self.winner(key, size, crc)
+            if answer.status != 200:
+                self._refuse(answer, "PutObject")
+            return ObjectInfo(key, size, _seconds(answer.headers.get("date")), crc)
+
+    def put_part(self, key: str, query: str, buffer: Buffer, crc: int) -> str:
+        """Send one part of a multipart upload and return its ETag."""
+        with naming(self.url, key):
+            answer = self._client.request(
+                "PUT", self.path(key), query=query, headers=self._crc_header(crc), body=buffer
+            )
+            if answer.status != 200:
+                self._refuse(answer, "UploadPart")
+            return answer.headers.get("etag", "")
+
+    def winner(self, key: str, size: int, crc: int | None) -> ObjectInfo:
+        """Return the object that made an if-absent request fail, if it is the very same.
+
+        Raises:
+            AlreadyExistsError: it has other content.
+            TransientError: it has gone meanwhile.
+        """
+        with naming(self.url, key):
+            try:
+                info = self.same(key, size, crc)
+            except NotFoundError as error:
+                raise TransientError("it existed and is gone") from error
+            if info is None:
+                raise AlreadyExistsError("exists with other content")
+            return info
+
+    def same(self, key: str, size: int, crc: int | None) -> ObjectInfo | None:
+        """Return the object at `key` if it has this size and CRC32C (None: any), else None."""
+        info = self.stat(key)
+        if info.size != size:
+            return None
+        held = self._read_crc(info) if info.crc32c is None else info.crc32c
+        return ObjectInfo(key, size, info.mtime, held) if crc in (None, held) else None
+
+    def call(self, operation: str, key: str | None, /, **parameters: object) -> dict[str, Any]:
+        """Carry out an operation of the control plane, on `key` or on the bucket."""
+        with naming(self.url, key or ""):
+            if key is not None:
+                parameters["Key"] = self.path(key)
+            return self._client.call(operation, **parameters)
+
+    def path(self, key: str) -> str:
+        """Return the bucket's own key of `key`."""
+        return self.prefix + check_key(key)
+
+    def close(self) -> None:
+        """Release connections. Idempotent."""
+        self._client.close()
+
+    def _crc_header(self, crc: int) -> dict[str, str]:
+        return {CRC_HEADER: encode_crc(crc)} if self.checked else {}
+
+    def _object_headers(self) -> dict[str, str]:
+        wanted = {
+            "x-amz-storage-class": self._options.storage_class,
+            "x-amz-server-side-encryption": self._options.sse,
+            "x-amz-server-side-encryption-aws-kms-key-id": self._options.kms_key,
+        }
+        return {name: value for name, value in wanted.items() if value}
+
+    def _read_crc(self, info: ObjectInfo) -> int:
+        buffer, crc = memoryview(bytearray(min(info.size, BLOCK_SIZE))), 0
+        for offset in range(0, info.size, BLOCK_SIZE):
+            view = buffer[: info.size - offset]
+            self.read_into(info.key, offset, view)
+            crc = crc32c(view, crc)
+        return crc
+
+    def _refuse(self, answer: Response, doing: str) -> NoReturn:
+        if answer.status == 416:
+            raise TruncatedFileError(f"{doing}: the object ends before the bytes asked for")
+        if answer.status == 404 and error_code(answer) not in ("NoSuchKey", NO_UPLOAD):
+            # An answer to HEAD has no body that tells a missing key from a missing bucket.
+            self._look_for_bucket()
+        raise answered(answer, doing=doing)
+
+    def _look_for_bucket(self) -> None:
+        if self._bucket_seen:
+            return
+        try:
+            self._client.call("head_bucket")
+        except NotFoundError as error:
+            said = "the bucket does not exist"
+            raise failure(404, "NoSuchBucket", said, {}, doing="HeadBucket") from error
+        self._bucket_seen = True
+
+
+def _seconds(date: str | None) -> float:
+    return parsedate_to_datetime(date).timestamp() if date else 0.0

@@ -1,0 +1,136 @@
+"""The multipart uploads of a tier: begun, resumed, found and aborted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.blocks import Buffer
+from tierstore.errors import DamagedInTransitError, DeadlineError, StorageError, UnreachableError
+from tierstore_s3.multipart import PartsUpload, ResumeToken, abort_upload
+from tierstore_s3.objects import Objects
+from tierstore_s3.options import S3Options
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """A multipart upload that was begun and neither completed nor aborted.
+
+    Attributes:
+        key: the key below the tier's root.
+        upload_id: the server's name for it.
+        begun: seconds since 1970 by the server's clock.
+    """
+
+    key: str
+    upload_id: str
+    begun: float
+
+
+class EmptyUpload:
+    """An object of no bytes: S3 wants at least one part, so it is put whole at commit."""
+
+    token = ""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self._objects = objects
+        self._key = key
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """Nothing is ever held."""
+        return []
+
+    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
+        """Take an empty part.
+
+        Raises:
+            StorageError: it is not empty.
+        """
+        if offset or crc32c or memoryview(buffer).nbytes:
+            raise StorageError("the upload is of no bytes", url=self._objects.url, key=self._key)
+
+    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
+        """Put the empty object."""
+        if crc32c:
+            text = f"no bytes have CRC32C 0, not {crc32c:08x}"
+            raise DamagedInTransitError(text, url=self._objects.url, key=self._key)
+        return self._objects.put(self._key, b"", if_absent=if_absent)
+
+    def abort(self) -> None:
+        """Do nothing: the server holds nothing."""
+
+
+class Uploads:
+    """The multipart uploads of one tier: begins, resumes, finds and aborts them."""
+
+    def __init__(self, objects: Objects, options: S3Options, capabilities: Capabilities) -> None:
+        self._objects = objects
+        self._options = options
+        self._capabilities = capabilities
+        self._unclear: set[str] = set()
+
+    def begin(self, key: str, size: int) -> PartsUpload:
+        """Begin an upload of `size` bytes, which is not 0."""
+        upload_id = self._create(key)
+        if key in self._unclear:
+            # An earlier request may have begun one whose name never reached us.
+            for other in self._list(self._objects.path(key)):
+                if other.key == key and other.upload_id != upload_id:
+                    self.abort(key, other.upload_id)
+            self._unclear.discard(key)
+        part_size = self._capabilities.part_size_for(size)
+        return PartsUpload(self._objects, ResumeToken(key, size, upload_id, part_size))
+
+    def resume(self, key: str, size: int, token: str) -> PartsUpload:
+        """Go on with the upload that `token` names."""
+        upload = PartsUpload(self._objects, ResumeToken.parse(token, key, size))
+        upload.recall()
+        return upload
+
+    def list(self, prefix: str) -> Iterator[OpenUpload]:
+        """Yield the open uploads below `prefix`.
+
+        MinIO lists uploads only of one exact key or of a whole bucket; so where nothing is found
+        under a prefix, the bucket is searched.
+        """
+        wanted, found = self._objects.prefix + prefix, False
+        for upload in self._list(wanted):
+            found = True
+            yield upload
+        if wanted and not found:
+            yield from (each for each in self._list("") if each.key.startswith(prefix))
+
+    def abort(self, key: str, upload_id: str) -> None:
+        """Free what an upload holds; one that is gone is no error."""
+        abort_upload(self._objects, key, upload_id)
+
+    def _create(self, key: str) -> str:
+        wanted: dict[str, object] = {
+            "StorageClass": self._options.storage_class,
+            "ServerSideEncryption": self._options.sse,
+            "SSEKMSKeyId": self._options.kms_key,
+        }
+        if self._objects.checked:
+            wanted |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
+        given = {name: value for name, value in wanted.items() if value}
+        try:
+            return str(self._objects.call("create_multipart_upload", key, **given)["UploadId"])
+        except (UnreachableError, DeadlineError):
+            self._unclear.add(key)
+            raise
+
+    def _list(self, prefix: str) -> Iterator[OpenUpload]:
+        root = self._objects.prefix
+        wanted: dict[str, object] = {"Prefix": prefix} if prefix else {}
+        while True:
+            page = self._objects.call("list_multipart_uploads", None, **wanted)
+            for each in page.get("Uploads", ()):
+                if each["Key"].startswith(root):
+                    begun = each["Initiated"].timestamp()
+                    yield OpenUpload(each["Key"][len(root) :], each["UploadId"], begun)
+            if not page.get("IsTruncated"):
+                return
+            wanted["KeyMarker"] = page["NextKeyMarker"]
+            wanted["UploadIdMarker"] = page["NextUploadIdMarker"]
