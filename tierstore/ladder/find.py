@@ -217,7 +217,7 @@ def _raise_unusable(
 
 
 def _check_whole(commit: Commit, tier: OpenTier) -> None:
-    if len(commit.ranks) != commit.world_size:
+    if not commit.whole:
         raise CheckpointError(
             f"step {commit.attempt.step} on tier {tier.name!r} holds {len(commit.ranks)} of "
             f"{commit.world_size} ranks: the tier was local to a node",

@@ -31,7 +31,6 @@ from tierstore.errors import CheckpointError, IntegrityError, TierstoreError
 from tierstore.transfer.source import AlignedBuffers, BlockSource
 from tierstore.transfer.workers import run_all
 
-
 Crcs = Sequence[int] | npt.NDArray[np.uint32]
 """One CRC32C for every block of a file, in order."""
 
