@@ -28,6 +28,10 @@ _GRACE_SECONDS = 2.0
 _LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-api", action="store_true", help="accept the public API as it is")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_LEFT_OUT] = {}
 
