@@ -47,13 +47,5 @@ api: $(READY)
 clean:
 	rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-# uv is several times faster than pip. It may be a broken shim, or blind to pip's own settings:
-# so it is tried, and pip does the work where it fails.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("tierstore needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": set PYTHON=..." if sys.version_info < (3, 11) else 0)'
-	@echo "setting up .venv, once (torch is large: a minute or more)"
-	@$(PYTHON) -m venv .venv
-	@uv=uv; uv --version >/dev/null 2>&1 || { uv=$(BIN)/uv; $(BIN)/python -m pip install -q uv || true; }; \
-	$$uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]' \
-	|| { echo "uv could not; trying pip"; $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'; }
-	@touch $@
+	@.ci/setup $(PYTHON)

@@ -138,8 +138,9 @@ def test_docker_accepts_the_compose_file():
 
 def test_ci_runs_the_commands_of_the_makefile():
     run = ROOT / ".ci" / "run"
-    assert os.access(run, os.X_OK)
-    subprocess.run(["bash", "-n", run], check=True)
+    for script in (run, run.with_name("setup")):
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", script], check=True)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wanted = re.findall(r"^make (\w+)$", run.read_text(), re.MULTILINE)
     assert wanted == ["check", "test"]
