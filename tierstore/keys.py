@@ -8,6 +8,7 @@
         <rank:05d>-<segment:03d>.safetensors
         fragments/<rank:05d>
         manifest-<crc32c:08x>.arrow
+    runs/<run>/clock
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ class RunKeys:
     def data(self) -> str:
         """The prefix of the attempts' folders."""
         return f"{self.root}data/"
+
+    @property
+    def clock(self) -> str:
+        """The key of an empty object, written to learn the time by the store's clock."""
+        return f"{self.root}clock"
 
     def launch(self, number: int) -> str:
         """The key of a launch record."""

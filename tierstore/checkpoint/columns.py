@@ -1,0 +1,307 @@
+"""The one Arrow schema of fragments and manifests, and its columns as numpy arrays.
+
+Both are an Arrow IPC *file* of one record batch with one row, uncompressed, so that it can be used
+from an mmap as it is: `info` (one struct), and three lists: `tensors` (sorted by name), `files`
+and `values`. All integers of a list lie side by side, whatever their tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tierstore.blocks import Buffer
+from tierstore.errors import FormatError, InvalidKeyError, NewerFormatError
+from tierstore.keys import Attempt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+FORMAT = 1
+"""The version of fragments, manifests and commits that this code writes."""
+
+_FORMAT_KEY = b"tierstore.format"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What a fragment or manifest belongs to.
+
+    Attributes:
+        attempt: the try it is part of.
+        nonce: the 16 hexadecimal digits of the attempt's launch.
+        world_size: ranks in the job.
+        ranks: the ranks whose fragments make this tier's commit, ascending.
+        declared: how many chunks and values all `ranks` together must write.
+        rank: whose fragment it is; -1 in a manifest.
+    """
+
+    attempt: Attempt
+    nonce: str
+    world_size: int
+    ranks: tuple[int, ...]
+    declared: int
+    rank: int = -1
+
+
+class Table(NamedTuple):
+    """A fragment or manifest: its info and three Arrow struct arrays."""
+
+    info: Info
+    tensors: Any
+    files: Any
+    values: Any
+
+
+class Ragged(NamedTuple):
+    """Rows of numbers of different length: row i is `values[starts[i]:starts[i + 1]]`."""
+
+    starts: Ints
+    values: NDArray[Any]
+
+    @classmethod
+    def of(cls, lists: Any) -> Ragged:
+        """View an Arrow list array without copying."""
+        starts = lists.offsets.to_numpy()
+        if len(starts) == 0:
+            return cls(np.zeros(1, np.int64), lists.flatten().to_numpy())
+        return cls(starts - starts[0] if starts[0] else starts, lists.flatten().to_numpy())
+
+    @classmethod
+    def build(cls, lengths: Ints, values: Ints) -> Ragged:
+        """Cut `values` into rows of these lengths."""
+        return cls(starts_of(lengths), values)
+
+    def row(self, index: int) -> NDArray[Any]:
+        """One row, a view."""
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    @property
+    def lengths(self) -> Ints:
+        """How long each row is."""
+        return np.diff(self.starts).astype(np.int64)
+
+    def take(self, order: Ints) -> Ragged:
+        """The rows of these indices, in this order."""
+        lengths = self.lengths[order]
+        starts = starts_of(lengths)
+        shift = np.repeat(self.starts[:-1].astype(np.int64)[order] - starts[:-1], lengths)
+        return Ragged(starts, self.values[shift + np.arange(starts[-1])])
+
+    def arrow(self) -> Any:
+        """As an Arrow list array, without copying the values."""
+        return arrow_list(self.starts, self.values)
+
+
+class Columns(NamedTuple):
+    """The tensors of a fragment or manifest, one row per tensor.
+
+    Attributes:
+        name, dtype, path: Arrow strings, one per tensor.
+        shape: the global shape, one row per tensor.
+        offsets, sizes: of all chunks of a tensor one after the other, ndim numbers each.
+        chunks: where a tensor's chunks start in the three columns below.
+        file, offset, nbytes: per chunk: index of its file, first byte in the file, bytes.
+    """
+
+    name: Any
+    dtype: Any
+    path: Any
+    shape: Ragged
+    offsets: Ragged
+    sizes: Ragged
+    chunks: Ints
+    file: NDArray[np.int32]
+    offset: Ints
+    nbytes: Ints
+
+    @classmethod
+    def of(cls, tensors: Any) -> Columns:
+        """View the `tensors` of a table without copying."""
+        name, dtype, shape, path, offsets, sizes, chunks = tensors.flatten()
+        starts, places = chunks.offsets.to_numpy(), chunks.flatten()
+        return cls(
+            name,
+            dtype,
+            path,
+            Ragged.of(shape),
+            Ragged.of(offsets),
+            Ragged.of(sizes),
+            starts - starts[0] if len(starts) else np.zeros(1, np.int64),
+            *(column.to_numpy() for column in places.flatten()),
+        )
+
+    def arrow(self) -> Any:
+        """As the `tensors` of a table."""
+        import pyarrow as pa
+
+        places = pa.StructArray.from_arrays(
+            [pa.array(self.file, pa.int32()), pa.array(self.offset), pa.array(self.nbytes)],
+            fields=list(_types()["place"]),
+        )
+        columns = [
+            self.name,
+            self.dtype,
+            self.shape.arrow(),
+            self.path,
+            self.offsets.arrow(),
+            self.sizes.arrow(),
+            arrow_list(self.chunks, places),
+        ]
+        return pa.StructArray.from_arrays(columns, fields=list(_types()["tensor"]))
+
+
+def starts_of(lengths: Ints | Sequence[int]) -> Ints:
+    """Where rows of these lengths start when they lie side by side, and where the last ends."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def arrow_list(starts: Ints | Sequence[int], values: Any) -> Any:
+    """An Arrow list array over `values`, which is not copied."""
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
+
+
+@cache
+def _types() -> dict[str, Any]:
+    import pyarrow as pa
+
+    def record(**fields: Any) -> Any:
+        return pa.struct([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
+
+    def rows(kind: Any) -> Any:
+        return pa.list_(pa.field("item", kind, nullable=True))
+
+    place = record(file=pa.int32(), offset=pa.int64(), nbytes=pa.int64())
+    return {
+        "info": record(
+            attempt=pa.string(),
+            nonce=pa.string(),
+            world_size=pa.int32(),
+            ranks=rows(pa.int32()),
+            declared=pa.int64(),
+            rank=pa.int32(),
+        ),
+        "place": place,
+        "tensor": record(
+            name=pa.large_string(),
+            dtype=pa.string(),
+            shape=rows(pa.int64()),
+            path=pa.large_string(),
+            offsets=rows(pa.int64()),
+            sizes=rows(pa.int64()),
+            chunks=rows(place),
+        ),
+        "file": record(name=pa.string(), size=pa.int64(), crcs=rows(pa.uint32())),
+        "value": record(
+            name=pa.large_string(), path=pa.large_string(), kind=pa.string(), data=pa.large_binary()
+        ),
+    }
+
+
+@cache
+def schema() -> Any:
+    """The Arrow schema; its metadata holds the format's version."""
+    import pyarrow as pa
+
+    kinds = _types()
+    lists = [("tensors", "tensor"), ("files", "file"), ("values", "value")]
+    return pa.schema(
+        [
+            pa.field("info", kinds["info"], nullable=False),
+            *(pa.field(name, pa.list_(kinds[kind]), nullable=False) for name, kind in lists),
+        ],
+        metadata={_FORMAT_KEY: str(FORMAT).encode()},
+    )
+
+
+def file_rows(names: Sequence[str], sizes: Sequence[int], crcs: Sequence[Any]) -> Any:
+    """The `files` of a table from columns; `crcs` has the block CRC32Cs of each file."""
+    import pyarrow as pa
+
+    numbers = [np.asarray(row, np.uint32) for row in crcs]
+    flat = np.concatenate(numbers) if numbers else np.zeros(0, np.uint32)
+    columns = [
+        pa.array(names, pa.string()),
+        pa.array(sizes, pa.int64()),
+        arrow_list(starts_of([len(row) for row in numbers]), pa.array(flat)),
+    ]
+    return pa.StructArray.from_arrays(columns, fields=list(_types()["file"]))
+
+
+def value_rows(rows: Sequence[tuple[str, str, str, Buffer]]) -> Any:
+    """The `values` of a table from (name, path, kind, data) rows."""
+    import pyarrow as pa
+
+    fields = list(_types()["value"])
+    columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    return pa.StructArray.from_arrays(arrays, fields=fields)
+
+
+def write_table(table: Table) -> memoryview:
+    """Return the Arrow IPC file of a table. Equal tables give equal bytes."""
+    import pyarrow as pa
+
+    info = table.info
+    row = {
+        "attempt": str(info.attempt),
+        "nonce": info.nonce,
+        "world_size": info.world_size,
+        "ranks": list(info.ranks),
+        "declared": info.declared,
+        "rank": info.rank,
+    }
+    lists = (table.tensors, table.files, table.values)
+    columns = [pa.array([row], _types()["info"])] + [arrow_list([0, len(x)], x) for x in lists]
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema()) as writer:
+        writer.write_batch(batch)
+    return memoryview(sink.getvalue())
+
+
+def read_table(buffer: Buffer, what: str) -> Table:
+    """View an Arrow IPC file as a table without copying it.
+
+    Args:
+        buffer: the whole file; the table keeps it alive.
+        what: its name, for errors.
+
+    Raises:
+        NewerFormatError: a newer tierstore wrote it.
+        FormatError: it is something else.
+    """
+    import pyarrow as pa
+
+    try:
+        reader = pa.ipc.open_file(pa.py_buffer(buffer))
+        version = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"")
+        if version.isdigit() and int(version) > FORMAT:
+            raise NewerFormatError(
+                f"{what} has format {int(version)}; this tierstore reads up to {FORMAT}",
+                hint="upgrade tierstore",
+            )
+        if not reader.schema.equals(schema(), check_metadata=True):
+            raise FormatError(f"{what} is an Arrow file of another schema")
+        batch = reader.get_batch(0)
+        batch.validate()
+        info = batch.column(0)[0].as_py()
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        raise FormatError(f"{what} is not a readable Arrow file: {error}") from error
+    try:
+        attempt = Attempt.parse(info.pop("attempt"))
+    except InvalidKeyError as error:
+        raise FormatError(f"{what}: {error}") from error
+    ranks = tuple(info.pop("ranks"))
+    tensors, files, values = (batch.column(i).flatten() for i in (1, 2, 3))
+    return Table(Info(attempt=attempt, ranks=ranks, **info), tensors, files, values)

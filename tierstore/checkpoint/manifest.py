@@ -1,0 +1,222 @@
+"""The manifest: every chunk of a checkpoint and where its bytes are, searched where it lies."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from tierstore.blocks import Buffer
+from tierstore.checkpoint.columns import Columns, Ragged, Table, read_table
+from tierstore.checkpoint.fragment import FileEntry, ValueEntry
+from tierstore.keys import Attempt
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChunk:
+    """One chunk: a box of its tensor, and its bytes.
+
+    Attributes:
+        offsets: the box's first element in each dimension.
+        sizes: the box's length in each dimension.
+        file: index into `Manifest.files`.
+        offset: its first byte in that file.
+        nbytes: its bytes.
+    """
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tensor:
+    """One tensor of a checkpoint; its arrays are views of the manifest, with n chunks.
+
+    Attributes:
+        name: its name in the state dict.
+        dtype: torch's name of the dtype, without "torch.".
+        shape: the global shape.
+        path: JSON text of the typed path in the state dict, or "".
+        offsets: (n, ndim), where each chunk starts; sorted in row-major order.
+        sizes: (n, ndim), how long each chunk is.
+        files: (n,), index of each chunk's file in `Manifest.files`.
+        byte_offsets: (n,), each chunk's first byte in its file.
+        nbytes: (n,), each chunk's bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: str
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    files: NDArray[np.int32]
+    byte_offsets: NDArray[np.int64]
+    nbytes: NDArray[np.int64]
+
+    @property
+    def chunks(self) -> list[TensorChunk]:
+        """The chunks as objects, for those who want few of them."""
+        columns = (self.offsets, self.sizes, self.files, self.byte_offsets, self.nbytes)
+        return [
+            TensorChunk(tuple(offsets), tuple(sizes), file, offset, nbytes)
+            for offsets, sizes, file, offset, nbytes in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        ]
+
+
+class Manifest:
+    """A manifest over a buffer, which may be an mmap: nothing is read before it is asked for.
+
+    Made by `Manifest.open`. `len` is the number of tensors.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._info = table.info
+        self._tensors = Columns.of(table.tensors)
+        self._names = _Strings(self._tensors.name)
+        self._values = table.values
+        self._value_names = _Strings(table.values.field("name"))
+        self.files: Sequence[FileEntry] = _Files(table.files)
+        """The stored files; each entry is made when it is asked for."""
+
+    @classmethod
+    def open(cls, buffer: Buffer, name: str = "a manifest") -> Manifest:
+        """View a stored manifest. Its CRC32C is for the caller to check: the commit holds it.
+
+        Args:
+            buffer: the whole file; the manifest keeps it alive.
+            name: its key, for errors.
+
+        Raises:
+            NewerFormatError: a newer tierstore wrote it.
+            FormatError: it is something else.
+        """
+        return cls(read_table(buffer, name))
+
+    @property
+    def attempt(self) -> Attempt:
+        """The try it is of."""
+        return self._info.attempt
+
+    @property
+    def nonce(self) -> str:
+        """The nonce of the attempt's launch."""
+        return self._info.nonce
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in the job that saved."""
+        return self._info.world_size
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks whose parts it covers, ascending."""
+        return self._info.ranks
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def names(self) -> Iterator[str]:
+        """Yield the tensors' names, sorted."""
+        return iter(self._names)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the tensors, sorted by name."""
+        return (self.tensor(index) for index in range(len(self)))
+
+    def find(self, name: str) -> Tensor | None:
+        """Return the tensor of this name, or None, by bisection."""
+        index = self._names.find(name)
+        return None if index is None else self.tensor(index)
+
+    def tensor(self, index: int) -> Tensor:
+        """Return a tensor by its place among the sorted names."""
+        columns = self._tensors
+        shape = tuple(columns.shape.row(index).tolist())
+        chunks = slice(*columns.chunks[index : index + 2])
+        rows = (len(columns.file[chunks]), len(shape))
+        return Tensor(
+            name=self._names[index],
+            dtype=columns.dtype[index].as_py(),
+            shape=shape,
+            path=columns.path[index].as_py(),
+            offsets=columns.offsets.row(index).reshape(rows),
+            sizes=columns.sizes.row(index).reshape(rows),
+            files=columns.file[chunks],
+            byte_offsets=columns.offset[chunks],
+            nbytes=columns.nbytes[chunks],
+        )
+
+    def values(self) -> Iterator[ValueEntry]:
+        """Yield the values, sorted by name."""
+        return (self._value(index) for index in range(len(self._values)))
+
+    def find_value(self, name: str) -> ValueEntry | None:
+        """Return the value of this name, or None, by bisection."""
+        index = self._value_names.find(name)
+        return None if index is None else self._value(index)
+
+    def _value(self, index: int) -> ValueEntry:
+        return ValueEntry(**self._values[index].as_py())
+
+
+class _Strings(Sequence[str]):
+    """Sorted Arrow large strings. Arrow's order, that of UTF-8 bytes, is also Python's."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return _Strings(self._column[index])
+        return str(self._column[index].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), 4096):  # not all a million at once
+            yield from self._column[start : start + 4096].to_pylist()
+
+    def find(self, name: str) -> int | None:
+        """The index of a name, or None."""
+        index = bisect_left(self, name)
+        return index if index < len(self) and self[index] == name else None
+
+
+class _Files(Sequence[FileEntry]):
+    """The `files` of a table as entries."""
+
+    def __init__(self, files: Any) -> None:
+        self._names, self._sizes, crcs = files.flatten()
+        self._crcs = Ragged.of(crcs)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> FileEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[FileEntry]: ...
+    def __getitem__(self, index: int | slice) -> FileEntry | Sequence[FileEntry]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return FileEntry(
+            self._names[index].as_py(), self._sizes[index].as_py(), self._crcs.row(index)
+        )

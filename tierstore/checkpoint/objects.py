@@ -1,0 +1,94 @@
+"""Whole objects, read at once: records, fragments, manifests."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from tierstore.backend import Backend, ObjectInfo
+from tierstore.blocks import Buffer
+from tierstore.errors import TruncatedFileError
+
+
+def read_record(backend: Backend, key: str) -> bytes:
+    """Return a small object that may be replaced at any time by one of another size.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    info = backend.stat(key)
+    while True:
+        buffer = bytearray(info.size)
+        try:
+            if info.size:
+                backend.read_into(key, 0, memoryview(buffer))
+            return bytes(buffer)
+        except TruncatedFileError:
+            again = backend.stat(key)
+            if again.size == info.size:
+                raise
+            info = again
+
+
+def read_objects(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray]:
+    """Return whole objects, several of them and several pieces of each at a time.
+
+    Raises:
+        NotFoundError: one is gone.
+        TruncatedFileError: one is shorter than its `size`.
+    """
+    buffers = [bytearray(info.size) for info in objects]
+    step = backend.capabilities.read_size
+    pieces = [
+        (info.key, offset, memoryview(buffer)[offset : offset + step])
+        for info, buffer in zip(objects, buffers, strict=True)
+        for offset in range(0, info.size, step)
+    ]
+    width = min(len(pieces), backend.capabilities.concurrency)
+    if width <= 1:
+        for piece in pieces:
+            backend.read_into(*piece)
+        return buffers
+    with ThreadPoolExecutor(width, "tierstore-read") as pool:
+        try:
+            for _ in pool.map(lambda piece: backend.read_into(*piece), pieces):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return buffers
+
+
+def map_object(backend: Backend, key: str, size: int) -> Buffer:
+    """Return a whole object that never changes: mapped where it is a local file, else read.
+
+    Raises:
+        NotFoundError: there is none.
+        TruncatedFileError: its size is another.
+    """
+    find = getattr(backend, "local_path", None)
+    path: str | None = find(key) if find is not None else None
+    if path is not None:
+        with contextlib.suppress(FileNotFoundError):
+            return memoryview(_map(path, key, size))
+    if (found := backend.stat(key).size) != size:
+        raise TruncatedFileError(f"{key} has {found} bytes instead of {size}")
+    return read_objects(backend, [ObjectInfo(key, size, 0.0)])[0]
+
+
+def _map(path: str, key: str, size: int) -> mmap.mmap:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if (found := os.fstat(fd).st_size) != size:
+            raise TruncatedFileError(f"{key} has {found} bytes instead of {size}")
+        return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+
+
+def sizes_in(backend: Backend, folder: str) -> dict[str, int]:
+    """Return the sizes of the objects right in a folder, by name; `folder` ends in "/"."""
+    found: Iterable[ObjectInfo] = backend.list(folder, delimiter=True)
+    return {info.key.removeprefix(folder): info.size for info in found if info.key[-1] != "/"}
