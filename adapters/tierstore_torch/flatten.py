@@ -18,6 +18,7 @@ import torch
 from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
 from tierstore.errors import PlanError
+from tierstore_torch import private
 
 Step = str | dict[str, Any]
 """One step of a path, as its JSON holds it."""
@@ -61,7 +62,7 @@ class Node:
     """The shape of one container or leaf."""
 
     kind: Literal["leaf", "dict", "list", "tuple", "stateful", "rank"]
-    cls: type
+    cls: type[Any]
     keys: dict[Any, None] = field(default_factory=dict)
     key_types: list[type] | None = None
     children: list[Node] = field(default_factory=list)
@@ -83,6 +84,7 @@ class Tree:
     def __init__(self, state: object, *, rank: int, hold: bool = False) -> None:
         self.leaves: list[Leaf] = []
         self._hold = hold
+        self._optimizers: list[torch.optim.Optimizer] = []
         self._values: list[Any] = []
         self._rank = rank
         self._root = self._scan(state, (), own=False)
@@ -97,6 +99,13 @@ class Tree:
         """Return the leaves' values of a state of the same shape, or None if the shape differs."""
         out: list[Any] = []
         return out if _match(self._root, state, out) else None
+
+    def init_optimizers(self) -> bool:
+        """Give optimizers that have not stepped their state; whether there were any."""
+        fresh = [optimizer for optimizer in self._optimizers if not optimizer.state]
+        for optimizer in fresh:
+            private.init_optimizer(optimizer)
+        return bool(fresh)
 
     def fill(self, state: object, replaced: Iterator[Any]) -> None:
         """Put one value a leaf into `state`, in place; stateful objects load their part.
@@ -120,6 +129,8 @@ class Tree:
             return Node("rank", PerRank, children=[inner])
         if is_stateful(value):
             state = _state_of(value)
+            if self._hold and isinstance(value, torch.optim.Optimizer):
+                self._optimizers.append(value)
             inner = self._scan(state, path, own=own)
             held = state if self._hold else None
             return Node("stateful", type(value), children=[inner], held=held)

@@ -1,0 +1,369 @@
+"""`Checkpointer`: save a training state without stopping it, and restore it at any world size."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch.distributed as dist
+
+from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.config import Config, load_config
+from tierstore.errors import CheckpointNotFoundError, PlanError, TierstoreError, UnsafePickleError
+from tierstore.image.layout import SEGMENT_BYTES
+from tierstore.image.pool import Image, StagingPool
+from tierstore.keys import Attempt, RunKeys, check_run
+from tierstore.ladder.find import Found, choose, open_attempt, survey
+from tierstore.ladder.handle import State
+from tierstore.ladder.save import Saver
+from tierstore.ladder.shard import Shard
+from tierstore.ladder.tiers import OpenTier, close_ladder, open_ladder
+from tierstore_torch.group import Group
+from tierstore_torch.launch import claim_launch
+from tierstore_torch.preempt import StopSignal
+from tierstore_torch.restore import Rules, restore_into
+from tierstore_torch.save import Save
+from tierstore_torch.shard import RankShard, plan_shard
+
+if TYPE_CHECKING:
+    from tierstore.checkpoint.timeline import Launch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What all ranks agreed on before they copy."""
+
+    shard: RankShard
+    launch: Launch
+    image: Image
+    behind: set[str]  # tiers whose queue is full on some rank
+
+
+class Checkpointer:
+    """Saves and restores one run, from every rank of a job.
+
+    All ranks make it, and call `save`, `restore` and `stop_requested` in the same order::
+
+        ckpt = Checkpointer("file:///nvme/t", "s3://bucket/t", run="llama-8b", sigterm_deadline=25)
+        state = {"model": model, "optimizer": optimizer, "rng": per_rank(rng), "step": 0}
+        step = ckpt.restore(state) or 0
+        while step < steps:
+            train(step); step += 1
+            stop = ckpt.stop_requested()           # some rank got SIGTERM: all leave together
+            if stop or step % 100 == 0:
+                state["step"] = step
+                save = ckpt.save(step, state)      # returns once the state is copied
+            if stop:
+                save.wait("local", timeout=ckpt.time_left)
+                break
+        ckpt.close()                               # waits for the saves that are under way
+
+    Args:
+        tiers: a TOML file, or one or more URLs, fastest first; see `tierstore.config`.
+        run: the training job's name, the same over all its restarts.
+        process_group: the ranks that save together; the default group if None.
+        segment_bytes: the size at which a stored file is closed.
+        staging_images: how many saves may be in memory at a time. With 1 a save waits until the
+            one before it is on some tier.
+        deadline: seconds for a rank to take part in a collective, for an image to come free, for
+            the other ranks to finish a save, and for `close` to wait.
+        allow_pickle: let `restore` unpickle values that are not plain.
+        sigterm_deadline: seconds that this process is given after SIGTERM. With it, SIGTERM only
+            makes `stop_requested` true; without it, SIGTERM is left alone.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        StorageError: a tier cannot be used. On every rank if on any.
+    """
+
+    def __init__(
+        self,
+        *tiers: str | os.PathLike[str] | Config,
+        run: str,
+        process_group: dist.ProcessGroup | None = None,
+        segment_bytes: int = SEGMENT_BYTES,
+        staging_images: int = 1,
+        deadline: float = 600.0,
+        allow_pickle: bool = False,
+        sigterm_deadline: float | None = None,
+    ) -> None:
+        self._run = check_run(run)
+        self._segment_bytes = segment_bytes
+        self._deadline = deadline
+        self._allow_pickle = allow_pickle
+        self._launch: Launch | None = None
+        self._parent: Attempt | None = None
+        self._tries: Counter[int] = Counter()
+        self._count = 0
+        self._shard: RankShard | None = None
+        self._pending: list[Save] = []
+        self._stopping = False
+        self._closing = ExitStack()  # undoes what follows, last first
+        with self._closing as undo:
+            self._stop = None if sigterm_deadline is None else StopSignal(sigterm_deadline)
+            if self._stop is not None:
+                undo.callback(self._stop.close)
+            config = load_config(*tiers)
+            self._group = Group(process_group, timeout=deadline)
+            undo.callback(self._group.close)
+            self._tiers = open_ladder(
+                config,
+                rank=self._group.rank,
+                world_size=self._group.size,
+                exchange=self._group.all_gather,
+            )
+            undo.callback(close_ladder, self._tiers)
+            self._pool = StagingPool(limit=staging_images)
+            undo.callback(self._pool.close)
+            self._saver = Saver(self._tiers, run, pool=self._pool, commit_timeout=deadline)
+            self._closing = undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def save(self, step: int, state: object) -> Save:
+        """Copy `state` and return; it is written, committed and drained in the background.
+
+        The first call, and each one after the structure of any rank's state has changed, plans
+        with the other ranks. The others compare the structure, exchange one small message and
+        copy. When this returns the state may be changed again.
+
+        Args:
+            step: the training step, the same on all ranks.
+            state: nested dicts, lists and tuples of tensors, DTensors, plain values, and objects
+                with `state_dict` and `load_state_dict`. Replicas are written once. What each rank
+                has for itself goes into `per_rank`.
+
+        Raises:
+            PlanError: the state cannot be saved as it is; nothing was saved on any rank.
+            DeadlineError: the save before this one did not give its memory up in time.
+            CheckpointError: this Checkpointer is closed, or another rank is gone.
+            StorageError: at the first save, a tier cannot be listed.
+        """
+        started = time.perf_counter()
+        ready = self._prepare(step, state)
+        try:
+            ready.shard.staged.stage(ready.image)
+            values = ready.shard.value_entries()
+        except BaseException:
+            ready.image.release()
+            raise
+        finally:
+            ready.shard.release()
+        return self._submit(step, ready, values, time.perf_counter() - started)
+
+    def restore(
+        self,
+        state: object,
+        *,
+        step: int | None = None,
+        allow_older: bool = False,
+        strict: bool = True,
+    ) -> int | None:
+        """Fill `state` in place from the newest complete checkpoint, saved at any world size.
+
+        Tensors are filled where they are, on any device and with any sharding; values are put into
+        the dicts and lists that hold them; objects load their part. Every byte is checked against
+        its CRC32C. A later `save` goes on from this checkpoint.
+
+        Args:
+            state: has the structure that was saved. An optimizer that has not stepped is given its
+                state first.
+            step: this step instead of the newest.
+            allow_older: if the newest cannot be read, take the newest that can, on all ranks.
+            strict: the keys must be the same. If not, only those that both have are restored.
+
+        Returns:
+            The step, or None if the run has no checkpoint.
+
+        Raises:
+            PlanError: state and checkpoint do not fit; nothing has been changed.
+            UnsafePickleError: a value is a pickle, and `allow_pickle` is not set.
+            CheckpointNotFoundError: there is no complete checkpoint of `step`.
+            IntegrityError: no tier has good bytes; `state` is then partly overwritten.
+            StorageError: a tier cannot be read. Every error is raised on every rank.
+        """
+        self._settle()
+        rules = Rules(strict=strict, allow_pickle=self._allow_pickle)
+        failed: list[Attempt] = []
+        while True:
+            found = self._choose(step, failed, allow_older=allow_older)
+            if found is None:
+                return None
+            try:
+                restore_into(state, found, self._group, rules)
+            except (PlanError, UnsafePickleError):
+                raise
+            except TierstoreError as error:
+                if not allow_older or step is not None:
+                    raise
+                _log.warning("step %d is passed over: %s", found.attempt.step, error)
+                failed.append(found.attempt)
+            else:
+                self._parent, self._launch = found.attempt, None
+                self._tries.clear()
+                return found.attempt.step
+
+    def stop_requested(self) -> bool:
+        """Whether any rank has been told by SIGTERM to stop. Collective, about 1 ms.
+
+        From then on a save goes to every tier, and `time_left` counts down on all ranks.
+        Always False without `sigterm_deadline`.
+        """
+        if self._stop is None:
+            return False
+        if self._group.all_max([int(self._stop.came)])[0]:
+            self._stop.note()
+            self._stopping = True
+        return self._stopping
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline that SIGTERM set, or None if none came; for `Save.wait`."""
+        return None if self._stop is None else self._stop.time_left
+
+    def close(self) -> None:
+        """Wait for the saves that are under way, then free everything. Idempotent.
+
+        It waits for `deadline` seconds, after SIGTERM for what is left of `sigterm_deadline`; what
+        is not done by then fails.
+        """
+        left = self.time_left
+        self._saver.close(self._deadline if left is None else left)
+        self._closing.close()
+        self._shard = None
+
+    def _prepare(self, step: int, state: object) -> _Ready:
+        """Agree on the plan and get memory. Raises on all ranks what fails on any."""
+        image: Image | None = None
+        error: BaseException | None = None
+        ready = False
+        try:
+            Attempt(step, 1, 1)
+            ready = self._shard is not None and self._shard.take(state)
+            image = self._acquire() if ready else None
+        except Exception as failed:
+            error = failed
+        behind = self._saver.behind()
+        late = [int(tier.name in behind) for tier in self._tiers]
+        flags = [int(error is not None), int(not ready), step, -step, *late]
+        failed_, changed, highest, lowest, *late = self._group.all_max(flags)
+        if image is not None and (failed_ or changed or highest != -lowest):
+            image.release()
+            image = None
+        if failed_:
+            self._group.together(lambda: _raise(error))
+        if highest != -lowest:
+            raise PlanError(f"ranks save different steps at once: {-lowest} and {highest}")
+        if changed or self._shard is None:
+            self._shard = plan_shard(state, self._group, self._segment_bytes)
+        if self._launch is None:
+            self._launch = claim_launch(self._tiers, self._run, self._group, self._parent)
+        if image is None:
+            image = self._group.together(self._acquire)
+        names = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
+        return _Ready(self._shard, self._launch, image, names)
+
+    def _acquire(self) -> Image:
+        size = self._shard.staged.layout.size if self._shard else 0
+        return self._saver.acquire(size, timeout=self._deadline)
+
+    def _submit(self, step: int, ready: _Ready, values: list[ValueEntry], stall: float) -> Save:
+        shard, launch = ready.shard, ready.launch
+        self._tries[step] += 1
+        attempt = Attempt(step, launch.number, self._tries[step])
+        work = Shard(
+            launch=launch,
+            attempt=attempt,
+            rank=self._group.rank,
+            world_size=self._group.size,
+            declared=shard.declared,
+            layout=shard.staged.layout,
+            chunks=shard.staged.chunks,
+            values=values,
+        )
+        handle = self._saver.submit(work, ready.image, tiers=self._takers(ready.behind))
+        keys = RunKeys(self._run).attempt(attempt, launch.nonce)
+        places = {tier.name: tier.backend.url for tier in self._tiers}
+        save = Save(stall, sum(chunk.nbytes for chunk in work.chunks), handle, places, keys)
+        self._pending = [*(other for other in self._pending if not other.done), save]
+        return save
+
+    def _takers(self, behind: set[str]) -> list[str]:
+        """The tiers that this save goes to; the same on all ranks."""
+        number, self._count = self._count, self._count + 1
+        due = [t.name for t in self._tiers if self._stopping or number % t.every == 0]
+        skipped = [name for name in due[1:] if name in behind]
+        for name in skipped:
+            _log.warning("tier %s is too far behind and does not get this save", name)
+        return [name for name in due if name not in skipped]
+
+    def _settle(self) -> None:
+        """Let the saves under way be found by a restore; their failures are their own."""
+        for save in self._pending:
+            for name, status in save.status().items():
+                if status.state is not State.SKIPPED:
+                    with suppress(Exception):
+                        save.wait(name, self._deadline)
+                    break
+
+    def _choose(
+        self, step: int | None, failed: list[Attempt], *, allow_older: bool
+    ) -> Found | None:
+        """Let rank 0 choose and every rank open it; None if the run has no checkpoint."""
+        mine: list[Found] = []
+
+        def pick(_: list[None]) -> list[Attempt | None]:
+            try:
+                mine.append(
+                    _older(self._tiers, self._run, failed)
+                    if failed
+                    else choose(self._tiers, self._run, step=step, allow_older=allow_older)
+                )
+            except CheckpointNotFoundError:
+                if step is not None or failed:
+                    raise
+                return [None] * self._group.size
+            return [mine[0].attempt] * self._group.size
+
+        attempt = self._group.centrally(lambda: None, pick)
+        if attempt is None:
+            return None
+        return self._group.together(
+            lambda: mine[0] if mine else open_attempt(self._tiers, self._run, attempt)
+        )
+
+
+def _older(tiers: Sequence[OpenTier], run: str, failed: Sequence[Attempt]) -> Found:
+    """The newest attempt on the timeline below those that failed, if it can be opened."""
+    line = survey(tiers, run).timeline
+    below = max((line.index(attempt) for attempt in failed if attempt in line), default=-1)
+    for attempt in line[below + 1 :]:
+        try:
+            return open_attempt(tiers, run, attempt)
+        except TierstoreError as error:
+            _log.warning("step %d is passed over: %s", attempt.step, error)
+    steps = [attempt.step for attempt in failed]
+    raise CheckpointNotFoundError(f"run {run!r} has no checkpoint older than steps {steps}")
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        raise error

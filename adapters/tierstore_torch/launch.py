@@ -1,0 +1,69 @@
+"""The number of this life of the job, claimed at its first save."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+
+from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch, next_launch
+from tierstore.errors import AlreadyExistsError, CheckpointError
+from tierstore.keys import Attempt
+from tierstore.ladder.find import survey
+from tierstore.ladder.tiers import OpenTier
+from tierstore_torch.group import Group
+
+_log = logging.getLogger(__name__)
+_CLAIMS = 100  # jobs that may race for a number before something else must be wrong
+
+
+def claim_launch(
+    tiers: Sequence[OpenTier], run: str, group: Group, parent: Attempt | None
+) -> Launch:
+    """Claim the next launch of a run. Collective.
+
+    The number is above all that any rank sees on any tier. It is claimed on the first tier that
+    all ranks share or, without one, on the first; the Saver writes the record to the others.
+
+    Args:
+        tiers: the ladder.
+        run: the run.
+        group: all ranks.
+        parent: the attempt that was restored; None for a line of its own.
+
+    Raises:
+        StorageError: a tier cannot be listed, so a number might be used twice.
+    """
+    number = max(group.all_gather(group.together(lambda: _next_number(tiers, run, group, parent))))
+
+    def claim() -> Launch:
+        shared = [tier for tier in tiers if tier.covers(group.size)]
+        store = RunStore((shared or list(tiers))[0].backend, run)
+        for candidate in range(number, number + _CLAIMS):
+            line = None if parent is None else (parent.launch, parent)
+            launch = Launch(candidate, secrets.token_hex(8), line, group.size, time.time())
+            try:
+                store.claim_launch(launch)
+            except AlreadyExistsError:
+                continue
+            return launch
+        raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
+
+    return group.centrally(lambda: None, lambda _: [claim()] * group.size)
+
+
+def _next_number(tiers: Sequence[OpenTier], run: str, group: Group, parent: Attempt | None) -> int:
+    seen = survey(tiers, run)
+    for error in seen.errors.values():
+        raise error
+    commits = [attempt for tier in seen.commits.values() for attempt in tier]
+    if parent is None and seen.timeline and group.rank == 0:
+        _log.warning(
+            "run %s has checkpoints up to step %d, and this launch begins anew without restoring "
+            "one: its steps become the latest",
+            run,
+            seen.timeline[0].step,
+        )
+    return next_launch(seen.launches, commits)

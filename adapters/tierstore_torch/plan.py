@@ -1,0 +1,243 @@
+"""Who saves what: decided once by rank 0 from what every rank offers. Pure; no torch, no I/O.
+
+A chunk that several ranks hold is written by one of them: the least loaded, largest chunks first.
+Nothing depends on order of arrival, so equal offers give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from tierstore.errors import PlanError
+
+PER_RANK_HINT = (
+    "wrap it in tierstore_torch.per_rank(...) if every rank has its own, "
+    "or make it the same on all ranks"
+)
+
+Key = tuple[str, int]
+"""A leaf's name and the CRC32C of its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOffer:
+    """A chunk that a rank could write.
+
+    Attributes:
+        name: of the tensor.
+        path: CRC32C of its path.
+        dtype: torch's name of it.
+        shape: of the whole tensor.
+        offsets: of the chunk.
+        sizes: of the chunk.
+        nbytes: of the chunk.
+        origin: equal for chunks that the tensor library says are replicas; 0 if it does not.
+    """
+
+    name: str
+    path: int
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    nbytes: int
+    origin: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValueOffer:
+    """A plain value that a rank could write; `crc` is of its encoding."""
+
+    name: str
+    path: int
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """All that one rank could write."""
+
+    chunks: Sequence[ChunkOffer]
+    values: Sequence[ValueOffer]
+
+
+@dataclass(slots=True)
+class Part:
+    """What one rank has to do.
+
+    Attributes:
+        chunks: indices into its offer's chunks: those it writes.
+        values: likewise.
+        compare: indices of chunks whose contents must be compared with other ranks'.
+        comparing: whether any rank has something to compare, so that all take part.
+        ambiguous: names that mean different leaves, so that they need their exact name.
+        declared: how many chunks and values each rank writes, in rank order.
+    """
+
+    chunks: list[int] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
+    compare: list[int] = field(default_factory=list)
+    comparing: bool = False
+    ambiguous: frozenset[str] = frozenset()
+    declared: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Box:
+    sizes: tuple[int, ...]
+    nbytes: int
+    origins: set[int]
+    holders: list[tuple[int, int]]  # rank, index in its offer
+
+
+@dataclass(slots=True)
+class _Tensor:
+    rank: int  # the first that offered it
+    dtype: str
+    shape: tuple[int, ...]
+    boxes: dict[tuple[int, ...], _Box] = field(default_factory=dict)
+
+
+def decide(offers: Sequence[Offer]) -> list[Part]:
+    """Return each rank's part.
+
+    Raises:
+        PlanError: the ranks contradict each other about a tensor or a value, or leave a part of a
+            tensor to nobody.
+    """
+    tensors = _collect(offers)
+    parts = [Part() for _ in offers]
+    _give_values(offers, tensors, parts)
+    _give_chunks(tensors, parts)
+    comparing = any(part.compare for part in parts)
+    ambiguous = _ambiguous(key for offer in offers for key in _keys(offer))
+    declared = tuple(len(part.chunks) + len(part.values) for part in parts)
+    for part in parts:
+        part.chunks.sort()
+        part.comparing, part.ambiguous, part.declared = comparing, ambiguous, declared
+    return parts
+
+
+def compare(offers: Sequence[Sequence[tuple[str, tuple[int, ...], int]]]) -> list[None]:
+    """Check that what is taken for replicas is equal.
+
+    Args:
+        offers: by rank, (name, offsets, CRC32C) of what `Part.compare` asked for.
+
+    Raises:
+        PlanError: two ranks differ.
+
+    Returns:
+        None for each rank: there is nothing more to say.
+    """
+    seen: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
+    for rank, offer in enumerate(offers):
+        for name, offsets, crc in offer:
+            first, known = seen.setdefault((name, offsets), (rank, crc))
+            if known != crc:
+                raise _differs("tensors", name, first, rank)
+    return [None] * len(offers)
+
+
+def _collect(offers: Sequence[Offer]) -> dict[Key, _Tensor]:
+    tensors: dict[Key, _Tensor] = {}
+    for rank, offer in enumerate(offers):
+        for index, chunk in enumerate(offer.chunks):
+            key = (chunk.name, chunk.path)
+            tensor = tensors.get(key)
+            if tensor is None:
+                tensor = tensors[key] = _Tensor(rank, chunk.dtype, chunk.shape)
+            elif (tensor.dtype, tensor.shape) != (chunk.dtype, chunk.shape):
+                raise PlanError(
+                    f"{chunk.name}: rank {tensor.rank} holds a {tensor.dtype} of shape "
+                    f"{tensor.shape}, rank {rank} a {chunk.dtype} of shape {chunk.shape}",
+                    hint=PER_RANK_HINT,
+                )
+            _add(tensor, rank, index, chunk)
+    for (name, _), tensor in tensors.items():
+        _check_complete(name, tensor)
+    return tensors
+
+
+def _add(tensor: _Tensor, rank: int, index: int, chunk: ChunkOffer) -> None:
+    box = tensor.boxes.get(chunk.offsets)
+    if box is None:
+        box = tensor.boxes[chunk.offsets] = _Box(chunk.sizes, chunk.nbytes, set(), [])
+    elif box.sizes != chunk.sizes:
+        raise PlanError(
+            f"{chunk.name}: at offset {chunk.offsets} rank {box.holders[0][0]} holds a part of "
+            f"sizes {box.sizes}, rank {rank} one of sizes {chunk.sizes}",
+            hint="shard a tensor in the same way on all ranks that hold it",
+        )
+    box.origins.add(chunk.origin)
+    box.holders.append((rank, index))
+
+
+def _check_complete(name: str, tensor: _Tensor) -> None:
+    held = sum(prod(box.sizes) for box in tensor.boxes.values())
+    if held != prod(tensor.shape):
+        raise PlanError(
+            f"{name}: the ranks hold {held} of the {prod(tensor.shape)} elements of its shape "
+            f"{tensor.shape}",
+            hint="save with every rank that holds a part of it, and shard it one way only",
+        )
+
+
+def _give_values(
+    offers: Sequence[Offer], tensors: dict[Key, _Tensor], parts: Sequence[Part]
+) -> None:
+    seen: dict[Key, tuple[int, int]] = {}
+    for rank, offer in enumerate(offers):
+        for index, value in enumerate(offer.values):
+            key = (value.name, value.path)
+            if key in tensors:
+                raise PlanError(
+                    f"{value.name}: a tensor on rank {tensors[key].rank}, a value on rank {rank}",
+                    hint=PER_RANK_HINT,
+                )
+            if key not in seen:
+                seen[key] = (rank, value.crc)
+                parts[rank].values.append(index)
+            elif seen[key][1] != value.crc:
+                raise _differs("values", value.name, seen[key][0], rank)
+
+
+def _give_chunks(tensors: dict[Key, _Tensor], parts: Sequence[Part]) -> None:
+    loads = [0] * len(parts)
+    shared: list[tuple[int, str, tuple[int, ...], _Box]] = []
+    for (name, _), tensor in tensors.items():
+        for offsets, box in tensor.boxes.items():
+            if len(box.holders) > 1:
+                shared.append((-box.nbytes, name, offsets, box))
+                if len(box.origins) > 1 or 0 in box.origins:
+                    for rank, index in box.holders:
+                        parts[rank].compare.append(index)
+                continue
+            rank, index = box.holders[0]
+            parts[rank].chunks.append(index)
+            loads[rank] += box.nbytes
+    shared.sort(key=lambda item: item[:3])
+    for _, _, _, box in shared:
+        rank, index = min(box.holders, key=lambda holder: (loads[holder[0]], holder))
+        parts[rank].chunks.append(index)
+        loads[rank] += box.nbytes
+
+
+def _keys(offer: Offer) -> Iterable[Key]:
+    yield from ((chunk.name, chunk.path) for chunk in offer.chunks)
+    yield from ((value.name, value.path) for value in offer.values)
+
+
+def _ambiguous(keys: Iterable[Key]) -> frozenset[str]:
+    paths: dict[str, int] = {}
+    return frozenset(name for name, path in keys if paths.setdefault(name, path) != path)
+
+
+def _differs(what: str, name: str, first: int, second: int) -> PlanError:
+    return PlanError(
+        f"{name}: ranks {first} and {second} hold different {what} under this name, and only one "
+        "would be saved",
+        hint=PER_RANK_HINT,
+    )

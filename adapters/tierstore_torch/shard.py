@@ -1,0 +1,245 @@
+"""What one rank saves: planned with the other ranks once, then only looked over at each save."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from tierstore.blocks import crc32c
+from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.checkpoint.values import NotPlainError, encode
+from tierstore.image.layout import Chunk, plan_layout
+from tierstore_torch import plan, private
+from tierstore_torch.flatten import Leaf, Tree
+from tierstore_torch.group import Group
+from tierstore_torch.items import byte_view, is_storable, local_tensor, tensor_chunks
+from tierstore_torch.staging import StagedPlan
+
+
+def plan_shard(state: object, group: Group, segment_bytes: int) -> RankShard:
+    """Agree with the other ranks who saves what of `state`. Collective.
+
+    Raises:
+        PlanError: on all ranks, whatever is wrong on any.
+    """
+    found: list[_Scan] = []
+
+    def offer() -> plan.Offer:
+        found.append(_Scan(state, group.rank))
+        return found[0].offer()
+
+    part = group.centrally(offer, plan.decide)
+    scan = found[0]
+    if part.comparing:
+        group.centrally(lambda: scan.contents(part.compare), plan.compare)
+    return group.together(lambda: RankShard(scan, part, group.rank, segment_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """What must not change in a tensor for the plan to stay valid.
+
+    Attributes:
+        chunks: the leaf's chunks, only where they are not simply its local tensor.
+    """
+
+    cls: type[Any]
+    dtype: torch.dtype
+    shape: torch.Size
+    mesh: object
+    placements: object
+    local_shape: torch.Size
+    chunks: tuple[Chunk, ...] | None
+
+    @classmethod
+    def of(cls, value: Any, chunks: Sequence[tuple[Chunk, torch.Tensor]]) -> _Signature:
+        sharded = isinstance(value, DTensor)
+        local = local_tensor(value) if isinstance(value, torch.Tensor) else None
+        simple = (
+            local is not None
+            and private.local_shards(value) is None
+            and len(chunks) <= 1
+            and all(tensor.shape == local.shape for _, tensor in chunks)
+        )
+        return cls(
+            type(value),
+            value.dtype,
+            value.shape,
+            value.device_mesh if sharded else None,
+            value.placements if sharded else None,
+            value.shape if local is None else local.shape,
+            None if simple else tuple(chunk for chunk, _ in chunks),
+        )
+
+    def local(self, value: Any) -> torch.Tensor | None:
+        """Return the local tensor of a leaf that is as it was, or None."""
+        if type(value) is not self.cls or value.shape != self.shape or value.dtype != self.dtype:
+            return None
+        if self.mesh is None:
+            return value if value.layout is torch.strided else None
+        if value.placements != self.placements or value.device_mesh != self.mesh:
+            return None
+        local: torch.Tensor = value.to_local()
+        return local if local.shape == self.local_shape else None
+
+
+class _Scan:
+    """A state as this rank sees it at the time of planning."""
+
+    @torch.no_grad()
+    def __init__(self, state: object, rank: int) -> None:
+        self.tree = Tree(state, rank=rank)
+        self.values = self.tree.values
+        self.signatures: list[_Signature | None] = []
+        self.chunks: list[Chunk] = []
+        self.tensors: list[torch.Tensor] = []
+        self.places: list[tuple[int, int]] = []  # leaf, position among its chunks
+        for index, (leaf, value) in enumerate(zip(self.tree.leaves, self.values, strict=True)):
+            if not is_storable(value):
+                self.signatures.append(None)
+                continue
+            chunks = tensor_chunks(leaf.name, value, leaf.path)
+            self.signatures.append(_Signature.of(value, chunks))
+            for position, (chunk, tensor) in enumerate(chunks):
+                self.chunks.append(chunk)
+                self.tensors.append(tensor)
+                self.places.append((index, position))
+
+    @property
+    def value_leaves(self) -> list[int]:
+        """Which leaves are values."""
+        return [index for index, known in enumerate(self.signatures) if known is None]
+
+    def offer(self) -> plan.Offer:
+        """Return what this rank could write."""
+        leaves = self.tree.leaves
+        paths = [crc32c(leaf.path.encode()) for leaf in leaves]
+        chunks = [
+            plan.ChunkOffer(
+                chunk.name,
+                paths[leaf],
+                chunk.dtype,
+                chunk.shape,
+                chunk.offsets,
+                chunk.sizes,
+                chunk.nbytes,
+                _origin(self.values[leaf]),
+            )
+            for chunk, (leaf, _) in zip(self.chunks, self.places, strict=True)
+        ]
+        values = [
+            plan.ValueOffer(leaves[i].name, paths[i], crc32c(encode_value(self.values[i])[1]))
+            for i in self.value_leaves
+        ]
+        return plan.Offer(chunks, values)
+
+    def contents(self, indices: Sequence[int]) -> list[tuple[str, tuple[int, ...], int]]:
+        """Return name, offsets and CRC32C of the chunks that others hold too."""
+        return [
+            (self.chunks[i].name, self.chunks[i].offsets, crc32c(_bytes_of(self.tensors[i])))
+            for i in indices
+        ]
+
+
+class RankShard:
+    """One rank's part of a plan, good for as many saves as the structure stays the same.
+
+    Attributes:
+        staged: the chunks it writes, their places in the image, and the copy.
+        declared: how many chunks and values each rank writes, in rank order.
+    """
+
+    def __init__(self, scan: _Scan, part: plan.Part, rank: int, segment_bytes: int) -> None:
+        self._tree = scan.tree
+        self._signatures = scan.signatures
+        self._places = [scan.places[index] for index in part.chunks]
+        self._owned_values = [scan.value_leaves[index] for index in part.values]
+        self._ambiguous = part.ambiguous
+        self._values: list[Any] = scan.values
+        self.declared = part.declared
+        chunks = [
+            self._renamed(scan.chunks[index], scan.tree.leaves[scan.places[index][0]])
+            for index in part.chunks
+        ]
+        layout = plan_layout(chunks, rank=rank, segment_bytes=segment_bytes)
+        self.staged = StagedPlan(layout, chunks, [scan.tensors[index] for index in part.chunks])
+
+    @torch.no_grad()
+    def take(self, state: object) -> bool:
+        """Look at the tensors of another state of this structure; False if it is not."""
+        values = self._tree.match(state)
+        if values is None:
+            return False
+        locals_: list[Any] = []
+        for leaf, known, value in zip(self._tree.leaves, self._signatures, values, strict=True):
+            if known is None:
+                if is_storable(value):
+                    return False
+                locals_.append(None)
+                continue
+            held = known.local(value) if known.chunks is None else _held(leaf, known, value)
+            if held is None:
+                return False
+            locals_.append(held)
+        self._values = values
+        self.staged.sources = [
+            locals_[leaf] if self._signatures[leaf].chunks is None else locals_[leaf][position]  # type: ignore[union-attr]
+            for leaf, position in self._places
+        ]
+        return True
+
+    def value_entries(self) -> list[ValueEntry]:
+        """Encode the values that this rank writes."""
+        entries = []
+        for index in self._owned_values:
+            leaf = self._tree.leaves[index]
+            kind, data = encode_value(self._values[index])
+            entries.append(ValueEntry(self._name(leaf), leaf.path, kind, data))
+        return entries
+
+    def release(self) -> None:
+        """Forget the state: between saves no tensor of it is kept alive."""
+        self._values = []
+        self.staged.sources = []
+
+    def _renamed(self, chunk: Chunk, leaf: Leaf) -> Chunk:
+        name = self._name(leaf)
+        return chunk if name == chunk.name else replace(chunk, name=name)
+
+    def _name(self, leaf: Leaf) -> str:
+        return leaf.exact_name if leaf.name in self._ambiguous else leaf.name
+
+
+def encode_value(value: object) -> tuple[Literal["json", "opaque"], bytes]:
+    """Return how a value that is no tensor is stored: tagged JSON, else what torch.save makes."""
+    try:
+        return "json", encode(value).encode()
+    except NotPlainError:
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        return "opaque", buffer.getvalue()
+
+
+def _held(leaf: Leaf, known: _Signature, value: Any) -> list[torch.Tensor] | None:
+    if type(value) is not known.cls:
+        return None
+    pairs = tensor_chunks(leaf.name, value, leaf.path)
+    same = tuple(chunk for chunk, _ in pairs) == known.chunks
+    return [tensor for _, tensor in pairs] if same else None
+
+
+def _origin(value: object) -> int:
+    """The same number, not 0, for DTensors over the same ranks: their replicas are equal."""
+    if not isinstance(value, DTensor):
+        return 0
+    return 1 + crc32c(repr(private.mesh_ranks(value.device_mesh)).encode())
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    whole = private.copyable(tensor).cpu().contiguous()
+    return byte_view(whole.resolve_conj().resolve_neg())
