@@ -1,0 +1,65 @@
+"""The `tierstore` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tierstore import __version__
+from tierstore.cli import demo, doctor, ls, show, verify
+from tierstore.cli.output import print_error
+from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
+
+app = typer.Typer(
+    name="tierstore",
+    help="Sharded torch checkpoints over memory, NVMe and S3: look at them, check them, try them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("ls")(ls.run)
+app.command("show")(show.run)
+app.command("verify")(verify.run)
+app.command("doctor")(doctor.run)
+app.command("demo")(demo.run)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"tierstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 fine, 1 something is missing, damaged or unreachable, 2 wrong usage."
+)
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
+    del version
+
+
+def main() -> None:
+    """Run the command line and turn every expected error into a message and an exit code."""
+    try:
+        app()
+    except (ConfigError, InvalidKeyError) as error:
+        print_error(error)
+        sys.exit(2)
+    except TierstoreError as error:
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe left; nobody is listening
+        sys.exit(141)
