@@ -148,3 +148,39 @@ def test_toxics_spoil_and_heal(minio_server, toxics):
             http.request("GET", url)
         proxy.up()
         assert http.request("GET", url).status == 200
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("threading.Thread(target=time.sleep, args=(9,), name='tierstore-x', daemon=True).start()",
+         "tierstore-x"),
+        ("KEPT.append(open(__file__))", "test_inner.py"),
+    ],
+)  # fmt: skip
+def test_the_leak_detector_detects(tmp_path, mistake, message):
+    conftest = Path(__file__).parents[1] / "conftest.py"
+    (tmp_path / "conftest.py").write_text(conftest.read_text())
+    (tmp_path / "test_inner.py").write_text(
+        f"import threading, time\nKEPT = []\ndef test_leaks(no_leaks):\n    {mistake}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "left behind" in done.stdout
+    assert message in done.stdout
+
+
+@pytest.mark.parametrize(("required", "status"), [("0", 0), ("1", 1)])
+def test_a_missing_server_is_loud_or_fatal(tmp_path, required, status):
+    conftest = Path(__file__).parents[1] / "conftest.py"
+    (tmp_path / "conftest.py").write_text(conftest.read_text())
+    (tmp_path / "test_inner.py").write_text("def test_it(minio_server): pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {"PATH": str(tmp_path), "TIERSTORE_REQUIRE_SERVERS": required}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert ("TIERSTORE_REQUIRE_SERVERS=1, but" if status else "LEFT OUT: every test") in done.stdout
+    assert "go install github.com/minio/minio" in done.stdout
