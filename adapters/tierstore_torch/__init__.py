@@ -1,1 +1,27 @@
 """torch on top of tierstore: `Checkpointer`, and a reader and writer for DCP."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tierstore_torch.checkpointer import Checkpointer
+    from tierstore_torch.flatten import PerRank, per_rank
+    from tierstore_torch.save import Save
+
+__all__ = ["Checkpointer", "PerRank", "Save", "per_rank"]
+
+_HOMES = {
+    "Checkpointer": "checkpointer",
+    "PerRank": "flatten",
+    "Save": "save",
+    "per_rank": "flatten",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when used: whoever needs only DCP's reader does not load the rest.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
