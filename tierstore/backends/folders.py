@@ -40,7 +40,7 @@ class Folders:
         if self._known(folder):
             return
         parent = os.path.dirname(folder)
-        if folder != self.root or not os.path.isdir(parent):
+        if self._below(folder) or not os.path.isdir(parent):
             self.ensure(parent)
         try:
             os.mkdir(folder)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import stat as st
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -87,8 +85,6 @@ class LocalBackend:
         self._direct = options.direct
         folders = Folders(self._root, sync=options.fsync)
         self._site = Site(self.url, folders, Scratch(folders), options.fsync)
-        self._uploads: weakref.WeakSet[LocalUpload] = weakref.WeakSet()
-        self._lock = threading.Lock()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -148,9 +144,10 @@ class LocalBackend:
 
     def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""
-        upload = self._begin(key, memoryview(buffer).nbytes, "never")
+        size = memoryview(buffer).nbytes
+        upload = LocalUpload(self._site, key, self.local_path(key), size, "never")
         try:
-            if memoryview(buffer).nbytes:
+            if size:
                 upload.write(0, buffer, crc32c(buffer))
             return upload.commit(if_absent=if_absent)
         finally:
@@ -158,7 +155,7 @@ class LocalBackend:
 
     def upload(self, key: str, size: int, *, resume: str | None = None) -> LocalUpload:  # noqa: ARG002 - local uploads begin anew
         """See `tierstore.backend.Backend.upload`."""
-        return self._begin(key, size, self._direct)
+        return LocalUpload(self._site, key, self.local_path(key), size, self._direct)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `tierstore.backend.Backend.delete`; folders left empty are removed."""
@@ -176,16 +173,8 @@ class LocalBackend:
 
     def close(self) -> None:
         """Abort the uploads that are still open."""
-        with self._lock:
-            uploads = [*self._uploads]
-        for upload in uploads:
+        for upload in self._site.uploads.copy():
             upload.abort()
-
-    def _begin(self, key: str, size: int, direct: str) -> LocalUpload:
-        upload = LocalUpload(self._site, key, self.local_path(key), size, direct)
-        with self._lock:
-            self._uploads.add(upload)
-        return upload
 
     def _reads_direct(self, fd: int, offset: int, length: int) -> bool:
         if self._direct != "auto":

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tierstore.backend import ObjectInfo
 from tierstore.backends.direct_io import reserve, set_direct, write_at
@@ -32,6 +32,7 @@ class Site:
     folders: Folders
     scratch: Scratch
     sync: bool
+    uploads: set[LocalUpload] = field(default_factory=set)  # that are open
 
 
 class LocalUpload:
@@ -61,6 +62,7 @@ class LocalUpload:
         except BaseException:
             self.abort()
             raise
+        site.uploads.add(self)
 
     def _prepare(self, direct: str) -> None:
         reserve(self._fd, self._size)
@@ -116,6 +118,7 @@ class LocalUpload:
                 return
             self._over = True
             idle = self._writers == 0
+        self._site.uploads.discard(self)
         if idle:
             os.close(self._fd)
         with self._translated(), suppress(FileNotFoundError):  # renamed

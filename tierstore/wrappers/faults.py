@@ -33,6 +33,7 @@ class Fault:
         operation: of `Call`, or "*" for any.
         nth: the first request of this operation and key that it happens to, from 1.
         times: how many requests in a row.
+        every: if set, it happens again, `every` requests after it began.
         key: only requests whose key contains this.
         delay: seconds to wait first.
         action: called with the request first, in its thread: to kill, to wait, to change a file.
@@ -44,6 +45,7 @@ class Fault:
     operation: str
     nth: int = 1
     times: int = 1
+    every: int = 0
     key: str = ""
     delay: float = 0.0
     action: Callable[[Call], None] | None = None
@@ -54,6 +56,11 @@ class Fault:
     def concerns(self, call: Call) -> bool:
         """Return whether `call` counts towards `nth`."""
         return self.operation in ("*", call.operation) and self.key in call.key
+
+    def happens(self, count: int) -> bool:
+        """Return whether it happens to the `count`-th request that it concerns."""
+        since = count - self.nth
+        return since >= 0 and (since % self.every if self.every else since) < self.times
 
 
 class Faulty(Delegate):
@@ -99,7 +106,7 @@ class Faulty(Delegate):
             for index, fault in enumerate(self._faults):
                 if fault.concerns(call):
                     self._seen[index] += 1
-                    if fault.nth <= self._seen[index] < fault.nth + fault.times:
+                    if fault.happens(self._seen[index]):
                         due.append(fault)
         return due
 

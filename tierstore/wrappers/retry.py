@@ -18,13 +18,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tierstore.backend import Backend
-from tierstore.errors import TransientError
+from tierstore.errors import DamagedInTransitError, TransientError
 from tierstore.wrappers.delegate import Call, Delegate
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 20.0
 _REFUND = 0.1
+_DAMAGED_TRIES = 3  # a wrong checksum of the caller's own never becomes right
 
 
 class Budget:
@@ -102,6 +103,8 @@ class Retrying(Delegate):
 
     def _wait(self, error: TransientError, tries: int, start: float) -> str:
         """Pause before the next try; return why there will be none, or nothing."""
+        if isinstance(error, DamagedInTransitError) and tries >= _DAMAGED_TRIES:
+            return "the bytes may be damaged in this machine's memory"
         bound = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(tries - 1, 30))
         pause = random.uniform(0, bound)
         if error.retry_after is not None:

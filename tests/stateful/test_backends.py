@@ -1,0 +1,95 @@
+"""Backends against a dictionary, driven by Hypothesis; the same examples in every run."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tierstore.backend import Backend
+from tierstore.backends.local import LocalOptions, open_local
+from tierstore.backends.memory import open_memory
+from tierstore.errors import DeadlineError, UnreachableError
+from tierstore.registry import open_backend
+from tierstore.testing.machine import BackendMachine
+from tierstore.wrappers.faults import Fault, Faulty
+from tierstore.wrappers.retry import Budget, Retrying
+
+_numbers = itertools.count()
+
+
+def _run(new_place: Callable[[], Callable[[], Backend]], examples: int, *, many_parts=True) -> None:
+    namespace = {"new_place": staticmethod(new_place), "many_parts": many_parts}
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(type("Machine", (BackendMachine,), namespace), settings=profile)
+
+
+def test_memory():
+    def new_place() -> Callable[[], Backend]:
+        url = f"memory://machine/{next(_numbers)}"
+        return lambda: open_memory(url)
+
+    _run(new_place, 60)
+
+
+@pytest.mark.parametrize("direct", ["auto", "never"])
+def test_local(tmp_path: Path, direct):
+    def new_place() -> Callable[[], Backend]:
+        root = tmp_path / str(next(_numbers))
+        return lambda: open_local(f"file://{root}", LocalOptions(direct=direct))
+
+    _run(new_place, 15)
+
+
+def test_tmpfs():
+    root = Path(tempfile.mkdtemp(dir="/dev/shm", prefix="tierstore-test-"))
+
+    def new_place() -> Callable[[], Backend]:
+        place = root / str(next(_numbers))
+        return lambda: open_local(f"file://{place}", LocalOptions(fsync=False))
+
+    try:
+        _run(new_place, 30)
+    finally:
+        shutil.rmtree(root)
+
+
+def test_retries_hide_a_flaky_tier():
+    """Every fifth request fails, and of every seventh that changes something the answer is lost."""
+    faults = [Fault("*", nth=3, every=5, error=UnreachableError("gone"))] + [
+        Fault(operation, nth=2, every=7, error=DeadlineError("no answer"), after=True)
+        for operation in ("create", "write", "commit", "abort", "delete", "read_into", "stat")
+    ]
+
+    def new_place() -> Callable[[], Backend]:
+        url = f"memory://machine/{next(_numbers)}"
+        return lambda: Retrying(
+            Faulty(open_memory(url), *faults), budget=Budget(1e9), pause=lambda _: False
+        )
+
+    _run(new_place, 60)
+
+
+def test_s3(s3_bucket):
+    pytest.importorskip("boto3")
+
+    def new_place() -> Callable[[], Backend]:
+        base, _, query = s3_bucket.url.partition("?")
+        url = f"{base}/{next(_numbers)}?{query}".rstrip("?")
+        return lambda: open_backend(url)
+
+    _run(new_place, 3, many_parts=False)
+    s3_bucket.assert_no_uploads()

@@ -1,0 +1,26 @@
+"""One suite for every backend and every wrapper.
+
+A backend's test is about twenty lines: a way to open it, and a second path to the same place that
+does not use the code under test::
+
+    class TestThing(BackendContract):
+        @pytest.fixture(autouse=True)
+        def _place(self, tmp_path): self.path = tmp_path
+        def open(self): return open_thing(f"thing://{self.path}")
+        def raw_get(self, key): return (self.path / key).read_bytes()
+        def raw_put(self, key, data): ...
+        def raw_list(self): ...
+        def raw_uploads(self): ...
+"""
+
+from __future__ import annotations
+
+from tierstore.testing.contract_listing import ListingContract
+from tierstore.testing.contract_objects import ObjectContract
+from tierstore.testing.contract_uploads import UploadContract
+
+__all__ = ["BackendContract"]
+
+
+class BackendContract(ObjectContract, ListingContract, UploadContract):
+    """Every promise of `tierstore.backend`."""

@@ -1,0 +1,246 @@
+"""The contract of whole objects: create, stat, read, delete, close."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tierstore.backend import Backend
+from tierstore.blocks import BLOCK_SIZE, crc32c
+from tierstore.errors import (
+    AlreadyExistsError,
+    InvalidKeyError,
+    NotFoundError,
+    StorageError,
+    TruncatedFileError,
+)
+from tierstore.testing.contract_base import ODD_KEYS, Hooks, noise, read, together
+
+_RANGES = [(0, 1), (1, 100), (4095, 2), (4096, 4096), (4097, 8191), (0, 20_000), (19_999, 1)]
+_BAD_KEYS = ["", "/a", "a/", "a//b", ".", "a/../b", "a\x00b", "a\nb", "k" * 1025, "\ud800"]
+_USES: list[Callable[[Backend, str], object]] = [
+    lambda backend, key: backend.create(key, b"x"),
+    lambda backend, key: backend.upload(key, 1),
+    lambda backend, key: backend.stat(key),
+    lambda backend, key: backend.read_into(key, 0, memoryview(bytearray(1))),
+]
+
+
+class ObjectContract(Hooks):
+    """Small objects."""
+
+    def test_is_a_backend(self, backend: Backend) -> None:
+        assert isinstance(backend, Backend)
+        assert backend.url
+        assert "@" not in backend.url
+        can = backend.capabilities
+        assert can == backend.capabilities
+        assert can.min_part <= can.part_size <= can.max_part
+        assert can.part_size % BLOCK_SIZE == can.read_size % BLOCK_SIZE == 0
+        assert can.concurrency >= 1
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, 100_001])
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    def test_create_stores_the_bytes(
+        self, backend: Backend, size: int, kind: Callable[[bytes], bytes]
+    ) -> None:
+        data = noise(size)
+        info = backend.create("runs/r/x", kind(data))
+        assert (info.key, info.size) == ("runs/r/x", size)
+        assert info.crc32c in (None, crc32c(data))
+        assert self.raw_get("runs/r/x") == data
+        assert self.raw_list() == ["runs/r/x"]
+
+    def test_stat_tells_what_create_told(self, backend: Backend) -> None:
+        created = backend.create("a/x", b"hello")
+        found = backend.stat("a/x")
+        assert (found.key, found.size) == (created.key, created.size)
+        assert found.crc32c in (None, crc32c(b"hello"))
+        assert found.mtime >= 0
+
+    def test_create_replaces(self, backend: Backend) -> None:
+        backend.create("x", b"a longer old content")
+        backend.create("x", b"new")
+        assert self.raw_get("x") == b"new"
+        assert backend.stat("x").size == 3
+
+    def test_sees_what_others_stored(self, backend: Backend) -> None:
+        self.raw_put("deep/er/x", b"theirs")
+        assert backend.stat("deep/er/x").size == 6
+        assert read(backend, "deep/er/x", 0, 6) == b"theirs"
+
+    def test_if_absent_refuses_other_content(self, backend: Backend) -> None:
+        backend.create("c/x", b"first", if_absent=True)
+        for other in (b"other", b"longer than first", b""):
+            with pytest.raises(AlreadyExistsError) as caught:
+                backend.create("c/x", other, if_absent=True)
+            assert caught.value.key == "c/x"
+        assert self.raw_get("c/x") == b"first"
+
+    @pytest.mark.parametrize("data", [b"", b"same"])
+    def test_if_absent_may_be_repeated(self, backend: Backend, data: bytes) -> None:
+        backend.create("c/x", data, if_absent=True)
+        assert backend.create("c/x", data, if_absent=True).size == len(data)
+        assert self.raw_get("c/x") == data
+
+    def test_if_absent_has_one_winner(self, backend: Backend) -> None:
+        if not backend.capabilities.atomic_create:
+            pytest.skip("no atomic_create")
+        results = together(
+            16, lambda i: backend.create("c/x", f"writer {i}".encode(), if_absent=True)
+        )
+        winners = [i for i, result in enumerate(results) if not isinstance(result, Exception)]
+        assert len(winners) == 1, results
+        assert sum(isinstance(result, AlreadyExistsError) for result in results) == 15, results
+        assert self.raw_get("c/x") == f"writer {winners[0]}".encode()
+
+    def test_if_absent_lets_all_equal_writers_win(self, backend: Backend) -> None:
+        if not backend.capabilities.atomic_create:
+            pytest.skip("no atomic_create")
+        results = together(8, lambda _: backend.create("c/x", b"same", if_absent=True))
+        assert not [result for result in results if isinstance(result, Exception)]
+        assert self.raw_get("c/x") == b"same"
+
+    def test_readers_never_see_a_half(self, backend: Backend) -> None:
+        contents = [bytes([value]) * 50_000 for value in range(12)]
+        backend.create("x", contents[0])
+        over = threading.Event()
+
+        def work(index: int) -> set[bytes]:
+            if index == 0:
+                for content in contents:
+                    backend.create("x", content)
+                over.set()
+                return set()
+            seen = set()
+            while not over.is_set():
+                seen.add(read(backend, "x", 0, 50_000))
+            return seen
+
+        for seen in together(4, work):
+            assert not isinstance(seen, Exception), seen
+            assert seen <= set(contents)
+
+    @pytest.mark.parametrize(("offset", "length"), _RANGES)
+    def test_reads_exactly_the_range(self, backend: Backend, offset: int, length: int) -> None:
+        data = noise(20_000)
+        self.raw_put("x", data)
+        guarded = bytearray(b"\xaa" * (length + 20))
+        backend.read_into("x", offset, memoryview(guarded)[10:-10])
+        assert guarded[10:-10] == data[offset : offset + length]
+        assert guarded[:10] == guarded[-10:] == b"\xaa" * 10
+
+    def test_reads_nothing(self, backend: Backend) -> None:
+        self.raw_put("x", b"")
+        backend.read_into("x", 0, memoryview(bytearray()))
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, 101), (99, 2), (100, 1), (5000, 10)])
+    def test_a_short_object_is_an_error(self, backend: Backend, offset: int, length: int) -> None:
+        self.raw_put("x", b"x" * 100)
+        with pytest.raises(TruncatedFileError, match="x"):
+            read(backend, "x", offset, length)
+
+    def test_reads_from_many_threads(self, backend: Backend) -> None:
+        data = noise(2 * BLOCK_SIZE + 77)
+        self.raw_put("x", data)
+
+        def work(index: int) -> bool:
+            offset = index * 1_000_003 % BLOCK_SIZE
+            return read(backend, "x", offset, BLOCK_SIZE) == data[offset : offset + BLOCK_SIZE]
+
+        assert together(8, work) == [True] * 8
+
+    @pytest.mark.parametrize("use", _USES[2:])
+    def test_a_missing_object(
+        self, backend: Backend, use: Callable[[Backend, str], object]
+    ) -> None:
+        self.raw_put("there/x", b"x")
+        for key in ("missing", "there/y", "there", "there/x/y"):
+            with pytest.raises(NotFoundError) as caught:
+                use(backend, key)
+            assert caught.value.key == key
+            assert caught.value.url == backend.url
+
+    def test_odd_keys(self, backend: Backend) -> None:
+        for key in ODD_KEYS:
+            backend.create(key, key.encode())
+        assert sorted(self.raw_list()) == sorted(ODD_KEYS)
+        for key in ODD_KEYS:
+            data = key.encode()
+            assert self.raw_get(key) == data
+            assert backend.stat(key).key == key
+            assert read(backend, key, 0, len(data)) == data
+        backend.delete(ODD_KEYS)
+        assert self.raw_list() == []
+
+    @pytest.mark.parametrize("key", _BAD_KEYS)
+    def test_illegal_keys_are_refused(self, backend: Backend, key: str) -> None:
+        for use in _USES:
+            with pytest.raises(InvalidKeyError):
+                use(backend, key)
+        assert self.raw_list() == []
+
+    def test_delete(self, backend: Backend) -> None:
+        for key in ("d/x", "d/y", "d/deep/z", "keep"):
+            self.raw_put(key, b"x")
+        backend.delete(key for key in ("d/x", "d/deep/z", "d/missing", "no/such"))
+        assert sorted(self.raw_list()) == ["d/y", "keep"]
+        backend.delete(["d/x"])
+        backend.delete([])
+        assert sorted(self.raw_list()) == ["d/y", "keep"]
+
+    def test_create_while_the_neighbours_are_deleted(self, backend: Backend) -> None:
+        def work(index: int) -> None:
+            for round_ in range(20):
+                key = f"shared/folder/{index}-{round_}"
+                backend.create(key, b"x")
+                backend.delete([key])
+
+        assert together(4, work) == [None] * 4
+        assert self.raw_list() == []
+
+    def test_errors_can_be_pickled(self, backend: Backend) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            backend.stat("missing")
+        copy: StorageError = pickle.loads(pickle.dumps(caught.value))
+        assert type(copy) is type(caught.value)
+        assert str(copy) == str(caught.value)
+        assert (copy.url, copy.key) == (backend.url, "missing")
+
+    def test_two_opens_share_the_place(self, backend: Backend) -> None:
+        other = self.open()
+        try:
+            backend.create("x", b"shared")
+            assert read(other, "x", 0, 6) == b"shared"
+        finally:
+            other.close()
+
+    def test_close_leaves_nothing(self) -> None:
+        self.raw_put("warm", b"x")  # connections of the second path
+        before = _held()
+        backend = self.open()
+        together(4, lambda i: backend.create(f"x{i}", b"x"))
+        list(backend.list(""))
+        backend.upload("y", 10)
+        upload = backend.upload("y", 10)
+        upload.write(0, b"0123456789", crc32c(b"0123456789"))
+        upload.commit()
+        backend.close()
+        backend.close()
+        assert _held() == before
+
+
+def _held() -> tuple[list[str], set[str]]:
+    """Return what files are open, less those that any library keeps, and which threads run."""
+    opened = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            opened.append(str(entry.readlink()).partition(":[")[0])
+        except OSError:  # the listing's own descriptor
+            continue
+    threads = {thread.name for thread in threading.enumerate()}
+    return sorted(opened), {name for name in threads if name.startswith("tierstore")}
