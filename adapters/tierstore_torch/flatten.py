@@ -1,9 +1,10 @@
 """A state dict as a row of named leaves, and back, without losing the types of keys.
 
-Dicts are always entered; lists and tuples only where a tensor, a dict or a stateful object is
-inside, so that `[0, 1, 2]` is one value. An object with `state_dict` and `load_state_dict` stands
-for what its `state_dict` returns. A leaf's path is stored as JSON: a string key as itself, an index
-as `{"item": 3}`, another key as `{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
+Dicts are always entered; lists where a dict or a tensor is inside, as DCP does, and tuples where a
+tensor is: `[0, 1, 2]` is one value, which may have another length when it is restored. An object
+with `state_dict` and `load_state_dict` stands for what its `state_dict` returns. A leaf's path is
+stored as JSON: a string key as itself, an index as `{"item": 3}`, another key as
+`{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Tree:
             children = [self._scan(v, (*path, _step(k)), own=own) for k, v in value.items()]
             types = None if plain else [type(key) for key in value]
             return Node("dict", type(value), dict.fromkeys(value), types, children)
-        if isinstance(value, (list, tuple)) and _is_entered(value):
+        if isinstance(value, (list, tuple)) and _is_inner(value):
             children = [self._scan(v, (*path, {"item": i}), own=own) for i, v in enumerate(value)]
             kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
             return Node(kind, type(value), children=children)
@@ -169,14 +170,6 @@ def is_stateful(value: object) -> bool:
 def _state_of(value: Any) -> Any:
     with torch.no_grad():
         return value.state_dict()
-
-
-def _is_entered(values_: Any) -> bool:
-    return any(
-        type(value) not in _SCALARS
-        and (isinstance(value, (torch.Tensor, dict)) or _is_inner(value))
-        for value in values_
-    )
 
 
 def _step(key: Any) -> Step:
@@ -222,14 +215,25 @@ def _match(node: Node, value: Any, out: list[Any]) -> bool:
 
 
 def _is_inner(value: Any) -> bool:
-    """Whether a scan would enter this value rather than take it as a leaf."""
+    """Whether a scan enters this value rather than take it as a leaf."""
+    if isinstance(value, dict):
+        return bool(value)
+    if isinstance(value, list):
+        return any(isinstance(item, dict) or _holds(item) for item in value)
+    return not isinstance(value, torch.Tensor) and _holds(value)
+
+
+def _holds(value: Any) -> bool:
+    """Whether a tensor, or what may have one, is anywhere inside."""
+    if type(value) in _SCALARS:
+        return False
+    if isinstance(value, (torch.Tensor, PerRank)):
+        return True
+    if isinstance(value, dict):
+        return any(_holds(item) for item in value.values())
     if isinstance(value, (list, tuple)):
-        return _is_entered(value)
-    return (
-        isinstance(value, PerRank)
-        or (isinstance(value, dict) and bool(value))
-        or (is_stateful(value))
-    )
+        return any(_holds(item) for item in value)
+    return is_stateful(value)
 
 
 def _fill(node: Node, value: Any, replaced: Iterator[Any]) -> Any:

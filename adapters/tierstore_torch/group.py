@@ -6,6 +6,7 @@ Without torch.distributed there is one rank and every exchange is with itself.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -156,4 +157,6 @@ def _portable(error: BaseException) -> TierstoreError:
     """Return an error that can be pickled and is one of ours."""
     if isinstance(error, TierstoreError):
         return error
-    return CheckpointError(f"{type(error).__name__}: {error}")
+    wrapped = CheckpointError(f"{type(error).__name__}: {error}")
+    wrapped.add_note("".join(traceback.format_exception(error)))  # it travels; a cause does not
+    return wrapped

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -57,19 +59,27 @@ def _boxes(
         runs = dims[placement.dim]
         size = sum(length for _, length in runs)
         picked = _picked(placement, size, mesh_shape[axis], coordinate[axis])
-        dims[placement.dim] = _compose(runs, picked)
+        if len(runs) == len(picked) == 1:
+            dims[placement.dim] = [(runs[0][0] + picked[0][0], picked[0][1])]
+        else:
+            dims[placement.dim] = _compose(runs, picked)
     return tuple(_box(runs) for runs in product(*(_localised(runs) for runs in dims)))
 
 
 def _picked(placement: Placement, size: int, parts: int, index: int) -> list[Run]:
     """Which of `size` positions part `index` of `parts` gets."""
-    if isinstance(placement, _StridedShard):
-        mode = type(placement).local_shard_size_and_offset.__globals__["_StridedShardOffsetMode"]
-        _, positions = placement.local_shard_size_and_offset(size, parts, index, mode.ALL)
-        return _as_runs(np.asarray(positions, np.int64))
-    chunk = -(-size // parts)  # the rule of torch.chunk
-    start = min(size, chunk * index)
-    return [(start, min(size, start + chunk) - start)]
+    if not isinstance(placement, _StridedShard):
+        return [_chunk(0, size, parts, index)]
+    factor = int(placement.split_factor)
+    outer = [_chunk(0, size, factor, number) for number in range(factor)]
+    return [_chunk(start, length, parts, index) for start, length in outer]
+
+
+def _chunk(start: int, size: int, parts: int, index: int) -> Run:
+    """What torch.chunk gives part `index` of the positions from `start` on."""
+    length = -(-size // parts)
+    low, high = min(size, length * index), min(size, length * (index + 1))
+    return start + low, high - low
 
 
 def _as_runs(positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[Run]:
@@ -81,9 +91,7 @@ def _as_runs(positions: np.ndarray[Any, np.dtype[np.int64]]) -> list[Run]:
 
 def _compose(outer: list[Run], inner: list[Run]) -> list[Run]:
     """Look positions `inner` up in what `outer` already picked; neighbours are joined."""
-    table = np.concatenate([np.arange(s, s + n) for s, n in outer]) if len(outer) > 1 else None
-    if table is None:
-        return [(outer[0][0] + start, length) for start, length in inner]
+    table = np.concatenate([np.arange(start, start + length) for start, length in outer])
     return _as_runs(np.concatenate([table[start : start + length] for start, length in inner]))
 
 
@@ -179,3 +187,21 @@ def unpin(address: int) -> None:
 
 def _cudart() -> Any:
     return cast("Any", torch.cuda).cudart()
+
+
+class PlannedTensor(torch.Tensor):
+    """A tensor that tells DCP itself what to write, by the protocol that DTensor uses."""
+
+    def write_items(self, name: str) -> list[WriteItem]:
+        """Return what this rank writes of it."""
+        raise NotImplementedError
+
+    def shard(self, index: MetadataIndex) -> torch.Tensor:
+        """Return the elements of one of these items."""
+        raise NotImplementedError
+
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
+        return self.write_items(fqn)
+
+    def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
+        return self.shard(index)

@@ -1,0 +1,24 @@
+"""What the ranks do in test_reshard; see tests.ranks."""
+
+from __future__ import annotations
+
+from tests import layouts
+from tierstore_torch import Checkpointer
+
+
+def save(url: str, layout: str, step: int) -> str:
+    """Save the known numbers in one layout; return the commit's attempt."""
+    state = layouts.build(layout)
+    layouts.fill(state, step)
+    with Checkpointer(url, run=layout) as checkpointer:
+        done = checkpointer.save(step, state.dict)
+        done.wait()
+    return str(done.attempt)
+
+
+def load(url: str, run: str, layout: str, saved_by: int) -> tuple[int | None, list[str]]:
+    """Restore into one layout; return the step and what differs."""
+    state = layouts.build(layout)
+    with Checkpointer(url, run=run) as checkpointer:
+        step = checkpointer.restore(state.dict)
+    return step, layouts.differences(state, step or 0, saved_by)
