@@ -75,7 +75,8 @@ class _Index:
             entry: Tensor | ValueEntry | None = self._values.get(name)
             if name in self._tensors:
                 entry = self._manifest.tensor(self._tensors[name])
-            if entry is not None and entry.path in ("", leaf.path):
+            # DCP's paths, and none at all, say less than the name.
+            if entry is not None and (entry.path == leaf.path or entry.path[:1] != "["):
                 return self._position[name], entry
         return None
 

@@ -38,7 +38,7 @@ class Info:
         nonce: the 16 hexadecimal digits of the attempt's launch.
         world_size: ranks in the job.
         ranks: the ranks whose fragments make this tier's commit, ascending.
-        declared: how many chunks and values all `ranks` together must write.
+        declared: how many chunks and values all `ranks` together must write; -1 if unknown.
         rank: whose fragment it is; -1 in a manifest.
     """
 

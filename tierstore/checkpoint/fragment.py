@@ -78,7 +78,8 @@ class Fragment:
             shared tier, the node's ranks on a node-local one.
         world_size: ranks in the job.
         declared: how many chunks and values all `ranks` together must write; every fragment says
-            the same number and the merge checks the sum.
+            the same number and the merge checks the sum. -1 where no rank knows it (DCP with
+            cached plans): then each rank has checked its own part.
         chunks: the chunks this rank wrote.
         placements: where each chunk is; `segment` is an index into `files`.
         files: the files this rank wrote.

@@ -112,7 +112,7 @@ def _some(numbers: Sequence[int]) -> str:
 def _check_declared(parsed: list[Table], rows: TensorRows) -> None:
     values = sum(len(table.values) for table in parsed)
     info, chunks = parsed[0].info, len(rows.owner)
-    if chunks + values != info.declared:
+    if info.declared >= 0 and chunks + values != info.declared:
         raise IncompleteError(
             f"attempt {info.attempt}: {info.declared} items were declared, but the fragments hold "
             f"{chunks} chunks and {values} values"

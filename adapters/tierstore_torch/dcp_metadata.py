@@ -1,0 +1,140 @@
+"""DCP's metadata of a checkpoint, made from the manifest as far as it is looked at.
+
+A million eager metadata objects take seconds; a planner looks at those of its own state dict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch.distributed.checkpoint.metadata import (
+    STORAGE_TYPES,
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from tierstore.checkpoint.manifest import Manifest, Tensor
+
+V = TypeVar("V")
+Path = tuple[str | int, ...]
+"""Keys and indices that lead to a leaf, as DCP's planners have them."""
+
+
+def metadata_of(manifest: Manifest, meta: StorageMeta) -> Metadata:
+    """Return a checkpoint's metadata; entries are made when they are asked for."""
+    entries = _Lazy(manifest, lambda name: _entry(manifest, name))
+    paths = _Lazy(manifest, lambda name: _path_of(manifest, name))
+    return _metadata(entries, paths, meta)
+
+
+def metadata_failing(error: Exception, meta: StorageMeta) -> Metadata:
+    """Return metadata that raises `error` at the first look.
+
+    DCP turns an error of `read_metadata` on one rank into other collectives on that rank alone,
+    and its type into AssertionError. An error inside the planning step reaches every rank as it is.
+    """
+    return _metadata(_Failing(error), _Failing(error), meta)
+
+
+def path_text(path: Path) -> str:
+    """Return a planner's path as the manifest holds it.
+
+    It is marked as DCP's: its keys are strings whatever they were, so it says less than a name.
+    """
+    return json.dumps({"dcp": path})
+
+
+def _metadata(entries: Mapping[str, Any], paths: Mapping[str, Any], meta: StorageMeta) -> Metadata:
+    return Metadata(
+        state_dict_metadata=cast("dict[str, STORAGE_TYPES]", entries),
+        planner_data=paths,
+        storage_meta=meta,
+    )
+
+
+def _entry(manifest: Manifest, name: str) -> STORAGE_TYPES:
+    tensor = manifest.find(name)
+    if tensor is None:
+        return BytesStorageMetadata()
+    return TensorStorageMetadata(
+        properties=TensorProperties(dtype=getattr(torch, tensor.dtype)),
+        size=torch.Size(tensor.shape),
+        chunks=_chunks(tensor),
+    )
+
+
+def _chunks(tensor: Tensor) -> list[ChunkStorageMetadata]:
+    return [
+        ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        for offsets, sizes in zip(tensor.offsets.tolist(), tensor.sizes.tolist(), strict=True)
+    ]
+
+
+def _path_of(manifest: Manifest, name: str) -> Path:
+    found = manifest.find(name) or manifest.find_value(name)
+    steps = json.loads(found.path) if found is not None and found.path else []
+    if isinstance(steps, dict):
+        return tuple(steps["dcp"])
+    parts = [step if isinstance(step, str) else _part(step) for step in steps]
+    return (name,) if None in parts else tuple(parts) or (name,)
+
+
+def _part(step: dict[str, Any]) -> str | int | None:
+    """A step of `flatten` as DCP would have it; None for a rank's own part, which DCP has not."""
+    if "item" in step:
+        return int(step["item"])
+    key = step.get("key")
+    return str(key) if isinstance(key, (bool, int, float)) else None
+
+
+class _Lazy(Mapping[str, V]):
+    """All names of a manifest, tensors first; what belongs to one is made once."""
+
+    def __init__(self, manifest: Manifest, make: Callable[[str], V]) -> None:
+        self._manifest = manifest
+        self._make = make
+        self._made: dict[str, V] = {}
+
+    def __getitem__(self, name: str) -> V:
+        if name not in self._made:
+            if name not in self:
+                raise KeyError(name)
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        return (self._manifest.find(name) or self._manifest.find_value(name)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._manifest.names()
+        for value in self._manifest.values():
+            yield value.name
+
+    def __len__(self) -> int:
+        return len(self._manifest) + sum(1 for _ in self._manifest.values())
+
+
+class _Failing(Mapping[str, Any]):
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getitem__(self, name: str) -> NoReturn:
+        raise self._error
+
+    def __contains__(self, name: object) -> NoReturn:
+        raise self._error
+
+    def __iter__(self) -> Iterator[str]:
+        raise self._error
+
+    def __len__(self) -> NoReturn:
+        raise self._error

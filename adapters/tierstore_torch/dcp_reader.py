@@ -1,0 +1,264 @@
+"""DCP's storage reader: `dcp.load` from a ladder."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.checkpoint.manifest import Manifest
+from tierstore.checkpoint.values import decode
+from tierstore.config import Config, load_config
+from tierstore.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    InvalidKeyError,
+    NotFoundError,
+    PlanError,
+    UnsafePickleError,
+)
+from tierstore.image.layout import Chunk
+from tierstore.ladder.find import Found, choose, open_attempt, survey
+from tierstore.ladder.tiers import OpenTier
+from tierstore.transfer.read import ReadReport, Want, fetch
+from tierstore_torch.dcp_errors import portable
+from tierstore_torch.dcp_id import CheckpointId, parse_id
+from tierstore_torch.dcp_ladder import Ladder
+from tierstore_torch.dcp_metadata import metadata_failing, metadata_of
+from tierstore_torch.dcp_session import session_of
+from tierstore_torch.overlap import wants
+
+_log = logging.getLogger(__name__)
+
+
+class TierStorageReader(StorageReader):
+    """Reads `dcp.load` from the highest tier that has good bytes, whoever wrote the checkpoint.
+
+    ::
+
+        dcp.load(state, storage_reader=TierStorageReader("s3://b/t", checkpoint_id="llama-8b/100"))
+
+    Bytes go straight into the tensors where they are contiguous, and only blocks that hold wanted
+    elements are read; each is checked. Saves of this process go on from what it loaded.
+
+    Args:
+        tiers: one TOML file, or URLs, the fastest tier first, or a Config; see `load_config`.
+        checkpoint_id: "<run>/<step>", or "<run>" or "<run>/latest" for the newest step;
+            `dcp.load(checkpoint_id=...)` replaces it.
+        run: the run, if checkpoint_ids are paths that do not name it (".../step-100").
+        allow_pickle: load values that are stored as pickles, which can run any code.
+        resume: False to look at a checkpoint without going on from it.
+
+    Raises:
+        ConfigError: the tiers are described wrongly.
+        InvalidKeyError: the checkpoint_id is not a run and a step.
+    """
+
+    def __init__(
+        self,
+        *tiers: str | os.PathLike[str] | Config,
+        checkpoint_id: str | os.PathLike[str] | None = None,
+        run: str | None = None,
+        allow_pickle: bool = False,
+        resume: bool = True,
+    ) -> None:
+        self._ladder = Ladder(load_config(*tiers))
+        self._run = run
+        self._id: CheckpointId | None = None
+        self._allow_pickle = allow_pickle
+        self._resume = resume
+        self._found: Found | None = None
+        self._failure: Exception | None = None
+        self.report: ReadReport | None = None
+        """What the last load read."""
+        self.reset(checkpoint_id)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """See `StorageReader.reset`; without a checkpoint_id the last one stays."""
+        self._found = self._failure = self.report = None
+        if checkpoint_id is not None:
+            self._id = parse_id(checkpoint_id, self._run)
+
+    def read_metadata(self, *args: Any, **options: Any) -> Metadata:
+        """Find the checkpoint; its metadata is made as far as the planner looks at it.
+
+        It never raises: see `metadata_failing`. Nor has it a parameter called `kwargs`, by which
+        DCP would fall back to one file per rank.
+        """
+        del args, options
+        meta = StorageMeta(checkpoint_id=self.checkpoint_id)
+        try:
+            with portable():
+                self._found = self._find()
+                return metadata_of(self._found.manifest, meta)
+        except Exception as error:
+            self._failure = error
+            return metadata_failing(error, meta)
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        """Raise what went wrong in `read_metadata`: here it reaches all ranks."""
+        del metadata, is_coordinator, args, kwargs
+        if self._failure is not None:
+            raise self._failure
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Refuse pickles before anything is read, and note which attempt this rank found.
+
+        Raises:
+            UnsafePickleError: a wanted value is a pickle and pickles are not allowed.
+        """
+        found = self._opened()
+        for item in plan.items:
+            if item.type == LoadItemType.BYTE_IO:
+                self._check(_value_of(found.manifest, item))
+        return replace(plan, storage_data=str(found.attempt))
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Check that all ranks found the same attempt.
+
+        Raises:
+            CheckpointError: a newer one was committed while they looked.
+        """
+        attempts = sorted({str(plan.storage_data) for plan in plans})
+        if len(attempts) > 1:
+            raise CheckpointError(
+                f"the ranks found different checkpoints: {', '.join(attempts)}",
+                hint="one was committed meanwhile: load again, or name the step",
+            )
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what the plan wants into the tensors that the planner gives."""
+        with portable(), torch.no_grad():
+            found = self._opened()
+            wanted: list[Want] = []
+            targets: list[tuple[ReadItem, torch.Tensor]] = []
+            for item in plan.items:
+                if item.type == LoadItemType.BYTE_IO:
+                    planner.load_bytes(item, self._bytes(_value_of(found.manifest, item)))
+                    continue
+                target = planner.resolve_tensor(item)
+                targets.append((item, target))
+                wanted += _tensor_wants(found.manifest, item, target.detach())
+            self.report = _fetch(wanted, found)
+            for item, target in targets:
+                planner.commit_tensor(item, target)
+            if self._resume:
+                session = session_of(found.run, self._ladder.config)
+                session.restored(found.attempt, found.commit.nonce)
+            self._found = None
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def close(self) -> None:
+        """Close connections. Idempotent; the next load opens new ones."""
+        self._found = None
+        self._ladder.close()
+
+    @property
+    def checkpoint_id(self) -> str | None:
+        """What was given last, as "<run>/<step>" or "<run>/latest"."""
+        return None if self._id is None else str(self._id)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether a checkpoint_id is a run, with or without a step."""
+        try:
+            parse_id(checkpoint_id)
+        except InvalidKeyError:
+            return False
+        return True
+
+    def _find(self) -> Found:
+        if self._id is None:
+            raise InvalidKeyError(
+                "there is no checkpoint_id", hint='give the reader or dcp.load "<run>/<step>"'
+            )
+        tiers, run, step = self._ladder.tiers(), self._id.run, self._id.step
+        try:
+            return choose(tiers, run, step=step)
+        except CheckpointNotFoundError:
+            found = None if step is None else _abandoned(tiers, run, step)
+            if found is None:
+                raise
+            return found
+
+    def _opened(self) -> Found:
+        if self._found is None:
+            raise CheckpointError("no checkpoint is open", hint="call the reader through dcp.load")
+        return self._found
+
+    def _check(self, value: ValueEntry) -> None:
+        if value.kind == "opaque" and not self._allow_pickle:
+            raise UnsafePickleError(
+                f"{value.name} is stored as a pickle, and loading one can run any code",
+                hint="if you trust who wrote the checkpoint, make the reader with "
+                "allow_pickle=True; better, save plain values and tensors only",
+            )
+
+    def _bytes(self, value: ValueEntry) -> io.BytesIO:
+        """Return a value as planners want it: what torch.save made of it."""
+        self._check(value)
+        if value.kind == "opaque":
+            return io.BytesIO(value.data)
+        buffer = io.BytesIO()
+        torch.save(decode(bytes(value.data).decode()), buffer)
+        buffer.seek(0)
+        return buffer
+
+
+def _abandoned(tiers: Sequence[OpenTier], run: str, step: int) -> Found | None:
+    """Return the newest attempt of a step that is on no timeline: the caller named it."""
+    seen = survey(tiers, run)
+    alive = {a for commits in seen.commits.values() for a, lives in commits.items() if lives}
+    attempts = [attempt for attempt in alive if attempt.step == step]
+    if not attempts:
+        return None
+    newest = max(attempts, key=lambda attempt: (attempt.launch, attempt.number))
+    _log.warning("step %d of run %s is of an abandoned line (attempt %s)", step, run, newest)
+    return open_attempt(tiers, run, newest)
+
+
+def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry:
+    value = manifest.find_value(item.storage_index.fqn)
+    if value is None:
+        raise PlanError(f"{item.storage_index.fqn} is not a value of this checkpoint")
+    return value
+
+
+def _tensor_wants(manifest: Manifest, item: ReadItem, target: torch.Tensor) -> list[Want]:
+    index = item.storage_index
+    saved = manifest.find(index.fqn)
+    if saved is None or index.offset is None:
+        raise PlanError(f"{index.fqn} is not a tensor of this checkpoint")
+    if target.size() != item.lengths:
+        raise PlanError(
+            f"{index.fqn}: the planner gave a tensor of shape {tuple(target.shape)} for a part of "
+            f"shape {tuple(item.lengths)}"
+        )
+    start = tuple(a + b for a, b in zip(index.offset, item.storage_offsets, strict=True))
+    part = Chunk(index.fqn, saved.dtype, saved.shape, start, tuple(item.lengths))
+    return list(wants(saved, manifest.files, part, target))
+
+
+def _fetch(wanted: Sequence[Want], found: Found) -> ReadReport:
+    names = {want.file for want in wanted}
+    files = {file.name: file for file in found.manifest.files if file.name in names}
+    try:
+        return fetch(wanted, files, found.replicas)
+    except NotFoundError:
+        found.check_deleted()
+        raise

@@ -1,0 +1,152 @@
+"""Which launch the saves of this process belong to, and which attempt comes next.
+
+A launch is one life of a job. Writers come and go (often one per save) and travel to DCP's save
+process, so what they share is here, once per process and run: a nonce that names this life, and
+what it restored. The coordinator claims the launch at its first save; in DCP's save process it is
+found again by the nonce that came with the writer.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch, next_launch, next_try
+from tierstore.config import Config
+from tierstore.errors import AlreadyExistsError, CheckpointError
+from tierstore.keys import Attempt, RunKeys
+from tierstore.ladder.find import survey
+from tierstore.ladder.tiers import OpenTier
+
+_log = logging.getLogger(__name__)
+_CLAIMS = 100  # jobs that may race for a number before something else must be wrong
+
+Key = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What identifies a launch before it has a number. Small, picklable.
+
+    Attributes:
+        nonce: 16 hexadecimal digits.
+        parent: the attempt that was restored; None for a line of its own.
+    """
+
+    nonce: str
+    parent: Attempt | None
+
+
+@dataclass(slots=True)
+class Session:
+    """One life of a job in one process, for one run on one ladder."""
+
+    run: str
+    life: Life
+    launch: Launch | None = None
+    head: int | None = None
+    _tried: set[Attempt] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self, tiers: Sequence[OpenTier], step: int, world_size: int) -> Attempt:
+        """Return the attempt of a new save; on the coordinator.
+
+        Raises:
+            StorageError: a tier cannot be listed, so a number might be used twice.
+            CheckpointError: no launch could be claimed.
+        """
+        with self._lock:
+            if self.launch is None:
+                self.launch = _claim(tiers, self.run, self.life, world_size)
+            known = {*self._tried, *_tries(tiers, self.run, step, self.launch)}
+            attempt = next_try(known, step, self.launch.number)
+            self._tried.add(attempt)
+            return attempt
+
+    def restored(self, attempt: Attempt, nonce: str) -> None:
+        """Note what was loaded: saves go on from there.
+
+        After saves of its own that is a new launch, unless it is the last of them that was loaded:
+        a rollback from step 200 to 50 must not leave 200 the newest.
+        """
+        with self._lock:
+            if nonce == self.life.nonce and attempt.step == self.head:
+                return
+            self.life = Life(secrets.token_hex(8), attempt)
+            self.launch, self.head = None, None
+            self._tried.clear()
+
+
+_sessions: dict[Key, Session] = {}
+_sessions_lock = threading.Lock()
+
+
+def session_of(run: str, config: Config, life: Life | None = None) -> Session:
+    """Return this process's session of a run.
+
+    Args:
+        run: the run.
+        config: the ladder; its URLs tell sessions apart.
+        life: in DCP's save process, the life of the trainer that sent the writer.
+    """
+    key = run, tuple(tier.url for tier in config.tiers)
+    with _sessions_lock:
+        session = _sessions.get(key)
+        if session is None or (life is not None and session.life != life):
+            life = life or Life(secrets.token_hex(8), None)
+            session = _sessions[key] = Session(run, life)
+        return session
+
+
+def lives_of(config: Config) -> dict[str, Life]:
+    """Return the lives of this process's sessions on a ladder, by run."""
+    urls = tuple(tier.url for tier in config.tiers)
+    with _sessions_lock:
+        return {run: known.life for (run, at), known in _sessions.items() if at == urls}
+
+
+def _claim(tiers: Sequence[OpenTier], run: str, life: Life, world_size: int) -> Launch:
+    seen = survey(tiers, run)
+    for error in seen.errors.values():
+        raise error
+    own = [number for number, launch in seen.launches.items() if launch.nonce == life.nonce]
+    if own:
+        return seen.launches[max(own)]
+    if life.parent is None and seen.timeline:
+        _log.warning(
+            "run %s has checkpoints up to step %d, and this launch begins anew without restoring "
+            "one: its steps become the latest",
+            run,
+            seen.timeline[0].step,
+        )
+    number = next_launch(seen.launches, [a for commits in seen.commits.values() for a in commits])
+    parent = life.parent and (life.parent.launch, life.parent)
+    for candidate in range(number, number + _CLAIMS):
+        launch = Launch(candidate, life.nonce, parent, world_size, time.time())
+        try:
+            for tier in tiers:
+                RunStore(tier.backend, run).claim_launch(launch)
+        except AlreadyExistsError:
+            continue
+        return launch
+    raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
+
+
+def _tries(tiers: Sequence[OpenTier], run: str, step: int, launch: Launch) -> set[Attempt]:
+    """Return every attempt of a step and launch that left a trace on some tier."""
+    keys = RunKeys(run)
+    stem = str(Attempt(step, launch.number, 0))[:-2]  # without the try
+    found: set[Attempt] = set()
+    for tier in tiers:
+        for info in tier.backend.list(f"{keys.commits}{stem}"):
+            if attempt := keys.parse_commit(info.key):
+                found.add(attempt)
+        for info in tier.backend.list(f"{keys.data}{stem}", delimiter=True):
+            if parsed := keys.parse_data(info.key):
+                found.add(parsed[0])
+    return found
