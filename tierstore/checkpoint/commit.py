@@ -84,16 +84,22 @@ class Commit:
             )
         except (InvalidKeyError, KeyError, TypeError) as error:
             raise FormatError(f"{name} is not a commit: {error!r}") from error
-        _check_types(commit, name)
+        _check(commit, name)
         return commit
 
 
-def _check_types(commit: Commit, name: str) -> None:
+def _check(commit: Commit, name: str) -> None:
+    """What a sealed record may still get wrong, if something else sealed it."""
     kinds = {"int": int, "str": str}
-    for field in fields(commit):
-        kind = kinds.get(str(field.type))
-        if kind is not None and type(getattr(commit, field.name)) is not kind:
-            raise FormatError(f"{name} is not a commit: {field.name} is not of type {field.type}")
+    wrong = [
+        field.name
+        for field in fields(commit)
+        if (kind := kinds.get(str(field.type))) and type(getattr(commit, field.name)) is not kind
+    ]
+    if not all(type(rank) is int for rank in commit.ranks):
+        wrong.append("ranks")
+    if wrong:
+        raise FormatError(f"{name} is not a commit: {wrong[0]!r} is of another type")
     if commit.manifest != f"manifest-{commit.manifest_crc32c:08x}.arrow":
         raise FormatError(f"{name} names the manifest {commit.manifest!r} with another CRC32C")
 
@@ -113,7 +119,7 @@ def unseal(data: Buffer, name: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(bytes(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{name} is damaged: it is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise FormatError(f"{name} is damaged: it is not a JSON object")

@@ -104,6 +104,9 @@ class Fragment:
             raise ValueError(f"rank {self.rank} is not among the ranks {self.ranks}")
         if any(a >= b for a, b in zip(self.ranks, self.ranks[1:], strict=False)):
             raise ValueError("ranks are not ascending")
+        for chunk in self.chunks:
+            if not len(chunk.shape) == len(chunk.offsets) == len(chunk.sizes):
+                raise ValueError(f"tensor {chunk.name!r}: the chunk's box is not of its shape")
 
     def to_bytes(self) -> bytes:
         """Return the fragment as it is stored: an Arrow IPC file, then its CRC32C."""
