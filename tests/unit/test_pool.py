@@ -469,6 +469,55 @@ def test_forked_child_leaves_the_parents_files_alone(pool, folder):
     assert [image.path] == [str(path) for path in images(folder)]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_fork_while_another_thread_holds_the_pools_lock(pool):
+    image = pool.acquire(MIB, timeout=1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold_lock() -> None:
+        with pool._changed:
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold_lock)
+    thread.start()
+    entered.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # a deadlock ends the child
+        image.release()
+        pool.close()
+        try:
+            pool.acquire(MIB, timeout=0)
+        except CheckpointError:
+            os._exit(7)
+        os._exit(1)
+    leave.set()
+    thread.join()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_a_failing_callback_is_logged_and_the_memory_still_goes(pool, folder, caplog):
+    image = pool.acquire(MIB, timeout=1)
+    called = []
+    image.on_discard(lambda: called.append(1))
+    image.on_discard(lambda: 1 // 0)
+    pool.close()
+    assert called == [1]
+    assert "ZeroDivisionError" in caplog.text
+    assert images(folder) == []
+
+
+def test_release_by_the_garbage_collector_inside_acquire(folder):
+    pool = StagingPool(str(folder), limit=1)
+    image = pool.acquire(MIB, timeout=1)
+    with pool._changed:  # as a finaliser would, in the thread that has the lock
+        image.release()
+        assert pool.acquire(MIB, timeout=0).address == image.address
+    pool.close()
+
+
 def test_a_pool_needs_room_for_one():
     with pytest.raises(ValueError, match="at least one"):
         StagingPool(limit=0)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import re
@@ -29,6 +30,8 @@ from pathlib import Path
 from tierstore.blocks import ALIGNMENT
 from tierstore.errors import DeadlineError, NotFoundError, OutOfSpaceError, TruncatedFileError
 from tierstore.image.capacity import available_memory, tmpfs_room
+
+_log = logging.getLogger(__name__)
 
 FREE, LENT, OPENED = 0, 1, 2
 """States of a borrowed image: the borrower is done, has not opened it yet, has it open."""
@@ -87,7 +90,10 @@ class Memory:
     def discard(self, *, unlink: bool) -> None:
         """Unmap the memory, or leave that to whoever still has a view of it. Idempotent."""
         while self._callbacks:
-            self._callbacks.pop()()
+            try:
+                self._callbacks.pop()()
+            except Exception:
+                _log.exception("a callback of staging memory failed; the memory goes all the same")
         self.derived.clear()
         if self.path and self._fd >= 0:
             if unlink:

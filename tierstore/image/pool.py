@@ -138,7 +138,8 @@ class _Slot:
 
     def reclaim(self) -> None:
         """Notice that a borrower is done, or has died: then nothing has the file open."""
-        if self.memory and self.lease and self.lease.lent:
+        lease = self.lease
+        if self.memory and lease and lease.lent:
             state = self.memory.state
             if state == FREE or (state == OPENED and self.memory.unused()):
                 self.free()
@@ -224,14 +225,14 @@ class StagingPool:
             self._changed.notify_all()
 
     def _claim(self, need: int, timeout: float, holder: str) -> _Slot:
+        if os.getpid() != self._pid:  # before the lock, which the fork may have copied locked
+            raise CheckpointError(
+                "a staging pool cannot be used in a forked child",
+                hint="make a new one in the child",
+            )
         deadline = time.monotonic() + timeout
         with self._changed:
             while True:
-                if os.getpid() != self._pid:
-                    raise CheckpointError(
-                        "a staging pool cannot be used in a forked child",
-                        hint="make a new one in the child",
-                    )
                 if self._closed:
                     raise _closed()
                 if slot := self._free_slot(need):
@@ -278,6 +279,8 @@ class StagingPool:
         return create_anonymous(need)
 
     def _release(self, image: Image) -> None:
+        if os.getpid() != self._pid:
+            return
         with self._changed:
             for slot in self._slots:
                 if slot.lease is image:
