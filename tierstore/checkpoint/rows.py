@@ -33,6 +33,7 @@ class TensorRows:
         owner: per chunk, the index of its tensor.
         counts: per row, how many chunks it has.
         files: per fragment, how many files it has.
+        whole: whether these are all ranks of the job; those of one node need not fill a tensor.
     """
 
     columns: Columns
@@ -44,6 +45,7 @@ class TensorRows:
     owner: Ints
     counts: Ints
     files: Ints
+    whole: bool
 
     @classmethod
     def of(cls, parsed: list[Table]) -> TensorRows:
@@ -65,6 +67,7 @@ class TensorRows:
             owner=np.repeat(group, counts),
             counts=counts,
             files=np.array([len(table.files) for table in parsed]),
+            whole=len(parsed) == parsed[0].info.world_size,
         )
         rows.check_rows()
         return rows
@@ -176,7 +179,7 @@ class TensorRows:
             total += boxes.points
             if total > tiling.MAX_POINTS:
                 raise FormatError("the tensors' shapes are too large to be true")
-            if (fault := boxes.first_fault()) is not None:
+            if self.whole and (fault := boxes.first_fault()) is not None:
                 self._bad_tiling(
                     fault,
                     self.name[int(tensors[fault.tensor])].as_py(),

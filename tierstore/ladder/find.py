@@ -151,7 +151,7 @@ def choose(
             if not allow_older:
                 raise
             passed.append(f"step {attempt.step}: {error}")
-            _log.warning("run %s: step %d is passed over: %s", run, attempt.step, error)
+            _log.warning("run %s: step %d is passed over: %s", run, attempt.step, str(error))
         else:
             return found
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -244,5 +244,5 @@ def _commit_complete(
         except AttemptDeletedError:
             fresh[attempt] = False
         except TierstoreError as error:
-            _log.warning("step %d was never committed: %s", attempt.step, error)
+            _log.warning("step %d was never committed: %s", attempt.step, str(error))
     return fresh

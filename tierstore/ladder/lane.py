@@ -132,7 +132,7 @@ class Lane:
         self._changed(save, self.tier.name, None)
 
     def _fail(self, save: Save, error: BaseException) -> None:
-        _log.warning("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, error)
+        _log.warning("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, str(error))
         save.handle.advance(self.tier.name, State.FAILED, error)
         self._changed(save, self.tier.name, error)
 
@@ -225,7 +225,8 @@ class Lane:
         """Try to see or to create the commit; True when there is nothing more to try."""
         save = waiting.save
         try:
-            if self._store.try_commit(save.shard.attempt, save.shard.launch.nonce) is not None:
+            shard = save.shard
+            if self._store.try_commit(shard.attempt, shard.launch.nonce, self.tier.ranks):
                 self._advance(save, State.COMMITTED)
                 return True
         except TransientError as error:

@@ -210,7 +210,8 @@ class _Engine:
             self.damaged.append(damage)
             if isinstance(error, StorageError) and not isinstance(error, NotFoundError):
                 self.lost.add(replica.tier)
-        _log.warning("%s: block %d on tier %s: %s", key, block.first, replica.tier, error)
+        # Not the error itself: whoever keeps the log record would keep the frames' buffers.
+        _log.warning("%s: block %d on tier %s: %s", key, block.first, replica.tier, damage.outcome)
 
 
 def _compare(request: Request, memory: memoryview) -> list[tuple[int, TierstoreError]]:

@@ -1,0 +1,338 @@
+"""Finding the checkpoint to restore, over tiers, launches and damage."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shards import assert_restores, folder, launch, matrix, stage, tier
+from tierstore.backends.memory import MemoryBackend
+from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
+from tierstore.config import Config, TierConfig
+from tierstore.errors import (
+    AccessError,
+    AttemptDeletedError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    FormatError,
+    NotFoundError,
+    StorageError,
+    UnreachableError,
+)
+from tierstore.keys import Attempt
+from tierstore.ladder.find import choose, open_attempt, survey
+from tierstore.ladder.save import Saver
+from tierstore.ladder.tiers import Exchange, OpenTier, close_ladder, open_ladder
+from tierstore.transfer.read import Want, fetch
+from tierstore.wrappers.faults import Fault, Faulty
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+def save(
+    tiers: Sequence[OpenTier], step: int, *, on: int = 1, number: int = 1, **line: Any
+) -> Attempt:
+    """Save a step of launch `on` to tiers that a single rank sees."""
+    attempt = Attempt(step, on, number)
+    with closing(Saver(tiers, "run")) as saver:
+        saver.submit(*stage(attempt, launch(on, **line))).wait(timeout=10)
+    return attempt
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> list[OpenTier]:
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    return [folder("fast", tmp_path / "fast"), tier("slow", memory)]
+
+
+def rotten(one: OpenTier, key: str) -> None:
+    """Overwrite an object with something else."""
+    one.backend.create(key, b"{}")
+
+
+def test_the_newest_is_found_and_read_from_the_first_tier(ladder: list[OpenTier]) -> None:
+    save(ladder, 1)
+    newest = save(ladder, 2)
+    found = choose(ladder, "run")
+    assert_restores(found, newest)
+    assert [replica.tier for replica in found.replicas] == ["fast", "slow"]
+    assert found.passed_over == ()
+
+
+def test_a_step_that_only_the_slow_tier_has(ladder: list[OpenTier]) -> None:
+    older = save(ladder, 1)
+    newest = save(ladder[1:], 2)
+    found = choose(ladder, "run")
+    assert_restores(found, newest)
+    assert [replica.tier for replica in found.replicas] == ["slow"]
+    assert_restores(choose(ladder, "run", step=1), older)
+
+
+def test_nothing_there_says_what_is(ladder: list[OpenTier]) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="run 'run' has no checkpoint on"):
+        choose(ladder, "run")
+    save(ladder, 3)
+    with pytest.raises(CheckpointNotFoundError, match=r"no checkpoint of step 4 .*steps \[3\]"):
+        choose(ladder, "run", step=4)
+
+
+def test_a_rollback_makes_the_new_line_the_latest(ladder: list[OpenTier]) -> None:
+    for step in (50, 100, 200):
+        save(ladder, step)
+    branched = Attempt(50, 1, 1)
+    newest = save(ladder, 60, on=2, parent=branched)
+    assert choose(ladder, "run").attempt == newest
+    assert survey(ladder, "run").timeline == [newest, branched]
+    with pytest.raises(CheckpointNotFoundError):
+        choose(ladder, "run", step=200)
+
+
+def test_a_tier_that_missed_a_launch_does_not_bring_an_abandoned_line_back(
+    ladder: list[OpenTier],
+) -> None:
+    save(ladder, 50)
+    save(ladder, 200)
+    newest = save(ladder[:1], 60, on=2, parent=Attempt(50, 1, 1))
+    assert choose(ladder, "run").attempt == newest
+    assert choose(list(reversed(ladder)), "run").attempt == newest
+
+
+def test_of_two_tries_at_one_step_the_higher_is_taken(ladder: list[OpenTier]) -> None:
+    save(ladder, 7, number=1)
+    second = save(ladder, 7, number=2)
+    assert_restores(choose(ladder, "run", step=7), second)
+
+
+def test_a_damaged_segment_is_read_from_the_next_tier(ladder: list[OpenTier]) -> None:
+    newest = save(ladder, 1)
+    for info in list(ladder[0].backend.list("runs/run/data/")):
+        if info.key.endswith("-001.safetensors"):
+            rotten(ladder[0], info.key)
+    assert_restores(choose(ladder, "run"), newest)
+
+
+def test_a_damaged_manifest_is_read_from_the_next_tier(ladder: list[OpenTier]) -> None:
+    newest = save(ladder, 1)
+    commit = RunStore(ladder[0].backend, "run").read_commit(newest)
+    keys = RunStore(ladder[0].backend, "run").keys.attempt(newest, commit.nonce)
+    rotten(ladder[0], keys.manifest(commit.manifest_crc32c))
+    found = choose(ladder, "run")
+    assert_restores(found, newest)
+    assert [replica.tier for replica in found.replicas] == ["slow"]
+    assert "tier fast" in found.passed_over[0]
+
+
+def test_a_damaged_commit_is_an_error_unless_older_ones_may_be_taken(
+    ladder: list[OpenTier],
+) -> None:
+    older, newest = save(ladder, 1), save(ladder, 2)
+    for one in ladder:
+        rotten(one, RunStore(one.backend, "run").keys.commit(newest))
+    with pytest.raises(
+        CheckpointError, match=r"step 2 cannot be restored from any tier: tier fast"
+    ):
+        choose(ladder, "run")
+    with pytest.raises(FormatError):
+        choose(ladder[:1], "run")
+    found = choose(ladder, "run", allow_older=True)
+    assert_restores(found, older)
+    assert "step 2" in found.passed_over[0]
+
+
+def test_a_tier_that_cannot_be_listed_may_hide_a_newer_step(ladder: list[OpenTier]) -> None:
+    older = save(ladder, 1)
+    gone = Faulty(ladder[1].backend, Fault("list", times=99, error=UnreachableError("no route")))
+    tiers = [ladder[0], tier("slow", gone)]
+    with pytest.raises(UnreachableError):
+        choose(tiers, "run")
+    found = choose(tiers, "run", allow_older=True)
+    assert_restores(found, older)
+    assert "tier slow cannot be listed" in found.passed_over[0]
+    with pytest.raises(UnreachableError):  # "there is none" would be a guess
+        choose([tiers[1]], "run", allow_older=True)
+
+
+def test_a_complete_set_that_nobody_committed_is_committed_first(ladder: list[OpenTier]) -> None:
+    save(ladder, 1)
+    one = ladder[0]
+    dying = Faulty(one.backend, Fault("create", key="commits/", error=AccessError("dead")))
+    with pytest.raises(AccessError):
+        save([tier("fast", dying)], 2)
+    assert list(RunStore(one.backend, "run").commits()) == [Attempt(1, 1, 1)]
+    assert_restores(choose(ladder, "run"), Attempt(2, 1, 1))
+
+
+def test_an_incomplete_set_is_left_alone(ladder: list[OpenTier]) -> None:
+    older = save(ladder, 1)
+    saver = Saver([folder("fast", Path(ladder[0].backend.url[7:]), (0, 1))], "run")
+    saver.submit(*stage(Attempt(2, 1, 1), launch(), world=2)).wait(timeout=10, until="written")
+    saver.close(timeout=0)
+    assert choose(ladder, "run").attempt == older
+
+
+def test_a_zombie_of_an_earlier_launch_changes_nothing(ladder: list[OpenTier]) -> None:
+    save(ladder, 100)
+    newest = save(ladder, 110, on=2, parent=Attempt(100, 1, 1))
+    save(ladder, 900)  # launch 1 is still alive somewhere
+    assert choose(ladder, "run").attempt == newest
+
+
+def test_two_jobs_that_took_one_launch_number_are_not_mixed(ladder: list[OpenTier]) -> None:
+    mine = save(ladder[:1], 5)
+    foreign = Launch(1, "f" * 16, None, 1, 0.0)
+    with closing(Saver(ladder[1:], "run")) as saver:
+        saver.submit(*stage(Attempt(9, 1, 1), foreign)).wait(timeout=10)
+    assert_restores(choose(ladder, "run"), mine)
+
+
+def test_a_checkpoint_of_one_node_is_not_the_whole(tmp_path: Path) -> None:
+    local = folder("local", tmp_path, (0, 1))
+    line = launch(world=4)
+    with closing(Saver([local], "run")) as one, closing(Saver([local], "run")) as two:
+        for rank, saver in enumerate((one, two)):
+            saver.submit(*stage(Attempt(1, 1, 1), line, rank=rank, world=4))
+    commit = RunStore(local.backend, "run").read_commit(Attempt(1, 1, 1))
+    assert (commit.ranks, commit.world_size, commit.whole) == ((0, 1), 4, False)
+    with pytest.raises(CheckpointError, match=r"step 1 on tier 'local' holds 2 of 4 ranks"):
+        choose([local], "run")
+
+
+def test_a_checkpoint_deleted_during_the_restore_says_so(ladder: list[OpenTier]) -> None:
+    newest = save(ladder, 1)
+    found = choose(ladder, "run")
+    for one in ladder:
+        store = RunStore(one.backend, "run")
+        one.backend.create(store.keys.commit(newest), b"")
+        one.backend.delete([info.key for info in list(one.backend.list("runs/run/data/"))])
+    files = {entry.name: entry for entry in found.manifest.files}
+    into = memoryview(bytearray(10))
+    with pytest.raises(NotFoundError):
+        fetch([Want("00000-000.safetensors", 0, 10, into=into)], files, found.replicas)
+    with pytest.raises(AttemptDeletedError):
+        found.check_deleted()
+    with pytest.raises(AttemptDeletedError):
+        open_attempt(ladder, "run", newest)
+    with pytest.raises(CheckpointNotFoundError):
+        choose(ladder, "run")
+
+
+def test_a_checkpoint_that_is_there_is_not_called_deleted(ladder: list[OpenTier]) -> None:
+    save(ladder, 1)
+    found = choose(ladder, "run")
+    ladder[0].backend.create(RunStore(ladder[0].backend, "run").keys.commit(found.attempt), b"")
+    found.check_deleted()
+    assert (matrix(found.attempt, 3) != matrix(Attempt(2, 1, 1), 3)).all()
+
+
+def test_fragments_that_contradict_each_other_are_never_committed(tmp_path: Path) -> None:
+    """Of one attempt a rank believes in other tensors than the rest, as after a wrong restart."""
+    tiers = [folder("t", tmp_path, (0, 1))]
+    line, attempt = launch(world=2), Attempt(1, 1, 1)
+    with closing(Saver(tiers, "run")) as one, closing(Saver(tiers, "run")) as two:
+        handles = [
+            saver.submit(*stage(attempt, line, rank=rank, world=2, rows=rows))
+            for rank, saver, rows in ((0, one, 600), (1, two, 1200))
+        ]
+    for handle in handles:
+        with pytest.raises(FormatError, match="ranks 0 and 1 are not of one attempt"):
+            handle.wait(timeout=10)
+    with pytest.raises(CheckpointNotFoundError):
+        choose(tiers, "run")
+
+
+# Which ranks share a tier
+
+
+@pytest.fixture
+def ranks() -> Callable[..., list[Any]]:
+    """Run a function in one thread a rank, with an all-gather between them."""
+
+    def run(world: int, work: Callable[[int, Exchange], Any]) -> list[Any]:
+        barrier = threading.Barrier(world, timeout=10)
+        slots: list[object] = [None] * world
+
+        def exchange(rank: int, item: object) -> list[object]:
+            barrier.wait()
+            slots[rank] = item
+            barrier.wait()
+            return list(slots)
+
+        with ThreadPoolExecutor(world) as pool:
+            futures = [
+                pool.submit(work, rank, lambda item, rank=rank: exchange(rank, item))
+                for rank in range(world)
+            ]
+            return [future.exception() or future.result() for future in futures]
+
+    return run
+
+
+def test_sharing_is_discovered_per_tier(
+    tmp_path: Path, ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks 0 and 1 on one node, 2 and 3 on the other."""
+    machine = threading.local()
+    monkeypatch.setattr("tierstore.ladder.tiers._machine", lambda: machine.name)
+
+    def work(rank: int, exchange: Exchange) -> list[tuple[int, ...]]:
+        machine.name = (f"node{rank // 2}",)
+        config = Config(
+            (
+                TierConfig("local", f"file://{tmp_path}/node{rank // 2}"),
+                TierConfig("shared", f"file://{tmp_path}/shared"),
+                TierConfig("own", f"memory://rank{rank}"),
+            )
+        )
+        tiers = open_ladder(config, rank=rank, world_size=4, exchange=exchange)
+        close_ladder(tiers)
+        return [one.ranks for one in tiers]
+
+    everyone = (0, 1, 2, 3)
+    nodes = [(0, 1), (0, 1), (2, 3), (2, 3)]
+    assert ranks(4, work) == [[nodes[rank], everyone, (rank,)] for rank in range(4)]
+    assert not [path for path in tmp_path.rglob("probes/*") if path.is_file()]
+
+
+def test_a_rank_that_cannot_open_its_ladder_stops_all(
+    tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
+    def work(rank: int, exchange: Exchange) -> object:
+        scheme = "tape" if rank == 1 else "file"
+        config = Config((TierConfig("t", f"{scheme}://{tmp_path}"),))
+        return open_ladder(config, rank=rank, world_size=3, exchange=exchange)
+
+    first, second, third = ranks(3, work)
+    assert isinstance(second, ConfigError)
+    for error in (first, third):
+        assert isinstance(error, CheckpointError)
+        assert "rank 1 could not open the ladder" in str(error)
+
+
+def test_a_tier_that_cannot_be_written_stops_all(
+    tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+
+    def work(rank: int, exchange: Exchange) -> object:
+        config = Config((TierConfig("t", f"file://{tmp_path}/file/below"),))
+        return open_ladder(config, rank=rank, world_size=2, exchange=exchange)
+
+    first, second = ranks(2, work)
+    assert isinstance(first, StorageError)
+    assert "rank 0 could not open the ladder" in str(second)
+
+
+def test_a_single_process_needs_no_exchange(tmp_path: Path) -> None:
+    tiers = open_ladder(Config((TierConfig("t", f"file://{tmp_path}"),)))
+    assert [one.ranks for one in tiers] == [(0,)]
+    assert tiers[0].covers(1)
+    assert not list(tmp_path.iterdir())
+    close_ladder(tiers)

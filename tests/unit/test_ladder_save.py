@@ -1,0 +1,350 @@
+"""Saving down the ladder: states, failures, the staging image, and the last writer's commit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.shards import Image, assert_restores, folder, launch, stage, tier, until
+from tierstore.backends.memory import MemoryBackend
+from tierstore.checkpoint.store import RunStore
+from tierstore.errors import (
+    AccessError,
+    AlreadyExistsError,
+    AttemptDeletedError,
+    CheckpointError,
+    ConfigError,
+    DeadlineError,
+    IncompleteError,
+    OutOfSpaceError,
+    UnreachableError,
+)
+from tierstore.image.pool import StagingPool
+from tierstore.keys import Attempt
+from tierstore.ladder.find import choose
+from tierstore.ladder.handle import State
+from tierstore.ladder.save import Saver
+from tierstore.ladder.tiers import OpenTier
+from tierstore.wrappers.delegate import Call
+from tierstore.wrappers.faults import Fault, Faulty
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+FIRST = Attempt(1, 1, 1)
+Make = Callable[..., Saver]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Make Savers that are closed when the test ends, also when it fails."""
+    made: list[Saver] = []
+
+    def new(*tiers: OpenTier, **options: Any) -> Saver:
+        made.append(Saver(tiers, "run", **options))
+        return made[-1]
+
+    yield new
+    for saver in made:
+        saver.close(timeout=10)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> MemoryBackend:
+    return MemoryBackend(f"memory://{tmp_path.name}")
+
+
+def states(handle: Any) -> dict[str, str]:
+    return {name: str(status.state) for name, status in handle.status().items()}
+
+
+def test_a_save_reaches_every_tier_with_the_same_bytes(
+    make: Make, memory: MemoryBackend, tmp_path: Path
+) -> None:
+    fast, slow = folder("fast", tmp_path / "fast"), tier("slow", memory)
+    shard, image = stage(FIRST, launch())
+    save = make(fast, slow).submit(shard, image)
+    save.wait(timeout=10)
+    assert save.done
+    assert states(save) == {"fast": "committed", "slow": "committed"}
+    assert image.released
+    total = sum(segment.size for segment in shard.layout.segments)
+    for status in save.status().values():
+        assert status.nbytes == total
+        assert 0 < status.seconds < 10
+        assert status.gb_per_s > 0
+    for single in (fast, slow):
+        assert_restores(choose([single], "run"), FIRST)
+    for info in slow.backend.list("runs/run/"):
+        other = bytearray(info.size)
+        fast.backend.read_into(info.key, 0, memoryview(other))
+        again = bytearray(info.size)
+        slow.backend.read_into(info.key, 0, memoryview(again))
+        assert other == again
+
+
+def test_tiers_take_every_nth_save_beginning_with_the_first(
+    make: Make, memory: MemoryBackend, tmp_path: Path
+) -> None:
+    fast, slow = folder("fast", tmp_path), tier("slow", memory, every=3)
+    saver = make(fast, slow)
+    seen = []
+    for step in range(5):
+        save = saver.submit(*stage(Attempt(step, 1, 1), launch()))
+        save.wait(timeout=10)
+        seen.append(states(save)["slow"])
+    assert seen == ["committed", "skipped", "skipped", "committed", "skipped"]
+    with pytest.raises(CheckpointError, match=r"step 4 goes to \['fast'\], not to tier 'slow'"):
+        save.wait("slow")
+    last = saver.submit(*stage(Attempt(5, 1, 1), launch()), tiers=["slow"])
+    last.wait(timeout=10)
+    assert states(last) == {"fast": "skipped", "slow": "committed"}
+    with pytest.raises(ConfigError, match="no tier 'tape'"):
+        saver.submit(*stage(Attempt(6, 1, 1), launch()), tiers=["tape"])
+
+
+@pytest.mark.parametrize("broken", ["first", "second"])
+@pytest.mark.parametrize("error", [OutOfSpaceError("full"), AccessError("expired")])
+def test_a_failing_tier_stops_nobody_and_never_becomes_success(
+    make: Make, tmp_path: Path, broken: str, error: Exception
+) -> None:
+    tiers = []
+    for name in ("first", "second"):
+        backend = MemoryBackend(f"memory://{tmp_path.name}-{name}")
+        fault = Fault("write", nth=2, times=99, error=error)
+        tiers.append(tier(name, Faulty(backend, fault) if name == broken else backend))
+    saver = make(*tiers)
+    shard, image = stage(FIRST, launch())
+    save = saver.submit(shard, image)
+    good = "second" if broken == "first" else "first"
+    save.wait(good, timeout=10)
+    with pytest.raises(type(error)):
+        save.wait(broken, timeout=10)
+    with pytest.raises(type(error)):
+        save.wait(timeout=10)
+    assert states(save) == {good: "committed", broken: "failed"}
+    assert list(save.failed) == [broken]
+    assert [(f.attempt, f.tier) for f in saver.failures] == [(FIRST, broken)]
+    assert image.released
+    assert_restores(choose(tiers, "run"), FIRST)
+    inner = next(t.backend for t in tiers if t.name == broken).inner  # type: ignore[attr-defined]
+    assert not inner._space.uploads
+    assert not RunStore(inner, "run").commits()
+
+
+def test_a_fault_at_any_request_ends_in_an_error_or_a_checkpoint(tmp_path: Path) -> None:
+    failed = 0
+    for nth in range(1, 200):
+        backend = MemoryBackend(f"memory://{tmp_path.name}-{nth}")
+        faulty = Faulty(backend, Fault("*", nth=nth, error=AccessError("expired")))
+        saver = Saver([tier("t", faulty)], "run", commit_timeout=5)
+        save = saver.submit(*stage(FIRST, launch()))
+        saver.close(timeout=10)
+        assert not backend._space.uploads
+        if not save.failed:
+            assert_restores(choose([tier("t", backend)], "run"), FIRST)
+            if nth > len(faulty.calls):
+                break
+            continue
+        failed += 1
+        assert isinstance(save.failed["t"], AccessError)
+    assert failed > 10
+    assert nth > len(faulty.calls)
+
+
+def hold(event: threading.Event) -> Callable[[Call], None]:
+    return lambda _: (event.wait(20), None)[1]
+
+
+def test_the_image_is_given_up_once_another_save_wants_it_and_one_tier_has_its_bytes(
+    make: Make, tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    slow_memory = MemoryBackend(f"memory://{tmp_path.name}")
+    slow = tier("slow", Faulty(slow_memory, Fault("upload", action=hold(gate))))
+    fast = folder("fast", tmp_path)
+    pool = StagingPool(str(tmp_path / "staging"))
+    saver = make(fast, slow, pool=pool)
+    shard, staged = stage(FIRST, launch())
+    image = saver.acquire(shard.layout.size, timeout=1)
+    image.buffer[: len(staged.buffer)] = staged.buffer
+    save = saver.submit(shard, image)
+    save.wait("fast", timeout=10)
+    second = saver.acquire(shard.layout.size, timeout=10)  # the slow tier still wants the first
+    assert states(save)["slow"] == "writing"
+    second.buffer[:] = b"\xee" * len(second.buffer)
+    gate.set()
+    save.wait("slow", timeout=10)
+    assert_restores(choose([slow], "run"), FIRST)  # read back from the fast tier, not the image
+    second.release()
+    pool.close()
+
+
+def test_an_image_that_no_tier_has_yet_is_not_given_up(make: Make, tmp_path: Path) -> None:
+    gate = threading.Event()
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    only = tier("only", Faulty(memory, Fault("upload", action=hold(gate))))
+    pool = StagingPool(str(tmp_path / "staging"))
+    saver = make(only, pool=pool)
+    shard, _ = stage(FIRST, launch())
+    saver.submit(shard, saver.acquire(shard.layout.size, timeout=1))
+    with pytest.raises(DeadlineError, match="no staging image became free"):
+        saver.acquire(shard.layout.size, timeout=0.1)
+    threading.Timer(0.1, gate.set).start()
+    saver.acquire(shard.layout.size, timeout=10).release()
+    saver.close()
+    pool.close()
+
+
+def test_a_damaged_first_tier_does_not_damage_the_second(make: Make, tmp_path: Path) -> None:
+    gate = threading.Event()
+    fast = folder("fast", tmp_path)
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    slow = tier("slow", Faulty(memory, Fault("upload", action=hold(gate))))
+    saver = make(fast, slow)
+    shard, image = stage(FIRST, launch())
+    save = saver.submit(shard, image)
+    save.wait("fast", timeout=10)
+    next(iter(saver._images)).lease.revoke()
+    path = next(tmp_path.rglob("00000-000.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    gate.set()
+    with pytest.raises(Exception, match="block 0 is damaged on every tier"):
+        save.wait("slow", timeout=10)
+    assert not RunStore(memory, "run").commits()
+
+
+def test_a_stuck_tier_is_overtaken(make: Make, tmp_path: Path) -> None:
+    gate = threading.Event()
+    stuck_memory = MemoryBackend(f"memory://{tmp_path.name}-stuck")
+    stuck = tier("stuck", Faulty(stuck_memory, Fault("upload", action=hold(gate))))
+    other = folder("other", tmp_path)
+    save = make(stuck, other, overtake=0.1).submit(*stage(FIRST, launch()))
+    save.wait("other", timeout=10)
+    assert states(save)["stuck"] == "writing"
+    with pytest.raises(DeadlineError, match=r"not committed on \['stuck'\] after 0.01 s"):
+        save.wait(timeout=0.01)
+    gate.set()
+    save.wait(timeout=10)
+
+
+def test_a_tier_that_is_too_far_behind_refuses(make: Make, tmp_path: Path) -> None:
+    gate = threading.Event()
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    slow = tier("slow", Faulty(memory, Fault("upload", action=hold(gate))))
+    saver = make(folder("fast", tmp_path), slow, backlog=1)
+    saves = []
+    for step in range(2):
+        saves.append(saver.submit(*stage(Attempt(step, 1, 1), launch())))
+        saves[-1].wait("fast", timeout=10)
+        until(lambda: states(saves[0])["slow"] == "writing")
+    assert saver.behind() == ("slow",)
+    refused = saver.submit(*stage(Attempt(2, 1, 1), launch()))
+    with pytest.raises(CheckpointError, match="tier 'slow' is 1 saves behind"):
+        refused.wait("slow", timeout=10)
+    refused.wait("fast", timeout=10)
+    gate.set()
+    for save in saves:
+        save.wait(timeout=10)
+
+
+def test_the_last_writer_commits_for_all(make: Make, tmp_path: Path) -> None:
+    line = launch(world=3)
+    saves = []
+    for rank in (2, 0, 1):
+        saver = make(folder("t", tmp_path, range(3)))
+        saves.append(saver.submit(*stage(FIRST, line, rank=rank, world=3)))
+        saves[-1].wait(timeout=10, until="written")
+        if len(saves) < 3:
+            assert not RunStore(saver._tiers[0].backend, "run").commits()
+    for save in saves:
+        save.wait(timeout=10)
+    assert_restores(choose([folder("t", tmp_path)], "run"), FIRST)
+
+
+def test_a_last_writer_that_dies_before_its_commit_is_replaced(make: Make, tmp_path: Path) -> None:
+    line = launch(world=2)
+    dying = Faulty(
+        folder("t", tmp_path).backend,
+        Fault("create", key="manifest-", times=99, error=AccessError("dead")),
+    )
+    first = make(folder("t", tmp_path, (0, 1))).submit(*stage(FIRST, line, rank=0, world=2))
+    first.wait(timeout=10, until="written")
+    last = make(tier("t", dying, (0, 1))).submit(*stage(FIRST, line, rank=1, world=2))
+    first.wait(timeout=10)
+    assert_restores(choose([folder("t", tmp_path)], "run"), FIRST)
+    with pytest.raises(AccessError):
+        last.wait(timeout=10)
+
+
+def test_missing_ranks_are_named_at_the_deadline(make: Make, tmp_path: Path) -> None:
+    saver = make(folder("t", tmp_path, range(4)), commit_timeout=0.3)
+    save = saver.submit(*stage(FIRST, launch(world=4), rank=1, world=4))
+    with pytest.raises(IncompleteError, match=r"ranks \[0, 2, 3\] have not written their part"):
+        save.wait(timeout=10)
+
+
+def test_trouble_while_waiting_for_the_commit_is_waited_out(make: Make, tmp_path: Path) -> None:
+    faulty = Faulty(
+        folder("t", tmp_path).backend,
+        Fault("list", key="fragments/", times=3, error=UnreachableError("reset")),
+    )
+    save = make(tier("t", faulty)).submit(*stage(FIRST, launch()))
+    save.wait(timeout=10)
+
+
+def test_a_late_committer_finds_the_tombstone(make: Make, tmp_path: Path) -> None:
+    fast = folder("t", tmp_path)
+    fast.backend.create(RunStore(fast.backend, "run").keys.commit(FIRST), b"")
+    save = make(fast).submit(*stage(FIRST, launch()))
+    with pytest.raises(AttemptDeletedError):
+        save.wait(timeout=10)
+
+
+def test_a_launch_number_of_another_job_fails_the_tier(make: Make, tmp_path: Path) -> None:
+    fast = folder("t", tmp_path)
+    RunStore(fast.backend, "run").claim_launch(launch(1, world=7))
+    save = make(fast).submit(*stage(FIRST, launch()))
+    with pytest.raises(AlreadyExistsError):
+        save.wait(timeout=10)
+    assert not list(fast.backend.list("runs/run/data/"))
+
+
+def test_close_gives_up_what_takes_too_long(make: Make, tmp_path: Path) -> None:
+    saver = make(folder("t", tmp_path, (0, 1)))
+    shard, image = stage(FIRST, launch(world=2), world=2)
+    save = saver.submit(shard, image)
+    save.wait(timeout=10, until="written")
+    saver.close(timeout=0.1)
+    with pytest.raises(IncompleteError, match="the saver was closed"):
+        save.wait()
+    late = Image(shard.layout.size)
+    with pytest.raises(CheckpointError, match="closed"):
+        saver.submit(shard, late)
+    assert late.released
+    saver.close()
+
+
+def test_a_failed_image_is_freed_and_the_error_holds_no_view_of_it(
+    make: Make, tmp_path: Path
+) -> None:
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    broken = tier("t", Faulty(memory, Fault("write", times=99, error=OutOfSpaceError("full"))))
+    pool = StagingPool(str(tmp_path / "staging"))
+    saver = make(broken, pool=pool)
+    shard, _ = stage(FIRST, launch())
+    save = saver.submit(shard, saver.acquire(shard.layout.size, timeout=1))
+    with pytest.raises(OutOfSpaceError):
+        save.wait(timeout=10)
+    image = saver.acquire(shard.layout.size, timeout=1)
+    memory_of_image = image._memory
+    image.release()
+    del image
+    assert memory_of_image.unused()
+    assert save.status()["t"].state is State.FAILED
+    pool.close()
