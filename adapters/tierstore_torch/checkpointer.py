@@ -302,7 +302,7 @@ class Checkpointer:
         handle = self._saver.submit(work, ready.image, tiers=self._takers(ready.behind))
         keys = RunKeys(self._run).attempt(attempt, launch.nonce)
         places = {tier.name: tier.backend.url for tier in self._tiers}
-        save = Save(stall, sum(chunk.nbytes for chunk in work.chunks), handle, places, keys)
+        save = Save(stall, shard.nbytes, handle, places, keys)
         self._pending = [*(other for other in self._pending if not other.done), save]
         return save
 

@@ -11,14 +11,22 @@ from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk
 from tierstore_torch import private
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return torch's name without "torch.", as the manifest holds it."""
     return str(dtype).removeprefix("torch.")
 
 
-def is_storable(value: object) -> bool:
+def is_storable(value: Any) -> bool:
     """Whether `tensor_chunks` takes this leaf; sparse, quantised and nested tensors it does not."""
+    if (
+        type(value) in _PLAIN
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_nested)
+    ):
+        return True
     if not isinstance(value, torch.Tensor):
         return hasattr(value, "local_shards") and hasattr(value, "metadata")
     if isinstance(value, DTensor) or private.local_shards(value) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tierstore.checkpoint.fragment import FileEntry, ValueEntry
+from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
 from tierstore.checkpoint.values import decode
 from tierstore.errors import NotFoundError, PlanError, TierstoreError, UnsafePickleError
@@ -120,6 +120,7 @@ class _Plan:
 
     def __init__(self, matched: _Match, manifest: Manifest, rules: Rules) -> None:
         self.matched, self.wants, self._values = matched, [], {}
+        files = [file.name for file in manifest.files]
         wrong: list[str] = []
         for index, (leaf, value, entry) in enumerate(
             zip(matched.tree.leaves, matched.values, matched.entries, strict=True)
@@ -136,7 +137,7 @@ class _Plan:
                     f"{_global_shape(value)} is here"
                 )
             else:
-                self.wants += _tensor_wants(leaf, value, entry, manifest.files)
+                self.wants += _tensor_wants(leaf, value, entry, files)
         if wrong:
             raise PlanError(f"{len(wrong)} keys do not fit: {_listed(wrong)}")
 
@@ -146,7 +147,7 @@ class _Plan:
 
 
 def _tensor_wants(
-    leaf: Leaf, value: torch.Tensor, saved: Tensor, files: Sequence[FileEntry]
+    leaf: Leaf, value: torch.Tensor, saved: Tensor, files: Sequence[str]
 ) -> Iterator[Want]:
     for chunk, target in tensor_chunks(leaf.name, value, leaf.path):
         yield from wants(saved, files, chunk, target)

@@ -152,6 +152,7 @@ class RankShard:
     Attributes:
         staged: the chunks it writes, their places in the image, and the copy.
         declared: how many chunks and values each rank writes, in rank order.
+        nbytes: of the chunks it writes.
     """
 
     def __init__(self, scan: _Scan, part: plan.Part, rank: int, segment_bytes: int) -> None:
@@ -167,6 +168,7 @@ class RankShard:
             for index in part.chunks
         ]
         layout = plan_layout(chunks, rank=rank, segment_bytes=segment_bytes)
+        self.nbytes = sum(chunk.nbytes for chunk in chunks)
         self.staged = StagedPlan(layout, chunks, [scan.tensors[index] for index in part.chunks])
 
     @torch.no_grad()
