@@ -7,15 +7,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore_torch.checkpointer import Checkpointer
+    from tierstore_torch.dcp_errors import cause
+    from tierstore_torch.dcp_reader import TierStorageReader
+    from tierstore_torch.dcp_writer import TierStorageWriter
     from tierstore_torch.flatten import PerRank, per_rank
     from tierstore_torch.save import Save
 
-__all__ = ["Checkpointer", "PerRank", "Save", "per_rank"]
+__all__ = [
+    "Checkpointer",
+    "PerRank",
+    "Save",
+    "TierStorageReader",
+    "TierStorageWriter",
+    "cause",
+    "per_rank",
+]
 
 _HOMES = {
     "Checkpointer": "checkpointer",
     "PerRank": "flatten",
     "Save": "save",
+    "TierStorageReader": "dcp_reader",
+    "TierStorageWriter": "dcp_writer",
+    "cause": "dcp_errors",
     "per_rank": "flatten",
 }
 

@@ -83,7 +83,8 @@ def _path_of(manifest: Manifest, name: str) -> Path:
     if isinstance(steps, dict):
         return tuple(steps["dcp"])
     parts = [step if isinstance(step, str) else _part(step) for step in steps]
-    return (name,) if None in parts else tuple(parts) or (name,)
+    known = tuple(part for part in parts if part is not None)
+    return known if known and len(known) == len(parts) else (name,)
 
 
 def _part(step: dict[str, Any]) -> str | int | None:

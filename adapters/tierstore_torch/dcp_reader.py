@@ -143,6 +143,7 @@ class TierStorageReader(StorageReader):
         """Read what the plan wants into the tensors that the planner gives."""
         with portable(), torch.no_grad():
             found = self._opened()
+            names = [file.name for file in found.manifest.files]
             wanted: list[Want] = []
             targets: list[tuple[ReadItem, torch.Tensor]] = []
             for item in plan.items:
@@ -151,7 +152,7 @@ class TierStorageReader(StorageReader):
                     continue
                 target = planner.resolve_tensor(item)
                 targets.append((item, target))
-                wanted += _tensor_wants(found.manifest, item, target.detach())
+                wanted += _tensor_wants(found.manifest, names, item, target.detach())
             self.report = _fetch(wanted, found)
             for item, target in targets:
                 planner.commit_tensor(item, target)
@@ -239,7 +240,9 @@ def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry:
     return value
 
 
-def _tensor_wants(manifest: Manifest, item: ReadItem, target: torch.Tensor) -> list[Want]:
+def _tensor_wants(
+    manifest: Manifest, files: Sequence[str], item: ReadItem, target: torch.Tensor
+) -> list[Want]:
     index = item.storage_index
     saved = manifest.find(index.fqn)
     if saved is None or index.offset is None:
@@ -251,7 +254,7 @@ def _tensor_wants(manifest: Manifest, item: ReadItem, target: torch.Tensor) -> l
         )
     start = tuple(a + b for a, b in zip(index.offset, item.storage_offsets, strict=True))
     part = Chunk(index.fqn, saved.dtype, saved.shape, start, tuple(item.lengths))
-    return list(wants(saved, manifest.files, part, target))
+    return list(wants(saved, files, part, target))
 
 
 def _fetch(wanted: Sequence[Want], found: Found) -> ReadReport:

@@ -125,7 +125,7 @@ def _claim(tiers: Sequence[OpenTier], run: str, life: Life, world_size: int) -> 
             seen.timeline[0].step,
         )
     number = next_launch(seen.launches, [a for commits in seen.commits.values() for a in commits])
-    parent = life.parent and (life.parent.launch, life.parent)
+    parent = None if life.parent is None else (life.parent.launch, life.parent)
     for candidate in range(number, number + _CLAIMS):
         launch = Launch(candidate, life.nonce, parent, world_size, time.time())
         try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
@@ -103,7 +104,7 @@ class PlannedShard:
         largest = max(capabilities.part_size_for(segment.size) for segment in segments)
         buffers = AlignedBuffers(largest, capabilities.concurrency)
         sources = gather_sources(self._layout, self._chunks, self._resolvers, buffers)
-        crcs = [entry.crcs for entry in known] or [None] * len(segments)
+        crcs = [entry.crcs for entry in known] if known else [None] * len(segments)
         writes = [
             FileWrite(keys.segment(segment.name), segment.size, source, crcs=row)
             for segment, source, row in zip(segments, sources, crcs, strict=True)
@@ -144,11 +145,8 @@ class PlannedShard:
         name = item.index.fqn
         path = self._paths.get(name, "")
         if _hands_out_objects(planner):
-            try:
-                text = encode(cast("DefaultSavePlanner", planner).lookup_object(item.index))
-            except NotPlainError:
-                pass
-            else:
+            with suppress(NotPlainError):
+                text = encode(planner.lookup_object(item.index))
                 return ValueEntry(name, path, "json", text.encode())
         data = planner.resolve_data(item)
         if not isinstance(data, io.BytesIO):
@@ -156,11 +154,12 @@ class PlannedShard:
         return ValueEntry(name, path, "opaque", data.getvalue())
 
 
-def _hands_out_objects(planner: SavePlanner) -> bool:
+def _hands_out_objects(planner: SavePlanner) -> TypeGuard[DefaultSavePlanner]:
     """Whether a value can be had before the planner pickles it."""
+    if not isinstance(planner, DefaultSavePlanner):
+        return False
     kind = type(planner)
     return (
-        isinstance(planner, DefaultSavePlanner)
-        and kind.resolve_data is DefaultSavePlanner.resolve_data
+        kind.resolve_data is DefaultSavePlanner.resolve_data
         and kind.transform_object is DefaultSavePlanner.transform_object
     )

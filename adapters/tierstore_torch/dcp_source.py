@@ -12,9 +12,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tierstore.errors import PlanError
@@ -127,17 +127,17 @@ class GatherSource:
                 return None
             at += tensor.numel()
         start = tensors[0].storage_offset() + offset - pieces[0].offset
-        stretch = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - offset,))
+        stretch = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - offset,), (1,))
         return byte_view(stretch)
 
-    def _gather(self, pieces: Sequence[Piece], offset: int, part: np.ndarray) -> None:  # type: ignore[type-arg]
+    def _gather(self, pieces: Sequence[Piece], offset: int, part: npt.NDArray[np.uint8]) -> None:
         if offset < len(self._header):
             head = np.frombuffer(self._header, np.uint8)[offset : offset + len(part)]
             np.copyto(part[: len(head)], head)
         end = offset + len(part)
         for piece in pieces:
             low, high = max(offset, piece.offset), min(end, piece.end)
-            source = cast("np.ndarray", piece.memory().numpy())  # type: ignore[type-arg]
+            source = piece.memory().numpy()
             np.copyto(  # releases the GIL
                 part[low - offset : high - offset],
                 source[low - piece.offset : high - piece.offset],
