@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from tierstore.errors import (
     TruncatedFileError,
     UnsupportedError,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,8 @@ class LocalUpload:
             idle = self._writers == 0
         self._site.uploads.discard(self)
         if idle:
-            os.close(self._fd)
-        with self._translated(), suppress(FileNotFoundError):  # renamed
+            self._release()
+        with self._only_logged(), suppress(FileNotFoundError):  # renamed
             os.unlink(self._scratch)
 
     def _whole_crc(self) -> int:
@@ -198,7 +201,19 @@ class LocalUpload:
             self._writers -= 1
             last = self._over and self._writers == 0
         if last:
+            self._release()
+
+    def _release(self) -> None:
+        with self._only_logged():
             os.close(self._fd)
+
+    @contextmanager
+    def _only_logged(self) -> Iterator[None]:
+        """Neither denies what was synced and published; a later writer sweeps what is left."""
+        try:
+            yield
+        except OSError as error:
+            _log.warning("cannot clean up %s: %s", self._scratch, error)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
