@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -23,6 +24,8 @@ from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
 from tierstore_s3.options import S3Options
 from tierstore_s3.signing import CRC_HEADER, decode_crc, encode_crc
 
+_log = logging.getLogger(__name__)
+
 
 class Objects:
     """The objects below `s3://bucket/prefix`.
@@ -43,6 +46,7 @@ class Objects:
         self._options = options
         self._client = S3Client(address.host, options)
         self._bucket_seen = False
+        self._warned = False
 
     def stat(self, key: str) -> ObjectInfo:
         """Return what the server knows; the CRC32C only if it is of the whole object."""
@@ -91,6 +95,7 @@ class Objects:
                 return self.winner(key, size, crc)
             if answer.status != 200:
                 self._refuse(answer, "PutObject")
+            self._confirm(answer)
             return ObjectInfo(key, size, _seconds(answer.headers.get("date")), crc)
 
     def put_part(self, key: str, query: str, buffer: Buffer, crc: int) -> str:
@@ -101,6 +106,7 @@ class Objects:
             )
             if answer.status != 200:
                 self._refuse(answer, "UploadPart")
+            self._confirm(answer)
             return answer.headers.get("etag", "")
 
     def winner(self, key: str, size: int, crc: int | None) -> ObjectInfo:
@@ -144,6 +150,16 @@ class Objects:
 
     def _crc_header(self, crc: int) -> dict[str, str]:
         return {CRC_HEADER: encode_crc(crc)} if self.checked else {}
+
+    def _confirm(self, answer: Response) -> None:
+        """Warn once of a server that stores bytes without checking them."""
+        if self.checked and CRC_HEADER not in answer.headers and not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s: the server does not check CRC32C; set checksum = 'none', so that what is "
+                "written is read back and checked",
+                self.url,
+            )
 
     def _object_headers(self) -> dict[str, str]:
         wanted = {
