@@ -65,7 +65,7 @@ def write_at(fd: int, data: memoryview, offset: int, *, final: bool) -> None:
             continue
         count = min(count, len(data))
         data, offset = data[count:], offset + count
-        if offset % ALIGNMENT:
+        if len(data) and offset % ALIGNMENT:
             set_direct(fd, on=False)
 
 

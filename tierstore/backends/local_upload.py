@@ -163,9 +163,6 @@ class LocalUpload:
             return self._check_same(crc)
         except FileNotFoundError:  # the folder was pruned
             return False
-        except (IsADirectoryError, NotADirectoryError) as error:
-            message = "a folder has this name, or a file the name of one of its folders"
-            raise self._error(UnsupportedError, message) from error
         return True
 
     def _check_same(self, crc: int) -> bool:
@@ -224,3 +221,6 @@ class LocalUpload:
                 raise
             except FileNotFoundError as error:  # a writer's folder is gone, not an object
                 raise self._error(StorageError, f"cannot write: {error.strerror}") from error
+            except (IsADirectoryError, NotADirectoryError) as error:
+                message = "a folder has this name, or a file the name of one of its folders"
+                raise self._error(UnsupportedError, message) from error

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload
 from tierstore.blocks import Buffer
+from tierstore.errors import StorageError
 
 T = TypeVar("T")
 _PAGE = 256
@@ -168,8 +169,13 @@ class _Pages:
                 self._prefix, after=self._after, delimiter=self._delimiter
             )
         items, self._items = self._items, None
-        page = list(islice(items, _PAGE))
-        self._items = items
+        page: list[ObjectInfo] = []
+        try:
+            page.extend(islice(items, _PAGE))
+            self._items = items
+        except StorageError:
+            if not page:
+                raise  # otherwise what came before is progress, and the next page meets the error
         if page:
             self._after = page[-1].key
         return page
