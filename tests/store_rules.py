@@ -1,0 +1,543 @@
+"""What holds for a run on any tier. Each kind of tier inherits these tests with its backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.attempts import claim, contents, flip, fragment, nonce_of, save, write_rank
+from tierstore.backend import Backend
+from tierstore.checkpoint import collect as collecting
+from tierstore.checkpoint.commit import Commit
+from tierstore.checkpoint.store import RunStore, list_runs
+from tierstore.checkpoint.timeline import Launch
+from tierstore.errors import (
+    AlreadyExistsError,
+    AttemptDeletedError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    FormatError,
+    IncompleteError,
+    IntegrityError,
+    NewerFormatError,
+    TruncatedFileError,
+    UnreachableError,
+)
+from tierstore.keys import Attempt
+from tierstore.wrappers.delegate import Call
+from tierstore.wrappers.faults import Fault, Faulty
+
+A = Attempt(100, 1, 1)
+NONCE = nonce_of(1)
+HOUR = 3600.0
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def killed(call: Call) -> None:
+    raise Killed(call)
+
+
+def no_sleep(seconds: float) -> None:
+    pytest.fail(f"nothing to wait for, but it wants to sleep {seconds} seconds")
+
+
+class StoreRules:
+    """The fixture `backend` is for the heirs to give."""
+
+    @pytest.fixture
+    def store(self, backend: Backend) -> RunStore:
+        return RunStore(backend, "run")
+
+    def wrapped(self, store: RunStore, *faults: Fault) -> RunStore:
+        """The same run as another process sees it, with faults."""
+        return RunStore(Faulty(store.backend, *faults), "run")
+
+    # Committing
+
+    def test_the_last_writer_commits(self, store: RunStore) -> None:
+        for rank in range(3):
+            assert store.try_commit(A, NONCE) is None
+            assert store.try_commit(A, NONCE, range(3)) is None
+            write_rank(store, A, rank, 3)
+        commit = store.try_commit(A, NONCE)
+        assert commit is not None
+        assert (commit.attempt, commit.ranks, commit.whole) == (A, (0, 1, 2), True)
+        assert (commit.tensors, commit.chunks, commit.files) == (2, 4, 3)
+        assert store.read_commit(A) == commit
+        assert store.commits() == {A: True}
+        assert list(store.attempts()) == [(A, NONCE)]
+        manifest = store.open_manifest(commit)
+        assert list(manifest.names()) == ["b", "w"]
+        assert [value.name for value in manifest.values()] == ["rng.0", "rng.1", "rng.2"]
+
+    def test_committing_again_changes_nothing(self, store: RunStore) -> None:
+        commit = save(store, A)
+        before = contents(store.backend)
+        assert store.try_commit(A, NONCE) == commit
+        assert contents(store.backend) == before
+
+    def test_any_rank_may_be_the_missing_one(self, store: RunStore) -> None:
+        for missing in range(3):
+            attempt = replace(A, number=missing + 1)
+            for rank in {0, 1, 2} - {missing}:
+                write_rank(store, attempt, rank, 3)
+            assert store.try_commit(attempt, NONCE) is None
+            assert store.try_commit(attempt, NONCE, range(3)) is None
+        assert store.commits() == {}
+
+    def test_a_node_local_tier_commits_its_own_ranks(self, store: RunStore) -> None:
+        for rank in (2, 3):
+            write_rank(store, A, rank, 4, ranks=(2, 3), declared=4, chunks=whole(rank))
+        commit = store.try_commit(A, NONCE, (2, 3))
+        assert commit is not None
+        assert (commit.ranks, commit.world_size, commit.whole) == ((2, 3), 4, False)
+
+    def test_a_dead_last_writer_is_replaced_by_whoever_looks(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)  # and dies here
+        assert RunStore(store.backend, "run").try_commit(A, NONCE) is not None
+        assert store.timeline() == [A]
+
+    def test_many_committers_write_the_same(self, store: RunStore) -> None:
+        for rank in range(2):
+            write_rank(store, A, rank)
+        barrier = threading.Barrier(4)
+
+        def commit() -> Commit | None:
+            barrier.wait()
+            return RunStore(store.backend, "run").try_commit(A, NONCE)
+
+        with ThreadPoolExecutor(4) as pool:
+            commits = [future.result() for future in [pool.submit(commit) for _ in range(4)]]
+        assert set(commits) == {store.read_commit(A)}
+        manifests = [key for key in contents(store.backend) if "manifest-" in key]
+        assert len(manifests) == 1
+
+    def test_a_lost_answer_to_the_commit(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        lost = UnreachableError("no answer")
+        faulty = self.wrapped(store, Fault("create", key="commits/", error=lost, after=True))
+        with pytest.raises(UnreachableError):
+            faulty.try_commit(A, NONCE)
+        assert faulty.try_commit(A, NONCE) == store.read_commit(A)
+
+    def test_a_fragment_swept_while_it_is_read(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        key = store.keys.attempt(A, NONCE).fragment(1)
+        swept = Fault("read_into", key=key, action=lambda _: store.backend.delete([key]))
+        assert self.wrapped(store, swept).try_commit(A, NONCE, (0, 1)) is None
+
+    # What must never be committed
+
+    def test_attempts_of_two_lives_are_never_combined(self, store: RunStore) -> None:
+        second = replace(A, launch=2)
+        write_rank(store, A, 0)  # launch 1 dies, launch 2 saves the same step
+        write_rank(store, second, 1)
+        for attempt in (A, second):
+            assert store.try_commit(attempt, nonce_of(attempt.launch)) is None
+        stray = fragment(second, 1).to_bytes()
+        store.backend.create(store.keys.attempt(A, NONCE).fragment(1), stray)
+        with pytest.raises(FormatError, match="not of one attempt"):
+            store.try_commit(A, NONCE)
+        assert store.commits() == {}
+
+    def test_two_launches_of_one_number_never_share_an_attempt(self, store: RunStore) -> None:
+        save(store, A)
+        before = contents(store.backend, store.keys.commits)
+        for rank in range(2):
+            write_rank(store, A, rank, nonce="f" * 16)
+        with pytest.raises(AlreadyExistsError, match="two jobs"):
+            store.try_commit(A, "f" * 16)
+        assert contents(store.backend, store.keys.commits) == before
+
+    def test_a_folder_of_fragments_of_another_attempt(self, store: RunStore) -> None:
+        for rank in range(2):
+            data = fragment(replace(A, step=5), rank).to_bytes()
+            store.backend.create(store.keys.attempt(A, NONCE).fragment(rank), data)
+        with pytest.raises(FormatError, match="fragments of 000000000005-"):
+            store.try_commit(A, NONCE)
+
+    @pytest.mark.parametrize("at", [0, 1000, -1])
+    def test_a_flipped_byte_in_a_fragment(self, store: RunStore, at: int) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        key = store.keys.attempt(A, NONCE).fragment(1)
+        flip(store.backend, key, at)
+        with pytest.raises(IntegrityError, match=f"{key} is damaged"):
+            store.try_commit(A, NONCE)
+        assert store.commits() == {}
+
+    def test_a_missing_segment(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        key = store.keys.attempt(A, NONCE).segment("00001-000.safetensors")
+        store.backend.delete([key])
+        with pytest.raises(IncompleteError, match=f"{key} is missing"):
+            store.try_commit(A, NONCE)
+        assert store.commits() == {}
+
+    def test_a_truncated_segment(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        key = store.keys.attempt(A, NONCE).segment("00000-000.safetensors")
+        store.backend.create(key, b"short")
+        with pytest.raises(TruncatedFileError, match=f"{key} has 5 bytes instead of"):
+            store.try_commit(A, NONCE)
+        assert store.commits() == {}
+
+    # Reading back
+
+    def test_what_was_never_committed(self, store: RunStore) -> None:
+        with pytest.raises(CheckpointNotFoundError, match="'run' has no commit"):
+            store.read_commit(A)
+        assert store.timeline() == []
+        assert store.launches() == {}
+        assert list(store.attempts()) == []
+
+    @pytest.mark.parametrize("at", [0, 3000, -1])
+    def test_a_flipped_byte_in_the_manifest(self, store: RunStore, at: int) -> None:
+        commit = save(store, A)
+        key = store.keys.attempt(A, NONCE).manifest(commit.manifest_crc32c)
+        flip(store.backend, key, at)
+        with pytest.raises(IntegrityError, match=f"{key} is damaged"):
+            store.open_manifest(commit)
+
+    def test_a_truncated_manifest(self, store: RunStore) -> None:
+        commit = save(store, A)
+        key = store.keys.attempt(A, NONCE).manifest(commit.manifest_crc32c)
+        store.backend.create(key, contents(store.backend, key)[key][:-1])
+        with pytest.raises(TruncatedFileError, match=key):
+            store.open_manifest(commit)
+
+    def test_a_missing_manifest(self, store: RunStore) -> None:
+        commit = save(store, A)
+        key = store.keys.attempt(A, NONCE).manifest(commit.manifest_crc32c)
+        store.backend.delete([key])
+        with pytest.raises(IntegrityError, match=f"{key} is missing"):
+            store.open_manifest(commit)
+        store.backend.create(store.keys.commit(A), b"")
+        with pytest.raises(AttemptDeletedError):
+            store.open_manifest(commit)
+
+    def test_the_manifest_of_another_attempt(self, store: RunStore) -> None:
+        commit, other = save(store, A), save(store, replace(A, step=200))
+        theirs = store.keys.attempt(other.attempt, NONCE).manifest(other.manifest_crc32c)
+        data = contents(store.backend, theirs)[theirs]
+        ours = store.keys.attempt(A, NONCE)
+        store.backend.create(ours.manifest(commit.manifest_crc32c), data)
+        with pytest.raises(IntegrityError):
+            store.open_manifest(commit)
+        store.backend.create(ours.manifest(other.manifest_crc32c), data)
+        with pytest.raises(FormatError, match="is the manifest of 000000000200-"):
+            store.open_manifest(replace(other, attempt=A))
+
+    def test_a_damaged_commit_counts_as_alive(self, store: RunStore) -> None:
+        save(store, A)
+        flip(store.backend, store.keys.commit(A), 20)
+        with pytest.raises(FormatError, match=store.keys.commit(A)):
+            store.read_commit(A)
+        assert store.timeline() == [A]
+        before = contents(store.backend)
+        outcome = collecting.collect(store, A, NONCE, older_than=0, grace=0)
+        assert outcome == "alive"
+        assert contents(store.backend, store.keys.data).items() <= before.items()
+        assert store.commits() == {A: True}
+
+    def test_a_newer_commit_counts_as_alive(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        store.backend.create(store.keys.commit(A), b'{"format":9}')
+        with pytest.raises(NewerFormatError):
+            store.try_commit(A, NONCE)
+        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "alive"
+        assert store.commits() == {A: True}
+
+    def test_the_commit_of_another_attempt(self, store: RunStore) -> None:
+        commit = save(store, A)
+        store.backend.create(store.keys.commit(replace(A, step=300)), commit.to_bytes())
+        with pytest.raises(FormatError, match="is the commit of"):
+            store.read_commit(replace(A, step=300))
+
+    def test_other_objects_are_left_out(self, store: RunStore) -> None:
+        keys = store.keys
+        for key in ("x", f"{keys.commits}x.json", f"{keys.launches}1.json", f"{keys.data}x/y"):
+            store.backend.create(key, b"?")
+        save(store, A)
+        assert store.commits() == {A: True}
+        assert store.launches() == {}
+        assert list(store.attempts()) == [(A, NONCE)]
+
+    # Launches and the timeline
+
+    def test_a_launch_number_has_one_owner(self, store: RunStore) -> None:
+        ours = claim(store, 1)
+        store.claim_launch(ours)  # its answer was lost, so it is sent again
+        with pytest.raises(AlreadyExistsError):
+            store.claim_launch(Launch(1, "f" * 16, None, 2, 2.0))
+        assert RunStore(store.backend, "run").launches() == {1: ours}
+
+    def test_records_are_read_once(self, store: RunStore) -> None:
+        claim(store, 1)
+        claim(store, 2)
+        faulty = self.wrapped(store)
+        first = faulty.launches()
+        assert isinstance(faulty.backend, Faulty)
+        faulty.backend.calls.clear()
+        assert faulty.launches() == first
+        assert {call.operation for call in faulty.backend.calls} == {"list"}
+
+    def test_a_damaged_launch_record_is_an_error_and_no_guess(self, store: RunStore) -> None:
+        claim(store, 1)
+        flip(store.backend, store.keys.launch(1), 12)
+        with pytest.raises(FormatError, match=store.keys.launch(1)):
+            store.timeline()
+
+    def test_the_record_of_another_launch(self, store: RunStore) -> None:
+        record = claim(store, 1).to_bytes()
+        store.backend.create(store.keys.launch(2), record)
+        with pytest.raises(FormatError, match="is the record of launch 1"):
+            store.launches()
+
+    def test_a_rollback_makes_the_new_line_the_latest(self, store: RunStore) -> None:
+        claim(store, 1)
+        for step in (50, 100, 200):
+            save(store, Attempt(step, 1, 1))
+        claim(store, 2, parent=Attempt(50, 1, 1))
+        assert store.timeline() == [Attempt(50, 1, 1)]
+        save(store, Attempt(60, 2, 1))
+        assert store.timeline() == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
+
+    def test_a_zombie_rank_of_an_earlier_launch_changes_nothing(self, store: RunStore) -> None:
+        claim(store, 1)
+        save(store, Attempt(50, 1, 1))
+        write_rank(store, Attempt(60, 1, 1), 0)
+        claim(store, 2, parent=Attempt(50, 1, 1))
+        write_rank(store, Attempt(60, 2, 1), 0)
+        write_rank(store, Attempt(60, 1, 1), 1)  # rank 1 of launch 1 wakes up,
+        assert store.try_commit(Attempt(60, 1, 1), NONCE)  # and commits what it was at
+        assert store.timeline() == [Attempt(50, 1, 1)]
+        write_rank(store, Attempt(60, 2, 1), 1)
+        commit = store.try_commit(Attempt(60, 2, 1), nonce_of(2))
+        assert store.timeline() == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
+        assert commit is not None
+        assert store.open_manifest(commit).attempt == Attempt(60, 2, 1)
+
+    def test_runs(self, store: RunStore, backend: Backend) -> None:
+        assert list_runs(backend) == []
+        save(store, A)
+        save(RunStore(backend, "another"), A)
+        assert list_runs(backend) == ["another", "run"]
+        assert store.commits() == {A: True}
+
+    # Deleting
+
+    def test_delete(self, store: RunStore) -> None:
+        kept = save(store, replace(A, step=50))
+        save(store, A)
+        collecting.delete(store, A, grace=0, sleep=no_sleep)
+        assert store.commits() == {kept.attempt: True, A: False}
+        assert store.timeline() == [kept.attempt]
+        assert list(store.attempts()) == [(kept.attempt, NONCE)]
+        assert len(store.open_manifest(store.read_commit(kept.attempt))) == 2
+        with pytest.raises(AttemptDeletedError, match="tombstone"):
+            store.read_commit(A)
+        with pytest.raises(AttemptDeletedError):
+            store.try_commit(A, NONCE)
+        collecting.delete(store, A, grace=0, sleep=no_sleep)
+
+    def test_readers_have_their_grace(self, store: RunStore) -> None:
+        commit = save(store, A)
+        slept = []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            assert store.commits() == {A: False}
+            assert len(store.open_manifest(commit)) == 2  # whoever has the commit still reads
+
+        collecting.delete(store, A, grace=HOUR, sleep=sleep)
+        assert len(slept) == 1
+        assert HOUR - 30 < slept[0] <= HOUR + 2  # whole seconds on some stores
+        assert list(store.attempts()) == []
+
+    def test_delete_what_never_was(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        with pytest.raises(CheckpointNotFoundError):
+            collecting.delete(store, A, grace=0)
+        with pytest.raises(CheckpointError, match="no tombstone"):
+            collecting.sweep(store, A, grace=0)
+        save(store, A)
+        with pytest.raises(CheckpointError, match="no tombstone"):
+            collecting.sweep(store, A, grace=0)
+        assert store.open_manifest(store.read_commit(A))
+
+    def test_a_late_committer_after_a_deletion_changes_nothing(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        for ranks in (None, (0, 1)):
+            with pytest.raises(AttemptDeletedError):
+                store.try_commit(A, NONCE, ranks)
+        assert store.commits() == {A: False}
+
+    @pytest.mark.parametrize("operation", ["list", "read_into", "create"])
+    def test_a_committer_overtaken_by_a_collector(self, store: RunStore, operation: str) -> None:
+        """At whatever point: the tombstone stays, and the committer learns of it."""
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+
+        def overtake(_: Call) -> None:
+            store.backend.create(store.keys.commit(A), b"", if_absent=True)
+
+        late = self.wrapped(store, Fault(operation, action=overtake))
+        with pytest.raises(AttemptDeletedError):
+            late.try_commit(A, NONCE)
+        assert store.commits() == {A: False}
+        collecting.sweep(store, A, grace=0)
+        assert list(store.attempts()) == []
+
+    def test_a_collector_overtaken_by_a_committer(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+
+        def overtake(_: Call) -> None:
+            write_rank(store, A, 1)
+            assert store.try_commit(A, NONCE)
+
+        late = self.wrapped(store, Fault("create", key="commits/", action=overtake))
+        assert collecting.collect(late, A, NONCE, older_than=0, grace=0) == "alive"
+        assert len(store.open_manifest(store.read_commit(A))) == 2
+
+    # Collecting
+
+    def test_a_complete_set_is_committed_before_it_is_judged(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
+        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
+        assert store.timeline() == [A]
+
+    def test_what_is_young_is_left_alone(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        assert collecting.collect(store, A, NONCE, older_than=HOUR, grace=0) == "young"
+        assert store.commits() == {}
+        write_rank(store, A, 1)
+        assert store.try_commit(A, NONCE)
+
+    def test_what_can_never_be_committed_is_collected(self, store: RunStore) -> None:
+        write_rank(store, A, 0)
+        write_rank(store, A, 1)
+        flip(store.backend, store.keys.attempt(A, NONCE).fragment(0), 99)
+        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
+        assert store.commits() == {A: False}
+        assert list(store.attempts()) == []
+
+    def test_a_folder_whose_attempt_belongs_to_another(self, store: RunStore) -> None:
+        save(store, A)
+        write_rank(store, A, 0, nonce="f" * 16)
+        assert collecting.collect(store, A, "f" * 16, older_than=HOUR, grace=0) == "young"
+        assert collecting.collect(store, A, "f" * 16, older_than=0, grace=0) == "collected"
+        assert list(store.attempts()) == [(A, NONCE)]
+        assert len(store.open_manifest(store.read_commit(A))) == 2
+
+    def test_tombstones_go_when_nobody_can_meet_them(self, store: RunStore) -> None:
+        claim(store, 1)
+        own, with_data, living = A, replace(A, step=200), replace(A, step=300)
+        for attempt in (own, with_data, living):
+            save(store, attempt)
+        collecting.delete(store, own, grace=0)
+        store.backend.create(store.keys.commit(with_data), b"")
+        assert collecting.prune(store, older_than=-1) == []  # its launch may still be at work
+        claim(store, 2, parent=living)
+        assert collecting.prune(store, older_than=HOUR) == []
+        assert collecting.prune(store, older_than=-5) == [own]
+        assert store.commits() == {with_data: False, living: True}
+
+    # Killed anywhere
+
+    def killed_everywhere(self, make: Callable[[int], Attempt], act: Callable[..., Any]) -> int:
+        """Kill `act` at its first request, at its second, ... until it gets through."""
+        number = 0
+        while True:
+            number += 1
+            attempt = make(number)
+            try:
+                act(attempt, Fault("*", nth=number, action=killed))
+            except Killed:
+                self.check_sound(attempt)
+                act(attempt)
+                self.check_done(attempt)
+            else:
+                self.check_done(attempt)
+                return number
+
+    check_sound: Callable[[Attempt], None]
+    check_done: Callable[[Attempt], None]
+
+    def test_a_commit_killed_anywhere(self, store: RunStore) -> None:
+        def make(number: int) -> Attempt:
+            attempt = replace(A, step=number)
+            for rank in range(2):
+                write_rank(store, attempt, rank)
+            return attempt
+
+        def act(attempt: Attempt, *faults: Fault) -> None:
+            self.wrapped(store, *faults).try_commit(attempt, NONCE)
+
+        def check_sound(attempt: Attempt) -> None:
+            if store.commits().get(attempt):
+                check_done(attempt)
+
+        def check_done(attempt: Attempt) -> None:
+            assert len(store.open_manifest(store.read_commit(attempt))) == 2
+
+        self.check_sound, self.check_done = check_sound, check_done
+        assert self.killed_everywhere(make, act) > 8
+
+    def test_a_deletion_killed_anywhere(self, store: RunStore) -> None:
+        def make(number: int) -> Attempt:
+            return save(store, replace(A, step=number)).attempt
+
+        def act(attempt: Attempt, *faults: Fault) -> None:
+            collecting.delete(self.wrapped(store, *faults), attempt, grace=0)
+
+        self.check_sound, self.check_done = self.sound_and_gone(store)
+        assert self.killed_everywhere(make, act) > 5
+
+    def test_a_collection_killed_anywhere(self, store: RunStore) -> None:
+        def make(number: int) -> Attempt:
+            attempt = replace(A, step=number)
+            write_rank(store, attempt, 0)
+            return attempt
+
+        def act(attempt: Attempt, *faults: Fault) -> None:
+            other = self.wrapped(store, *faults)
+            assert collecting.collect(other, attempt, NONCE, older_than=0, grace=0) == "collected"
+
+        self.check_sound, self.check_done = self.sound_and_gone(store)
+        assert self.killed_everywhere(make, act) > 7
+
+    def sound_and_gone(self, store: RunStore) -> tuple[Callable[[Attempt], None], ...]:
+        def check_sound(attempt: Attempt) -> None:
+            if store.commits().get(attempt):  # alive: then it is whole
+                assert len(store.open_manifest(store.read_commit(attempt))) == 2
+
+        def check_done(attempt: Attempt) -> None:
+            assert store.commits()[attempt] is False
+            assert attempt not in [found for found, _ in store.attempts()]
+
+        return check_sound, check_done
+
+
+def whole(rank: int) -> list[Any]:
+    """One tensor of each rank's own."""
+    part = fragment(A, 0, 1)
+    return [replace(part.chunks[0], name=f"w{rank}")]

@@ -1,0 +1,92 @@
+"""A run in memory and in a local folder; on S3, see tests/integration."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attempts import contents, nonce_of, save, write_rank
+from tests.store_rules import A, StoreRules
+from tierstore.backend import Backend
+from tierstore.backends.local import open_local
+from tierstore.backends.memory import open_memory
+from tierstore.checkpoint.objects import read_record
+from tierstore.checkpoint.store import RunStore
+from tierstore.errors import TruncatedFileError
+from tierstore.wrappers.delegate import Call
+from tierstore.wrappers.faults import Fault, Faulty
+
+
+class TestMemory(StoreRules):
+    @pytest.fixture
+    def backend(self) -> Iterator[Backend]:
+        backend = open_memory(f"memory://{secrets.token_hex(8)}")
+        yield backend
+        backend.close()
+
+
+@pytest.mark.usefixtures("no_leaks")
+class TestLocal(StoreRules):
+    @pytest.fixture
+    def backend(self, tmp_path: Path) -> Iterator[Backend]:
+        backend = open_local(f"file://{tmp_path}/tier")
+        yield backend
+        backend.close()
+
+    def test_committers_in_several_processes_write_the_same(
+        self, store: RunStore, tmp_path: Path
+    ) -> None:
+        for rank in range(2):
+            write_rank(store, A, rank)
+        code = (
+            "import sys, time, pathlib\n"
+            "from tierstore.backends.local import open_local\n"
+            "from tierstore.checkpoint.store import RunStore\n"
+            "from tierstore.keys import Attempt\n"
+            "import pyarrow.compute\n"
+            "print('ready', flush=True)\n"
+            "sys.stdin.readline()\n"
+            "store = RunStore(open_local(sys.argv[1]), 'run')\n"
+            "print(store.try_commit(Attempt.parse(sys.argv[2]), sys.argv[3]).to_bytes())\n"
+        )
+        arguments = [sys.executable, "-c", code, f"file://{tmp_path}/tier", str(A), nonce_of(1)]
+        processes = [
+            subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        answers = {process.communicate("go\n", timeout=60)[0] for process in processes}
+        assert answers == {f"{store.read_commit(A).to_bytes()!r}\n"}
+        assert sum("manifest-" in key for key in contents(store.backend)) == 1
+
+    def test_a_manifest_is_mapped_and_outlives_its_file(self, store: RunStore) -> None:
+        commit = save(store, A)
+        manifest = store.open_manifest(commit)
+        keys = store.keys.attempt(A, commit.nonce)
+        store.backend.delete([keys.manifest(commit.manifest_crc32c)])
+        assert manifest.find("w") is not None
+
+
+def test_a_record_replaced_between_stat_and_read() -> None:
+    backend = open_memory(f"memory://{secrets.token_hex(8)}")
+    backend.create("key", b"long record")
+
+    def bury(call: Call) -> None:
+        backend.create(call.key, b"")
+
+    assert read_record(Faulty(backend, Fault("read_into", action=bury)), "key") == b""
+
+
+def test_a_record_that_is_truly_short_is_an_error() -> None:
+    backend = open_memory(f"memory://{secrets.token_hex(8)}")
+    backend.create("key", b"record")
+    short = Fault("read_into", times=9, error=TruncatedFileError("short"))
+    with pytest.raises(TruncatedFileError):
+        read_record(Faulty(backend, short), "key")
