@@ -42,7 +42,8 @@ class S3Backend:
             parallel_parts=True,
             resumable_upload=True,
             server_checksum=self._objects.checked,
-            durable_on_commit=True,
+            # Without a check, what is durable may not be what was sent: it has to be read back.
+            durable_on_commit=self._objects.checked,
             min_part=5 * MIB,
             part_size=options.part_size,
             read_size=options.read_size,
@@ -113,6 +114,7 @@ class S3Backend:
             NotFoundError: the upload to resume was completed, aborted, or has expired.
             StorageError: the token is of another upload.
         """
+        self._objects.path(key)
         if not size:
             return EmptyUpload(self._objects, key)
         return self._uploads.resume(key, size, resume) if resume else self._uploads.begin(key, size)

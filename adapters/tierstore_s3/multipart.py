@@ -76,6 +76,7 @@ class PartsUpload:
         self._parts: dict[int, _Part] = {}
         self._lock = threading.Lock()
         self._over = False
+        self._info: ObjectInfo | None = None
 
     @property
     def token(self) -> str:
@@ -113,13 +114,15 @@ class PartsUpload:
 
         Raises:
             DamagedInTransitError: the server received other bytes.
-            StorageError: the part does not fit the upload.
+            ValueError: it is not one of the upload's parts.
         """
         size, token = memoryview(buffer).nbytes, self._token
         index, rest = divmod(offset, token.part_size)
-        if rest or size != self._length(index):
-            text = f"{size} bytes at {offset} are no part of {token.part_size} bytes"
-            raise self._error(StorageError, text)
+        if rest or index < 0 or size != self._length(index):
+            raise ValueError(
+                f"{size} bytes at {offset} are no part of {token.size} bytes in parts of "
+                f"{token.part_size}"
+            )
         query = f"partNumber={index + 1}&uploadId={quote(token.upload_id, safe='')}"
         etag = self._objects.put_part(token.key, query, buffer, crc32c)
         with self._lock:
@@ -131,6 +134,8 @@ class PartsUpload:
         It may be repeated after an answer that did not tell: an object of this size and CRC32C is
         ours, or as good. The upload of a lost race is aborted.
         """
+        if self._info is not None:
+            return self._info
         token, parts = self._token, self._all_parts()
         whole = _whole(parts)
         if whole is not None and crc32c not in (None, whole):
@@ -141,16 +146,15 @@ class PartsUpload:
             self._complete(parts, crc, if_absent=if_absent)
         except AlreadyExistsError:
             try:
-                info = self._objects.winner(token.key, token.size, crc)
+                self._info = self._objects.winner(token.key, token.size, crc)
             finally:
                 self.abort()
-            return info
         except NotFoundError as gone:
-            info = self._earlier(crc, gone, if_absent=if_absent)
+            self._info = self._earlier(crc, gone, if_absent=if_absent)
         else:
-            info = self._objects.stat(token.key)
+            self._info = self._objects.stat(token.key)
         self._over = True
-        return info
+        return self._info
 
     def abort(self) -> None:
         """Free the parts on the server. Idempotent; nothing happens after a commit."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tierstore.backend import Capabilities, ObjectInfo
 from tierstore.blocks import Buffer
-from tierstore.errors import DamagedInTransitError, DeadlineError, StorageError, UnreachableError
+from tierstore.errors import DamagedInTransitError, DeadlineError, UnreachableError
 from tierstore_s3.multipart import PartsUpload, ResumeToken, abort_upload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import S3Options
@@ -46,10 +46,12 @@ class EmptyUpload:
         """Take an empty part.
 
         Raises:
-            StorageError: it is not empty.
+            ValueError: it is not empty.
         """
         if offset or crc32c or memoryview(buffer).nbytes:
-            raise StorageError("the upload is of no bytes", url=self._objects.url, key=self._key)
+            raise ValueError(
+                f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
+            )
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Put the empty object."""
