@@ -83,7 +83,7 @@ def _all_chunks(name: str, value: torch.Tensor, path: str) -> list[tuple[Chunk, 
         ]
     local = local_tensor(value)
     if not _elements(shape):
-        empty = local.new_empty(shape)
+        empty = local if tuple(local.shape) == shape else local.new_empty(shape)
         return [(Chunk(name, dtype, shape, (0,) * len(shape), shape, path), empty)]
     if not isinstance(value, DTensor):
         return [(Chunk(name, dtype, shape, (0,) * len(shape), shape, path), local)]

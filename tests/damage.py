@@ -1,0 +1,13 @@
+"""Ways to damage what is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def flip_last_byte(tier: Path, step: int, rank: int = 0, run: str = "run") -> None:
+    """Change the last byte of a rank's data of one step."""
+    (file,) = tier.glob(f"runs/{run}/data/{step:012d}-*/{rank:05d}-000.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)

@@ -1,0 +1,237 @@
+"""What the ranks do in test_checkpointer_ranks; see tests.ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from tests.ranks import resources
+from tierstore.errors import TierstoreError
+from tierstore_torch import Checkpointer, per_rank
+
+
+def outcome(action: Any) -> str:
+    """Return the error's class and text, or the result's text."""
+    try:
+        return str(action())
+    except TierstoreError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _conflicting(kind: str) -> dict[str, Any]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh("cpu", (size,))
+    states: dict[str, Any] = {
+        "value": lambda: {"rng": rank},
+        "tensor": lambda: {"rng": torch.full((3,), rank)},
+        "shape": lambda: {"w": torch.ones(3 + rank)},
+        "kind": lambda: {"w": torch.ones(3) if rank else 3},
+        "partial": lambda: {"w": DTensor.from_local(torch.ones(2), mesh, [Partial()])},
+        "hole": lambda: (
+            {"w": distribute_tensor(torch.ones(5), mesh, [Shard(0)], src_data_rank=None)}
+            if rank == 0
+            else {}
+        ),
+        "meta": lambda: {"w": torch.empty(2, device="meta" if rank == 1 else "cpu")},
+        "raises": lambda: {"w": _Raises() if rank == 1 else torch.ones(1)},
+        "mesh": lambda: {"w": _own_mesh(rank, float(rank))},
+    }
+    state: dict[str, Any] = states[kind]()
+    return state
+
+
+class _Raises:
+    def state_dict(self) -> dict[str, Any]:
+        raise ValueError("no state today")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def _own_mesh(rank: int, fill: float) -> DTensor:
+    """A DTensor over a mesh that only this rank is in, as a pipeline stage has."""
+    meshes = [DeviceMesh("cpu", [r]) for r in range(dist.get_world_size())]
+    return distribute_tensor(
+        torch.full((4,), fill), meshes[rank], [Replicate()], src_data_rank=None
+    )
+
+
+def conflict(url: str, kind: str) -> tuple[str, str]:
+    """Try to save what cannot be saved, then something that can."""
+    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+        error = outcome(lambda: checkpointer.save(1, _conflicting(kind)))
+        good = checkpointer.save(1, {"w": torch.ones(3)})
+        good.wait()
+        return error, str(good.status()["local"].state)
+
+
+def different_steps(url: str) -> str:
+    with Checkpointer(url, run="run") as checkpointer:
+        return outcome(lambda: checkpointer.save(10 + dist.get_rank(), {"w": torch.ones(1)}))
+
+
+def one_rank_changes(url: str) -> list[int | None]:
+    """Only rank 1's structure changes, from one save to the next."""
+    rank = dist.get_rank()
+    with Checkpointer(url, run="run") as checkpointer:
+        for step in range(4):
+            state = {f"only {rank}": torch.full((2 + step * rank,), float(step))}
+            checkpointer.save(step, state).wait()
+        steps = []
+        for step in range(4):
+            state = {f"only {rank}": torch.zeros(2 + step * rank)}
+            steps.append(checkpointer.restore(state, step=step))
+            assert state[f"only {rank}"].unique().tolist() == [step]
+    return steps
+
+
+def pipeline(url: str, save: bool) -> list[str]:
+    """Ranks hold different layers, one is shared, one is on a mesh of two of three ranks."""
+    rank = dist.get_rank()
+    pair = DeviceMesh("cpu", [0, 1])
+    fill = 1.0 if save else 0.0
+    state: dict[str, Any] = {
+        f"layer{rank}": torch.full((3,), fill * rank),
+        "shared": torch.full((5,), fill),
+    }
+    if rank < 2:
+        state["pair"] = distribute_tensor(
+            torch.full((5, 2), fill * 3), pair, [Shard(0)], src_data_rank=None
+        )
+    state["mine"] = per_rank({"seed": torch.tensor(rank * fill), "count": rank * int(fill)})
+    with Checkpointer(url, run="run") as checkpointer:
+        if save:
+            done = checkpointer.save(1, state)
+            done.wait()
+            return [str(done.bytes)]
+        checkpointer.restore(state)
+    wrong = []
+    if state[f"layer{rank}"].tolist() != [rank] * 3 or state["shared"].tolist() != [1] * 5:
+        wrong.append("plain")
+    if rank < 2 and state["pair"].to_local().unique().tolist() != [3]:
+        wrong.append("pair")
+    mine = state["mine"].value
+    if (mine["seed"].item(), mine["count"]) != (rank, rank):
+        wrong.append(f"mine {mine}")
+    return wrong
+
+
+def replicas(url: str) -> int:
+    """Every rank has the same plain tensors; return the bytes that this one wrote."""
+    state = {f"w{i}": torch.full((1000,), float(i)) for i in range(8)}
+    with Checkpointer(url, run="run") as checkpointer:
+        save = checkpointer.save(1, state)
+        save.wait()
+        return save.bytes
+
+
+def sigterm(url: str) -> tuple[int, bool, int | None]:
+    """Rank 1 is told to stop at step 3; all save and leave together."""
+    state = {"w": torch.zeros(10), "step": 0}
+    with Checkpointer(url, run="run", sigterm_deadline=20) as checkpointer:
+        assert checkpointer.time_left is None
+        step = 0
+        while step < 10:
+            step += 1
+            state["w"].fill_(step)
+            if dist.get_rank() == 1 and step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+            if checkpointer.stop_requested():
+                save = checkpointer.save(step, state)
+                left = checkpointer.time_left
+                assert left is not None
+                assert 0 < left <= 20
+                save.wait(timeout=left)
+                break
+        restored = checkpointer.restore(state)
+    return step, signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, restored
+
+
+def save_steps(url: str, steps: list[int]) -> None:
+    with Checkpointer(url, run="run") as checkpointer:
+        for step in steps:
+            checkpointer.save(step, _halves(float(step))).wait()
+
+
+def _halves(fill: float) -> dict[str, Any]:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return {"w": distribute_tensor(torch.full((4000,), fill), mesh, [Shard(0)], src_data_rank=None)}
+
+
+def restore_damaged(url: str) -> tuple[str, str, list[float]]:
+    """Only one rank meets the damage; all must end alike."""
+    state = _halves(0.0)
+    with Checkpointer(url, run="run") as checkpointer:
+        strict = outcome(lambda: checkpointer.restore(state))
+        older = outcome(lambda: checkpointer.restore(state, allow_older=True))
+    return strict.split(":")[0], older, state["w"].to_local().unique().tolist()
+
+
+def missing_on_one(url: str) -> str:
+    state = _halves(0.0)
+    if dist.get_rank() == 1:
+        state["x"] = torch.zeros(1)
+    with Checkpointer(url, run="run") as checkpointer:
+        return outcome(lambda: checkpointer.restore(state))
+
+
+def subgroup(url: str) -> list[Any]:
+    """Two of three ranks save in a group of their own; the third is not needed."""
+    group = dist.new_group([1, 2])
+    if dist.get_rank() == 0:
+        return []
+    state = {"w": torch.full((3,), 5.0), "own": per_rank(dist.get_rank())}
+    with Checkpointer(url, run="run", process_group=group) as checkpointer:
+        checkpointer.save(1, state).wait()
+        state["w"].zero_()
+        return [checkpointer.restore(state), state["w"].tolist(), state["own"].value]
+
+
+def leaks(url: str) -> tuple[int, int, int]:
+    """What opening and closing leaves behind, per process."""
+    state = _halves(1.0)
+    for round_ in range(4):
+        with Checkpointer(url, run="run") as checkpointer:
+            checkpointer.save(round_, state).wait()
+        if round_ == 1:
+            before = resources()
+    after = resources()
+    return after[0] - before[0], after[1] - before[1], after[2] - before[2]
+
+
+def dies_while_saving(url: str) -> str:
+    """Rank 1 dies once its second save is staged; the others are told."""
+    checkpointer = Checkpointer(url, run="run", deadline=3)
+    checkpointer.save(1, _halves(1.0)).wait()
+    if dist.get_rank() == 1:
+        checkpointer._saver.submit = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    save = checkpointer.save(2, _halves(2.0))
+    text = outcome(save.wait)
+    checkpointer.close()
+    return text
+
+
+def dies_while_restoring(url: str) -> str:
+    """Rank 1 is gone when the others want to agree."""
+    checkpointer = Checkpointer(url, run="run", deadline=3)
+    state = _halves(0.0)
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    text = outcome(lambda: checkpointer.restore(state))
+    checkpointer.close()
+    return text
+
+
+def restore_halves(url: str) -> tuple[int | None, list[float]]:
+    state = _halves(0.0)
+    with Checkpointer(url, run="run") as checkpointer:
+        step = checkpointer.restore(state)
+    return step, state["w"].to_local().unique().tolist()

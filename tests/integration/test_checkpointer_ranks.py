@@ -1,0 +1,104 @@
+"""`Checkpointer` with several real processes: what ranks decide, they decide together."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.damage import flip_last_byte
+from tests.integration import checkpointer_cases as cases
+from tests.ranks import Ranks
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return tmp_path.as_uri()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("value", "rng: ranks 0 and 1 hold different values under this name.*per_rank"),
+        ("tensor", "rng: ranks 0 and 1 hold different tensors under this name.*per_rank"),
+        ("mesh", "w: ranks 0 and 1 hold different tensors under this name"),
+        ("shape", r"w: rank 0 holds a float32 of shape \(3,\), rank 1 a float32 of shape \(4,\)"),
+        ("kind", "w: a tensor on rank 1, a value on rank 0"),
+        ("partial", "w: its placement .* is a sum that is still pending"),
+        ("hole", "w: the ranks hold 3 of the 5 elements"),
+        ("meta", "w: a meta tensor has no numbers"),
+        ("raises", "ValueError: no state today"),
+    ],
+)
+def test_what_one_rank_cannot_save_no_rank_saves(
+    ranks: Ranks, url: str, kind: str, message: str
+) -> None:
+    results = ranks.run(2, cases.conflict, url, kind)
+    for error, state in results:
+        assert state == "committed"
+        assert re.search(message, error), error
+
+
+def test_ranks_must_save_the_same_step(ranks: Ranks, url: str) -> None:
+    for text in ranks.run(3, cases.different_steps, url):
+        assert text == "PlanError: ranks save different steps at once: 10 and 12"
+
+
+def test_one_ranks_change_makes_all_plan_again(ranks: Ranks, url: str) -> None:
+    assert ranks.run(2, cases.one_rank_changes, url) == [[0, 1, 2, 3]] * 2
+
+
+def test_pipeline_ranks_hold_different_tensors(ranks: Ranks, url: str) -> None:
+    ranks.run(3, cases.pipeline, url, True)
+    assert ranks.run(3, cases.pipeline, url, False) == [[], [], []]
+
+
+def test_replicas_are_written_once_and_balanced(ranks: Ranks, url: str) -> None:
+    assert ranks.run(4, cases.replicas, url) == [8000] * 4
+
+
+def test_sigterm_on_one_rank_saves_on_all(ranks: Ranks, url: str) -> None:
+    assert ranks.run(2, cases.sigterm, url) == [(3, True, 3)] * 2
+
+
+def test_damage_that_one_rank_meets_ends_alike_on_all(
+    ranks: Ranks, url: str, tmp_path: Path
+) -> None:
+    ranks.run(2, cases.save_steps, url, [1, 2])
+    flip_last_byte(tmp_path, 2, rank=1)
+    results = ranks.run(2, cases.restore_damaged, url)
+    assert results == [("CorruptBlockError", "1", [1.0])] * 2
+
+
+def test_a_key_that_one_rank_misses_is_named_on_all(ranks: Ranks, url: str) -> None:
+    ranks.run(2, cases.save_steps, url, [1])
+    for text in ranks.run(2, cases.missing_on_one, url):
+        assert "1 keys were not saved: x" in text
+
+
+def test_a_group_of_some_ranks(ranks: Ranks, url: str) -> None:
+    results = ranks.run(3, cases.subgroup, url)
+    assert results == [[], [1, [5.0] * 3, 1], [1, [5.0] * 3, 2]]
+
+
+def test_opening_and_closing_leaves_nothing_behind(ranks: Ranks, url: str) -> None:
+    for _, files, threads in ranks.run(2, cases.leaks, url):
+        assert files <= 0  # gloo closes an earlier group's sockets late
+        assert threads <= 0
+
+
+def test_a_rank_that_dies_while_saving_leaves_no_checkpoint(ranks: Ranks, url: str) -> None:
+    ranks.start(2, cases.dies_while_saving, url)
+    text, _ = ranks.collect(2, lost=(1,))
+    assert text.startswith(("IncompleteError", "DeadlineError")), text
+    assert ranks.run(2, cases.restore_halves, url) == [(1, [1.0])] * 2
+
+
+def test_a_rank_that_dies_while_restoring_is_noticed(ranks: Ranks, url: str) -> None:
+    ranks.run(2, cases.save_steps, url, [1])
+    ranks.start(2, cases.dies_while_restoring, url)
+    text, _ = ranks.collect(2, lost=(1,))
+    assert "rank 0 lost the other 1 ranks" in text
