@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -12,41 +11,29 @@ import pytest
 
 from tests.attempts import claim, contents, flip, fragment, nonce_of, save, write_rank
 from tierstore.backend import Backend
-from tierstore.checkpoint import collect as collecting
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.store import RunStore, list_runs
 from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import (
     AlreadyExistsError,
     AttemptDeletedError,
-    CheckpointError,
     CheckpointNotFoundError,
     FormatError,
     IncompleteError,
     IntegrityError,
-    NewerFormatError,
     TruncatedFileError,
     UnreachableError,
 )
 from tierstore.keys import Attempt
-from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
 
 A = Attempt(100, 1, 1)
 NONCE = nonce_of(1)
-HOUR = 3600.0
 
 
-class Killed(BaseException):
-    """The process is gone."""
-
-
-def killed(call: Call) -> None:
-    raise Killed(call)
-
-
-def no_sleep(seconds: float) -> None:
-    pytest.fail(f"nothing to wait for, but it wants to sleep {seconds} seconds")
+def wrapped(store: RunStore, *faults: Fault) -> RunStore:
+    """The same run as another process sees it, with faults."""
+    return RunStore(Faulty(store.backend, *faults), "run")
 
 
 class StoreRules:
@@ -55,10 +42,6 @@ class StoreRules:
     @pytest.fixture
     def store(self, backend: Backend) -> RunStore:
         return RunStore(backend, "run")
-
-    def wrapped(self, store: RunStore, *faults: Fault) -> RunStore:
-        """The same run as another process sees it, with faults."""
-        return RunStore(Faulty(store.backend, *faults), "run")
 
     # Committing
 
@@ -125,7 +108,7 @@ class StoreRules:
         write_rank(store, A, 0)
         write_rank(store, A, 1)
         lost = UnreachableError("no answer")
-        faulty = self.wrapped(store, Fault("create", key="commits/", error=lost, after=True))
+        faulty = wrapped(store, Fault("create", key="commits/", error=lost, after=True))
         with pytest.raises(UnreachableError):
             faulty.try_commit(A, NONCE)
         assert faulty.try_commit(A, NONCE) == store.read_commit(A)
@@ -135,7 +118,7 @@ class StoreRules:
         write_rank(store, A, 1)
         key = store.keys.attempt(A, NONCE).fragment(1)
         swept = Fault("read_into", key=key, action=lambda _: store.backend.delete([key]))
-        assert self.wrapped(store, swept).try_commit(A, NONCE, (0, 1)) is None
+        assert wrapped(store, swept).try_commit(A, NONCE, (0, 1)) is None
 
     # What must never be committed
 
@@ -241,26 +224,6 @@ class StoreRules:
         with pytest.raises(FormatError, match="is the manifest of 000000000200-"):
             store.open_manifest(replace(other, attempt=A))
 
-    def test_a_damaged_commit_counts_as_alive(self, store: RunStore) -> None:
-        save(store, A)
-        flip(store.backend, store.keys.commit(A), 20)
-        with pytest.raises(FormatError, match=store.keys.commit(A)):
-            store.read_commit(A)
-        assert store.timeline() == [A]
-        before = contents(store.backend)
-        outcome = collecting.collect(store, A, NONCE, older_than=0, grace=0)
-        assert outcome == "alive"
-        assert contents(store.backend, store.keys.data).items() <= before.items()
-        assert store.commits() == {A: True}
-
-    def test_a_newer_commit_counts_as_alive(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        store.backend.create(store.keys.commit(A), b'{"format":9}')
-        with pytest.raises(NewerFormatError):
-            store.try_commit(A, NONCE)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "alive"
-        assert store.commits() == {A: True}
-
     def test_the_commit_of_another_attempt(self, store: RunStore) -> None:
         commit = save(store, A)
         store.backend.create(store.keys.commit(replace(A, step=300)), commit.to_bytes())
@@ -288,7 +251,7 @@ class StoreRules:
     def test_records_are_read_once(self, store: RunStore) -> None:
         claim(store, 1)
         claim(store, 2)
-        faulty = self.wrapped(store)
+        faulty = wrapped(store)
         first = faulty.launches()
         assert isinstance(faulty.backend, Faulty)
         faulty.backend.calls.clear()
@@ -337,204 +300,6 @@ class StoreRules:
         save(RunStore(backend, "another"), A)
         assert list_runs(backend) == ["another", "run"]
         assert store.commits() == {A: True}
-
-    # Deleting
-
-    def test_delete(self, store: RunStore) -> None:
-        kept = save(store, replace(A, step=50))
-        save(store, A)
-        collecting.delete(store, A, grace=0, sleep=no_sleep)
-        assert store.commits() == {kept.attempt: True, A: False}
-        assert store.timeline() == [kept.attempt]
-        assert list(store.attempts()) == [(kept.attempt, NONCE)]
-        assert len(store.open_manifest(store.read_commit(kept.attempt))) == 2
-        with pytest.raises(AttemptDeletedError, match="tombstone"):
-            store.read_commit(A)
-        with pytest.raises(AttemptDeletedError):
-            store.try_commit(A, NONCE)
-        collecting.delete(store, A, grace=0, sleep=no_sleep)
-
-    def test_readers_have_their_grace(self, store: RunStore) -> None:
-        commit = save(store, A)
-        slept = []
-
-        def sleep(seconds: float) -> None:
-            slept.append(seconds)
-            assert store.commits() == {A: False}
-            assert len(store.open_manifest(commit)) == 2  # whoever has the commit still reads
-
-        collecting.delete(store, A, grace=HOUR, sleep=sleep)
-        assert len(slept) == 1
-        assert HOUR - 30 < slept[0] <= HOUR + 2  # whole seconds on some stores
-        assert list(store.attempts()) == []
-
-    def test_delete_what_never_was(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        with pytest.raises(CheckpointNotFoundError):
-            collecting.delete(store, A, grace=0)
-        with pytest.raises(CheckpointError, match="no tombstone"):
-            collecting.sweep(store, A, grace=0)
-        save(store, A)
-        with pytest.raises(CheckpointError, match="no tombstone"):
-            collecting.sweep(store, A, grace=0)
-        assert store.open_manifest(store.read_commit(A))
-
-    def test_a_late_committer_after_a_deletion_changes_nothing(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
-        write_rank(store, A, 0)
-        write_rank(store, A, 1)
-        for ranks in (None, (0, 1)):
-            with pytest.raises(AttemptDeletedError):
-                store.try_commit(A, NONCE, ranks)
-        assert store.commits() == {A: False}
-
-    @pytest.mark.parametrize("operation", ["list", "read_into", "create"])
-    def test_a_committer_overtaken_by_a_collector(self, store: RunStore, operation: str) -> None:
-        """At whatever point: the tombstone stays, and the committer learns of it."""
-        write_rank(store, A, 0)
-        write_rank(store, A, 1)
-
-        def overtake(_: Call) -> None:
-            store.backend.create(store.keys.commit(A), b"", if_absent=True)
-
-        late = self.wrapped(store, Fault(operation, action=overtake))
-        with pytest.raises(AttemptDeletedError):
-            late.try_commit(A, NONCE)
-        assert store.commits() == {A: False}
-        collecting.sweep(store, A, grace=0)
-        assert list(store.attempts()) == []
-
-    def test_a_collector_overtaken_by_a_committer(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-
-        def overtake(_: Call) -> None:
-            write_rank(store, A, 1)
-            assert store.try_commit(A, NONCE)
-
-        late = self.wrapped(store, Fault("create", key="commits/", action=overtake))
-        assert collecting.collect(late, A, NONCE, older_than=0, grace=0) == "alive"
-        assert len(store.open_manifest(store.read_commit(A))) == 2
-
-    # Collecting
-
-    def test_a_complete_set_is_committed_before_it_is_judged(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        write_rank(store, A, 1)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
-        assert store.timeline() == [A]
-
-    def test_what_is_young_is_left_alone(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        assert collecting.collect(store, A, NONCE, older_than=HOUR, grace=0) == "young"
-        assert store.commits() == {}
-        write_rank(store, A, 1)
-        assert store.try_commit(A, NONCE)
-
-    def test_what_can_never_be_committed_is_collected(self, store: RunStore) -> None:
-        write_rank(store, A, 0)
-        write_rank(store, A, 1)
-        flip(store.backend, store.keys.attempt(A, NONCE).fragment(0), 99)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
-        assert store.commits() == {A: False}
-        assert list(store.attempts()) == []
-
-    def test_a_folder_whose_attempt_belongs_to_another(self, store: RunStore) -> None:
-        save(store, A)
-        write_rank(store, A, 0, nonce="f" * 16)
-        assert collecting.collect(store, A, "f" * 16, older_than=HOUR, grace=0) == "young"
-        assert collecting.collect(store, A, "f" * 16, older_than=0, grace=0) == "collected"
-        assert list(store.attempts()) == [(A, NONCE)]
-        assert len(store.open_manifest(store.read_commit(A))) == 2
-
-    def test_tombstones_go_when_nobody_can_meet_them(self, store: RunStore) -> None:
-        claim(store, 1)
-        own, with_data, living = A, replace(A, step=200), replace(A, step=300)
-        for attempt in (own, with_data, living):
-            save(store, attempt)
-        collecting.delete(store, own, grace=0)
-        store.backend.create(store.keys.commit(with_data), b"")
-        assert collecting.prune(store, older_than=-1) == []  # its launch may still be at work
-        claim(store, 2, parent=living)
-        assert collecting.prune(store, older_than=HOUR) == []
-        assert collecting.prune(store, older_than=-5) == [own]
-        assert store.commits() == {with_data: False, living: True}
-
-    # Killed anywhere
-
-    def killed_everywhere(self, make: Callable[[int], Attempt], act: Callable[..., Any]) -> int:
-        """Kill `act` at its first request, at its second, ... until it gets through."""
-        number = 0
-        while True:
-            number += 1
-            attempt = make(number)
-            try:
-                act(attempt, Fault("*", nth=number, action=killed))
-            except Killed:
-                self.check_sound(attempt)
-                act(attempt)
-                self.check_done(attempt)
-            else:
-                self.check_done(attempt)
-                return number
-
-    check_sound: Callable[[Attempt], None]
-    check_done: Callable[[Attempt], None]
-
-    def test_a_commit_killed_anywhere(self, store: RunStore) -> None:
-        def make(number: int) -> Attempt:
-            attempt = replace(A, step=number)
-            for rank in range(2):
-                write_rank(store, attempt, rank)
-            return attempt
-
-        def act(attempt: Attempt, *faults: Fault) -> None:
-            self.wrapped(store, *faults).try_commit(attempt, NONCE)
-
-        def check_sound(attempt: Attempt) -> None:
-            if store.commits().get(attempt):
-                check_done(attempt)
-
-        def check_done(attempt: Attempt) -> None:
-            assert len(store.open_manifest(store.read_commit(attempt))) == 2
-
-        self.check_sound, self.check_done = check_sound, check_done
-        assert self.killed_everywhere(make, act) > 8
-
-    def test_a_deletion_killed_anywhere(self, store: RunStore) -> None:
-        def make(number: int) -> Attempt:
-            return save(store, replace(A, step=number)).attempt
-
-        def act(attempt: Attempt, *faults: Fault) -> None:
-            collecting.delete(self.wrapped(store, *faults), attempt, grace=0)
-
-        self.check_sound, self.check_done = self.sound_and_gone(store)
-        assert self.killed_everywhere(make, act) > 5
-
-    def test_a_collection_killed_anywhere(self, store: RunStore) -> None:
-        def make(number: int) -> Attempt:
-            attempt = replace(A, step=number)
-            write_rank(store, attempt, 0)
-            return attempt
-
-        def act(attempt: Attempt, *faults: Fault) -> None:
-            other = self.wrapped(store, *faults)
-            assert collecting.collect(other, attempt, NONCE, older_than=0, grace=0) == "collected"
-
-        self.check_sound, self.check_done = self.sound_and_gone(store)
-        assert self.killed_everywhere(make, act) > 7
-
-    def sound_and_gone(self, store: RunStore) -> tuple[Callable[[Attempt], None], ...]:
-        def check_sound(attempt: Attempt) -> None:
-            if store.commits().get(attempt):  # alive: then it is whole
-                assert len(store.open_manifest(store.read_commit(attempt))) == 2
-
-        def check_done(attempt: Attempt) -> None:
-            assert store.commits()[attempt] is False
-            assert attempt not in [found for found, _ in store.attempts()]
-
-        return check_sound, check_done
 
 
 def whole(rank: int) -> list[Any]:

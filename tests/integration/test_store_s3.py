@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.collect_rules import CollectRules
 from tests.conftest import Bucket
 from tests.store_rules import StoreRules
 from tierstore.backend import Backend
@@ -13,7 +14,7 @@ from tierstore_s3 import open_s3
 
 
 @pytest.mark.minio
-class TestMinio(StoreRules):
+class TestMinio(StoreRules, CollectRules):
     @pytest.fixture
     def backend(self, minio_bucket: Bucket) -> Iterator[Backend]:
         backend = open_s3(f"{minio_bucket.url}/tier")

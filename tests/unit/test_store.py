@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.attempts import contents, nonce_of, save, write_rank
+from tests.collect_rules import CollectRules
 from tests.store_rules import A, StoreRules
 from tierstore.backend import Backend
 from tierstore.backends.local import open_local
@@ -22,7 +23,7 @@ from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
 
 
-class TestMemory(StoreRules):
+class TestMemory(StoreRules, CollectRules):
     @pytest.fixture
     def backend(self) -> Iterator[Backend]:
         backend = open_memory(f"memory://{secrets.token_hex(8)}")
@@ -31,7 +32,7 @@ class TestMemory(StoreRules):
 
 
 @pytest.mark.usefixtures("no_leaks")
-class TestLocal(StoreRules):
+class TestLocal(StoreRules, CollectRules):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         backend = open_local(f"file://{tmp_path}/tier")
