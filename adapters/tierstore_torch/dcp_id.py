@@ -37,11 +37,11 @@ def parse_id(checkpoint_id: str | os.PathLike[str], run: str | None = None) -> C
         InvalidKeyError: it is something else.
     """
     text = os.fspath(checkpoint_id)
-    head, _, last = text.rpartition("/")
+    head, slash, last = text.rpartition("/")
     if run is None:
         if "/" in head:
             raise InvalidKeyError(f"checkpoint_id {text!r} has more than two parts", hint=_FORM)
-        run, last = (head, last) if head else (last, "latest")
+        run, last = (head, last) if slash else (last, "latest")
     try:
         check_run(run)
     except InvalidKeyError as error:

@@ -1,0 +1,632 @@
+"""`dcp.save` and `dcp.load` in one process, without a process group."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
+
+from tierstore.config import load_config
+from tierstore.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptBlockError,
+    IncompleteError,
+    InvalidKeyError,
+    OutOfSpaceError,
+    PlanError,
+    UnreachableError,
+    UnsafePickleError,
+)
+from tierstore.ladder.find import survey
+from tierstore.ladder.tiers import close_ladder, open_ladder
+from tierstore.wrappers import open_tier
+from tierstore.wrappers.faults import Fault, Faulty
+from tierstore_torch import (
+    Checkpointer,
+    TierStorageReader,
+    TierStorageWriter,
+    cause,
+    dcp_ladder,
+    dcp_session,
+)
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
+]
+
+DTYPES = [
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+    "float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128",
+    "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+    "float4_e2m1fn_x2",
+]  # fmt: skip
+"""All that DCP's own planner takes: it cannot tell the size of bits8, int4 and their kin."""
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+
+
+def save(url: str | tuple[str, ...], name: str, state: dict[str, Any], **options: Any) -> Metadata:
+    urls = (url,) if isinstance(url, str) else url
+    planner = options.pop("planner", None)
+    writer = TierStorageWriter(*urls, checkpoint_id=name, **options)
+    try:
+        return dcp.save(state, storage_writer=writer, planner=planner)
+    except CheckpointException as failed:
+        raise cause(failed) from failed
+
+
+def load(url: str | tuple[str, ...], name: str, state: dict[str, Any], **options: Any) -> Any:
+    urls = (url,) if isinstance(url, str) else url
+    planner = options.pop("planner", None)
+    reader = TierStorageReader(*urls, checkpoint_id=name, **options)
+    try:
+        dcp.load(state, storage_reader=reader, planner=planner)
+    except CheckpointException as failed:
+        raise cause(failed) from failed
+    return reader
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(BITS[tensor.dtype.itemsize])
+
+
+def random_of(dtype: str, *shape: int) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    if tensor.numel():
+        raw = tensor.view(-1).view(torch.uint8)
+        top = 2 if dtype == "bool" else 256
+        numbers = np.random.default_rng(len(dtype)).integers(0, top, raw.numel())
+        raw.copy_(torch.from_numpy(numbers.astype(np.uint8)))
+    return tensor
+
+
+def committed(url: str, run: str) -> list[int]:
+    tiers = open_ladder(load_config(url))
+    try:
+        return [attempt.step for attempt in survey(tiers, run).timeline]
+    finally:
+        close_ladder(tiers)
+
+
+# what is stored
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_every_dtype_comes_back_bit_for_bit(tmp_path: Path, dtype: str) -> None:
+    state = {
+        "matrix": random_of(dtype, 5, 6),
+        "scalar": random_of(dtype),
+        "empty": random_of(dtype, 0, 3),
+        "transposed": random_of(dtype, 4, 7).t(),
+        "strided": random_of(dtype, 9, 8)[::2, 1:5],
+    }
+    before = {name: bits(tensor).clone() for name, tensor in state.items()}
+    save(tmp_path.as_uri(), "run/1", state)
+    fresh = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    load(tmp_path.as_uri(), "run/1", fresh)
+    for name, tensor in fresh.items():
+        assert torch.equal(bits(tensor), before[name]), name
+
+
+def test_conjugate_and_negative_views_are_stored_as_what_they_show(tmp_path: Path) -> None:
+    base = torch.randn(6, dtype=torch.complex64)
+    state = {
+        "conj": base.conj(),
+        "neg": base.conj().imag,
+        "grad": torch.ones(3, requires_grad=True),
+    }
+    save(tmp_path.as_uri(), "run/1", state)
+    fresh = {"conj": torch.zeros(6, dtype=torch.complex64), "neg": torch.zeros(6),
+             "grad": torch.zeros(3, requires_grad=True)}  # fmt: skip
+    load(tmp_path.as_uri(), "run/1", fresh)
+    assert torch.equal(fresh["conj"], base.conj().resolve_conj())
+    assert torch.equal(fresh["neg"], base.conj().imag.resolve_neg())
+    assert fresh["grad"].requires_grad
+    assert fresh["grad"].tolist() == [1, 1, 1]
+
+
+def test_segments_are_safetensors_files_and_large_tensors_may_exceed_one(tmp_path: Path) -> None:
+    state = {f"layer{i}.weight": torch.randn(50, 40) for i in range(9)} | {"big": torch.randn(9000)}
+    save(tmp_path.as_uri(), "run/1", state, segment_bytes=20_000)
+    files = sorted(tmp_path.glob("runs/run/data/*/*.safetensors"))
+    assert len(files) > 4
+    seen = {}
+    for file in files:
+        with safe_open(file, "pt") as segment:
+            seen.update({name: segment.get_tensor(name) for name in segment.keys()})  # noqa: SIM118
+    assert seen.keys() == state.keys()
+    assert all(torch.equal(seen[name], state[name]) for name in state)
+
+
+PLAIN = {
+    "none": None, "flag": True, "int": -(2**70), "nan": math.nan, "inf": -math.inf, "text": "x",
+    "bytes": b"\0\xff", "tuple": (1, (2.5, "x")), "set": {1, 2}, "int keys": [{1: "a", None: 2}],
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.float64(0.1),
+    "dtype": torch.bfloat16, "device": torch.device("cpu"), "size": torch.Size([2, 3]),
+    "list": [1, "two", [3.0]], "complex": 1 - 2j,
+}  # fmt: skip
+
+
+def test_plain_values_keep_their_type_and_are_stored_without_pickle(tmp_path: Path) -> None:
+    save(tmp_path.as_uri(), "run/1", {"values": PLAIN, "w": torch.ones(2)})
+    fresh: dict[str, Any] = {"values": dict.fromkeys(PLAIN), "w": torch.zeros(2)}
+    fresh["values"]["int keys"] = [{1: 0, None: 0}]
+    load(tmp_path.as_uri(), "run/1", fresh)  # pickles are not allowed
+    values = fresh["values"]
+    assert math.isnan(values.pop("nan"))
+    assert np.array_equal(values.pop("array"), PLAIN["array"])
+    assert values.pop("int keys")[0]["1"] == "a"  # the loss is DCP's: its keys are strings
+    expected = {k: v for k, v in PLAIN.items() if k not in ("nan", "array", "int keys")}
+    assert values == expected
+    assert {k: type(v) for k, v in values.items()} == {k: type(v) for k, v in expected.items()}
+
+
+class Odd:
+    """Unpickling it is noticed."""
+
+    loaded = 0
+
+    def __setstate__(self, state: Any) -> None:
+        Odd.loaded += 1
+
+
+def test_a_pickle_is_refused_by_name_before_anything_is_read(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    odd = Odd()
+    odd.attribute = 1  # type: ignore[attr-defined]
+    save(url, "run/1", {"w": torch.ones(3), "deep": {"odd": odd}, "fine": 1})
+    Odd.loaded = 0
+    fresh: dict[str, Any] = {"w": torch.zeros(3), "deep": {"odd": None}, "fine": 0}
+    with pytest.raises(UnsafePickleError, match=r"^deep\.odd is stored as a pickle"):
+        load(url, "run/1", fresh)
+    assert Odd.loaded == 0
+    assert fresh["w"].tolist() == [0, 0, 0]
+    load(url, "run/1", {"w": fresh["w"], "fine": 0})  # what is not asked for does no harm
+    load(url, "run/1", fresh, allow_pickle=True)
+    assert isinstance(fresh["deep"]["odd"], Odd)
+    assert Odd.loaded > 0
+
+
+def test_tensors_in_tuples_are_pickled_by_dcp_and_treated_as_pickles(tmp_path: Path) -> None:
+    save(tmp_path.as_uri(), "run/1", {"pair": (torch.ones(2), 1)})
+    with pytest.raises(UnsafePickleError, match="pair"):
+        load(tmp_path.as_uri(), "run/1", {"pair": None})
+
+
+def test_a_planner_that_transforms_is_obeyed_on_both_sides(tmp_path: Path) -> None:
+    class Doubling(DefaultSavePlanner):
+        def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002
+            if write_item.type == WriteItemType.BYTE_IO:
+                return io.BytesIO(b"as the planner likes")
+            return object * 2
+
+    class Halving(DefaultLoadPlanner):
+        committed: ClassVar[list[str]] = []
+
+        def transform_tensor(self, read_item: Any, tensor: torch.Tensor) -> torch.Tensor:
+            return torch.empty_like(tensor)
+
+        def commit_tensor(self, read_item: Any, tensor: torch.Tensor) -> None:
+            self.lookup_tensor(read_item.dest_index).copy_(tensor / 2)
+            self.committed.append(read_item.dest_index.fqn)
+
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            self.original_state_dict[read_item.dest_index.fqn] = value.getvalue()
+
+    url = tmp_path.as_uri()
+    save(url, "run/1", {"w": torch.arange(6.0), "v": 3}, planner=Doubling())
+    fresh = {"w": torch.zeros(6), "v": None}
+    load(url, "run/1", fresh, planner=Halving(), allow_pickle=True)
+    assert fresh["w"].tolist() == list(range(6))
+    assert fresh["v"] == b"as the planner likes"
+    assert Halving.committed == ["w"]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantised"])
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Sparse")
+def test_a_tensor_without_plain_bytes_is_an_error_by_name(tmp_path: Path, kind: str) -> None:
+    if kind == "sparse":
+        odd = torch.eye(3).to_sparse()
+    else:
+        odd = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    with pytest.raises(PlanError, match=r"odd: a Tensor of layout|quantised dtype 'qint8'"):
+        save(tmp_path.as_uri(), "run/1", {"odd": odd, "w": torch.ones(2)})
+    assert committed(tmp_path.as_uri(), "run") == []
+
+
+# what is loaded
+
+
+def test_numbers_are_converted_into_the_destination_s_dtype(tmp_path: Path) -> None:
+    save(tmp_path.as_uri(), "run/1", {"w": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)})
+    fresh = {"w": torch.zeros(3, 2).t()}
+    load(tmp_path.as_uri(), "run/1", fresh)
+    assert fresh["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_part_of_a_checkpoint_loads_and_a_missing_key_is_an_error_by_name(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    save(url, "run/1", {"a": torch.ones(3), "b": {"c": torch.ones(2), "d": 4}})
+    fresh: dict[str, Any] = {"b": {"d": 0}}
+    load(url, "run/1", fresh)
+    assert fresh == {"b": {"d": 4}}
+    with pytest.raises(RuntimeError, match=r"Missing key in checkpoint state_dict: x\."):
+        load(url, "run/1", {"x": torch.ones(1)})
+    fresh = {"a": torch.zeros(3), "x": torch.full((1,), 7.0)}
+    load(url, "run/1", fresh, planner=DefaultLoadPlanner(allow_partial_load=True))
+    assert (fresh["a"].tolist(), fresh["x"].tolist()) == ([1, 1, 1], [7])
+    with pytest.raises(ValueError, match="Size mismatch"):
+        load(url, "run/1", {"a": torch.ones(4)})
+
+
+def test_a_state_dict_is_rebuilt_from_the_metadata_alone(tmp_path: Path) -> None:
+    state = {"model": {"w": torch.randn(3)}, "optim": {"state": {0: {"m": torch.randn(2)}}},
+             "list": [torch.ones(1), {"x": 5}], "a.b": "dot"}  # fmt: skip
+    save(tmp_path.as_uri(), "run/1", state)
+    with pytest.warns(UserWarning, match="uninitialized"):
+        rebuilt = _load_state_dict_from_keys(
+            storage_reader=TierStorageReader(tmp_path.as_uri(), checkpoint_id="run")
+        )
+    assert torch.equal(rebuilt["model"]["w"], state["model"]["w"])
+    assert torch.equal(rebuilt["optim"]["state"]["0"]["m"], state["optim"]["state"][0]["m"])
+    assert (rebuilt["list"][1], rebuilt["a.b"]) == ({"x": 5}, "dot")
+
+
+def test_a_slice_reads_the_blocks_that_hold_it_and_no_others(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    save(url, "run/1", {"w": torch.arange(8 * 2**20, dtype=torch.int32).reshape(8192, 1024),
+                        "other": torch.zeros(2**20)})  # fmt: skip
+
+    class Slice(DefaultLoadPlanner):
+        def create_local_plan(self) -> Any:
+            plan = super().create_local_plan()
+            [item] = plan.items
+            from dataclasses import replace
+
+            plan.items = [
+                replace(
+                    item, storage_offsets=torch.Size([4000, 0]), lengths=torch.Size([512, 1024])
+                )
+            ]
+            return plan
+
+        def resolve_tensor(self, read_item: Any) -> torch.Tensor:
+            return self.state_dict["w"][: read_item.lengths[0]]  # type: ignore[no-any-return]
+
+    fresh = {"w": torch.zeros(8192, 1024, dtype=torch.int32)}
+    reader = load(url, "run/1", fresh, planner=Slice())
+    assert fresh["w"][0, 0] == 4000 * 1024
+    assert fresh["w"][511, 1023] == 4512 * 1024 - 1
+    assert reader.report.bytes_wanted == 512 * 4096
+    assert reader.report.bytes_read <= 8 * 2**20  # two blocks
+
+
+# runs, steps, lines
+
+
+def test_the_newest_step_is_loaded_without_a_step_and_a_step_by_its_number(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    for step in (1, 2, 10):
+        save(url, f"run/{step}", {"w": torch.full((2,), float(step))})
+    for name, value in (("run", 10), ("run/latest", 10), ("run/step-2", 2), ("run/1", 1)):
+        fresh = {"w": torch.zeros(2)}
+        load(url, name, fresh, resume=False)
+        assert fresh["w"].tolist() == [value] * 2
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint of step 3"):
+        load(url, "run/3", {"w": torch.zeros(2)})
+    with pytest.raises(CheckpointNotFoundError):
+        load(url, "other", {"w": torch.zeros(2)})
+    assert committed(url, "run") == [10, 2, 1]
+
+
+def test_after_loading_an_older_step_the_new_line_is_the_latest(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    for step in (50, 200):
+        save(url, f"run/{step}", {"w": torch.full((2,), float(step))})
+    load(url, "run/50", {"w": torch.zeros(2)})
+    save(url, "run/60", {"w": torch.full((2,), 60.0)})
+    assert committed(url, "run") == [60, 50]
+    fresh = {"w": torch.zeros(2)}
+    load(url, "run", fresh)
+    assert fresh["w"].tolist() == [60, 60]
+    load(url, "run/200", fresh, resume=False)  # the abandoned line is there for who names it
+    assert fresh["w"].tolist() == [200, 200]
+
+
+def test_two_saves_of_one_step_are_two_tries_and_the_second_is_loaded(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    for value in (1.0, 2.0):
+        save(url, "run/5", {"w": torch.full((2,), value)})
+    fresh = {"w": torch.zeros(2)}
+    load(url, "run/5", fresh)
+    assert fresh["w"].tolist() == [2, 2]
+    assert len(list(tmp_path.glob("runs/run/commits/*"))) == 2
+
+
+def test_dcp_may_name_the_checkpoint_itself(tmp_path: Path) -> None:
+    writer = TierStorageWriter(tmp_path.as_uri())
+    with pytest.raises(CheckpointException, match="there is no checkpoint_id"):
+        dcp.save({"w": torch.ones(2)}, storage_writer=writer)
+    for step in (1, 2):
+        dcp.save(
+            {"w": torch.full((2,), float(step))}, storage_writer=writer, checkpoint_id=f"run/{step}"
+        )
+    reader = TierStorageReader(tmp_path.as_uri())
+    for step in (1, 2):
+        fresh = {"w": torch.zeros(2)}
+        dcp.load(fresh, storage_reader=reader, checkpoint_id=f"run/step-{step}")
+        assert fresh["w"].tolist() == [step] * 2
+    with pytest.raises(InvalidKeyError):
+        dcp.save({"w": torch.ones(2)}, storage_writer=writer, checkpoint_id="run")
+    with pytest.raises(InvalidKeyError):
+        TierStorageWriter(tmp_path.as_uri(), checkpoint_id="/abs/run/1")
+    with pytest.raises(ConfigError):
+        TierStorageWriter("nothing://x", checkpoint_id="run/1")
+    named = TierStorageWriter(tmp_path.as_uri(), run="other")
+    dcp.save({"w": torch.ones(1)}, storage_writer=named, checkpoint_id=tmp_path / "step-9")
+    assert committed(tmp_path.as_uri(), "other") == [9]
+    assert TierStorageWriter.validate_checkpoint_id("run/1")
+    assert not TierStorageWriter.validate_checkpoint_id("run")
+    assert TierStorageReader.validate_checkpoint_id("run")
+    assert not TierStorageReader.validate_checkpoint_id("a/b/c")
+
+
+def test_what_checkpointer_wrote_dcp_reads_and_the_other_way_round(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 7,
+                "lrs": [1, 2.5], "empty": {}}  # fmt: skip
+
+    def zeros() -> dict[str, Any]:
+        fresh: dict[str, Any] = {"step": 0, "lrs": None, "empty": {}}
+        fresh["model"] = {k: torch.zeros_like(v) for k, v in model.state_dict().items()}
+        optim = optimizer.state_dict()
+        fresh["optimizer"] = {
+            "state": {
+                i: {k: torch.zeros_like(v) for k, v in s.items()} for i, s in optim["state"].items()
+            },
+            "param_groups": [dict.fromkeys(group) for group in optim["param_groups"]],
+        }
+        return fresh
+
+    with Checkpointer(url, run="a") as ckpt:
+        ckpt.save(7, state()).wait()
+    fresh = zeros()
+    del fresh["empty"]
+    load(url, "a/7", fresh)
+    _same(fresh, state())
+    save(url, "b/7", state())
+    fresh = zeros()
+    with Checkpointer(url, run="b") as ckpt:
+        assert ckpt.restore(fresh) == 7
+    _same(fresh, state())
+
+
+def _same(left: Any, right: Any) -> None:
+    if isinstance(right, dict):
+        for key in right:
+            if right[key] != {}:
+                _same(left[key], right[key])
+    elif isinstance(right, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(right, list) and right and isinstance(right[0], dict):
+        for one, two in zip(left, right, strict=True):
+            _same(one, two)
+    else:
+        assert left == right
+
+
+# tiers and faults
+
+
+def faulty(monkeypatch: pytest.MonkeyPatch, name: str, *faults: Fault) -> list[Faulty]:
+    made: list[Faulty] = []
+
+    def opened(tier: Any) -> Any:
+        backend = open_tier(tier)
+        if tier.name != name:
+            return backend
+        made.append(Faulty(backend, *faults))
+        return made[-1]
+
+    monkeypatch.setattr(dcp_ladder, "open_tier", opened)
+    return made
+
+
+def test_every_tier_has_the_checkpoint_and_a_damaged_block_comes_from_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = ((tmp_path / "one").as_uri(), (tmp_path / "two").as_uri())
+    state = {"w": torch.randn(1000), "v": 1}
+    save(urls, "run/1", state)
+    files = [sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file())
+             for root in (tmp_path / "one", tmp_path / "two")]  # fmt: skip
+    assert files[0] == files[1]
+    [segment] = (tmp_path / "one").rglob("*.safetensors")
+    data = bytearray(segment.read_bytes())
+    data[-5] ^= 1
+    segment.write_bytes(data)
+    fresh = {"w": torch.zeros(1000), "v": 0}
+    reader = load(urls, "run/1", fresh)
+    assert torch.equal(fresh["w"], state["w"])
+    assert [damage.tier for damage in reader.report.damaged] == ["local"]
+    with pytest.raises(CorruptBlockError, match="block 0 is damaged on every tier"):
+        load(urls[0], "run/1", {"w": torch.zeros(1000), "v": 0})
+
+
+@pytest.mark.parametrize("tier", ["local", "local2"])
+@pytest.mark.parametrize(
+    ("operation", "key"),
+    [
+        ("write", "safetensors"),
+        ("create", "fragments"),
+        ("create", "commits"),
+        ("create", "launches"),
+        ("create", "manifest"),
+    ],
+)
+def test_a_tier_that_refuses_is_an_error_and_never_a_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tier: str, operation: str, key: str
+) -> None:
+    urls = ((tmp_path / "one").as_uri(), (tmp_path / "two").as_uri())
+    broken = tmp_path / ("one" if tier == "local" else "two")
+    faulty(monkeypatch, tier, Fault(operation, key=key, times=99, error=OutOfSpaceError("full")))
+    with pytest.raises(OutOfSpaceError, match="full"):
+        save(urls, "run/1", {"w": torch.ones(3)})
+    assert list(broken.glob("runs/run/commits/*")) == []
+    monkeypatch.undo()
+    save(urls, "run/1", {"w": torch.ones(3)})  # the next try succeeds
+    fresh = {"w": torch.zeros(3)}
+    load(broken.as_uri(), "run/1", fresh)
+    assert fresh["w"].tolist() == [1, 1, 1]
+
+
+def test_dcp_s_results_are_held_against_its_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = TierStorageWriter.write_data
+
+    def forgetful(self: Any, plan: Any, planner: SavePlanner) -> Any:
+        future = write(self, plan, planner)
+        done: Any = torch.futures.Future()
+        done.set_result(future.value()[:-1])
+        return done
+
+    monkeypatch.setattr(TierStorageWriter, "write_data", forgetful)
+    with pytest.raises(IncompleteError, match="1 of 3 planned items were not written"):
+        save(tmp_path.as_uri(), "run/1", {"a": torch.ones(1), "b": torch.ones(1), "c": 1})
+    assert list(tmp_path.glob("runs/run/commits/*")) == []
+
+
+def test_an_item_that_a_planner_drops_is_noticed(tmp_path: Path) -> None:
+    class Dropping(DefaultSavePlanner):
+        def finish_plan(self, new_plan: Any) -> Any:
+            plan = super().finish_plan(new_plan)
+            del plan.items[0]
+            return plan
+
+    with pytest.raises(IncompleteError, match="planned items were not written"):
+        save(
+            tmp_path.as_uri(), "run/1", {"a": torch.ones(1), "b": torch.ones(1)}, planner=Dropping()
+        )
+    assert committed(tmp_path.as_uri(), "run") == []  # nor does a reader commit it
+
+
+def test_an_unreachable_tier_is_named_by_its_error_when_loading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path.as_uri(), "run/1", {"w": torch.ones(3)})
+    faulty(monkeypatch, "local", Fault("list", times=99, error=UnreachableError("no route")))
+    with pytest.raises(UnreachableError, match="no route"):
+        load(tmp_path.as_uri(), "run/1", {"w": torch.zeros(3)})
+
+
+def test_with_plan_caching_every_step_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    url = tmp_path.as_uri()
+    _forget_plans()
+    try:
+        for step in (1, 2, 3):
+            planner = DefaultSavePlanner(enable_plan_caching=True)
+            save(
+                url, f"run/{step}", {"w": torch.full((4,), float(step)), "v": step}, planner=planner
+            )
+        assert committed(url, "run") == [3, 2, 1]
+        for step in (1, 2, 3):
+            fresh = {"w": torch.zeros(4), "v": 0}
+            load(url, f"run/{step}", fresh, resume=False)
+            assert (fresh["w"].tolist(), fresh["v"]) == ([step] * 4, step)
+        for plan in SavePlanner._cached_final_save_plan.values():
+            assert plan.storage_data is None
+        planner = DefaultSavePlanner(enable_plan_caching=True)
+        with pytest.raises(PlanError, match="plan caching does not notice a new dtype"):
+            save(url, "run/4", {"w": torch.ones(4).double(), "v": 4}, planner=planner)
+    finally:
+        _forget_plans()
+
+
+def _forget_plans() -> None:
+    for cache in ("save_plan", "final_save_plan", "all_plans", "global_plan", "metadata"):
+        getattr(SavePlanner, f"_cached_{cache}").clear()
+
+
+# the shape of the interface
+
+
+def test_the_writer_stages_itself_so_that_default_stager_never_takes_over() -> None:
+    writer = TierStorageWriter("memory://interface", checkpoint_id="run/1")
+    assert isinstance(writer, AsyncStager)
+    assert writer.should_synchronize_after_execute is False
+    for name in ("stage", "synchronize_staging", "close"):
+        assert name in vars(TierStorageWriter)
+
+
+def test_dcp_finds_parameters_by_their_literal_names() -> None:
+    import inspect
+
+    assert "kwargs" in inspect.signature(TierStorageWriter.set_up_storage_writer).parameters
+    # With it DCP would fall back to one file per rank when metadata cannot be read.
+    assert "kwargs" not in inspect.signature(TierStorageReader.read_metadata).parameters
+
+
+def test_a_writer_pickles_as_its_configuration_and_life(tmp_path: Path) -> None:
+    import pickle
+
+    url = tmp_path.as_uri()
+    writer = TierStorageWriter(url, checkpoint_id="run/1")
+    dcp.save({"w": torch.ones(1)}, storage_writer=writer)
+    data = pickle.dumps(writer)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    nonce = dcp_session.session_of("run", load_config(url)).life.nonce
+    assert again._lives["run"].nonce == nonce
+    dcp.save({"w": torch.ones(1)}, storage_writer=again, checkpoint_id="run/2")
+    assert len(list(tmp_path.glob("runs/run/launches/*"))) == 1
+
+
+def test_saves_and_loads_leave_no_threads_and_no_files_open(tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    def once(step: int) -> None:
+        save(tmp_path.as_uri(), f"run/{step}", {"w": torch.ones(1000)})
+        load(tmp_path.as_uri(), "run", {"w": torch.zeros(1000)})
+
+    once(1)
+    before = descriptors(), threading.active_count()
+    for step in range(2, 8):
+        once(step)
+    assert (descriptors(), threading.active_count()) == before
+
+
+def test_metadata_that_dcp_returns_says_what_was_saved(tmp_path: Path) -> None:
+    metadata = save(tmp_path.as_uri(), "run/1", OrderedDict(w=torch.ones(3), v=1))
+    assert set(metadata.state_dict_metadata) == {"w", "v"}
+    assert metadata.storage_meta is not None
+    assert metadata.storage_meta.checkpoint_id == "run/1"
+    assert metadata.storage_data == "000000000001-000001-01"
+    assert MetadataIndex("w", (0,)) == MetadataIndex("w", torch.Size([0]))
+    record = json.loads(next(tmp_path.glob("runs/run/commits/*")).read_bytes())
+    assert (record["tensors"], record["ranks"]) == (1, [0])
