@@ -65,7 +65,7 @@ class Node:
     kind: Literal["leaf", "dict", "list", "tuple", "stateful", "rank"]
     cls: type[Any]
     keys: dict[Any, None] = field(default_factory=dict)
-    key_types: list[type] | None = None
+    key_types: dict[Any, type] | None = None
     children: list[Node] = field(default_factory=list)
     held: Any = None
 
@@ -124,7 +124,7 @@ class Tree:
                 f"a {type(state).__name__} cannot be restored in place", hint="put it into a dict"
             )
 
-    def _scan(self, value: Any, path: tuple[Step, ...], *, own: bool) -> Node:
+    def _scan(self, value: Any, path: tuple[tuple[str, Step], ...], *, own: bool) -> Node:
         if isinstance(value, PerRank):
             inner = self._scan(value.value, path, own=True)
             return Node("rank", PerRank, children=[inner])
@@ -137,22 +137,27 @@ class Tree:
             return Node("stateful", type(value), children=[inner], held=held)
         if isinstance(value, dict) and value:
             plain = all(type(key) is str for key in value)
-            children = [self._scan(v, (*path, _step(k)), own=own) for k, v in value.items()]
-            types = None if plain else [type(key) for key in value]
+            children = [
+                self._scan(v, (*path, (str(k), _step(k))), own=own) for k, v in value.items()
+            ]
+            types = None if plain else {key: type(key) for key in value}
             return Node("dict", type(value), dict.fromkeys(value), types, children)
         if isinstance(value, (list, tuple)) and _is_inner(value):
-            children = [self._scan(v, (*path, {"item": i}), own=own) for i, v in enumerate(value)]
+            children = [
+                self._scan(v, (*path, (str(i), {"item": i})), own=own) for i, v in enumerate(value)
+            ]
             kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
             return Node(kind, type(value), children=children)
         self._values.append(value)
         self.leaves.append(self._leaf(path, own=own))
         return Node("leaf", type(value))
 
-    def _leaf(self, path: tuple[Step, ...], *, own: bool) -> Leaf:
-        name = ".".join(_label(step) for step in path)
+    def _leaf(self, path: tuple[tuple[str, Step], ...], *, own: bool) -> Leaf:
+        name = ".".join(label for label, _ in path)
+        steps = tuple(step for _, step in path)
         if not own:
-            return Leaf(name, json.dumps(path))
-        steps = ({"rank": self._rank}, *path)
+            return Leaf(name, json.dumps(steps))
+        steps = ({"rank": self._rank}, *steps)
         return Leaf(f"rank{self._rank:05d}/{name}", json.dumps(steps), self._rank)
 
 
@@ -184,13 +189,6 @@ def _step(key: Any) -> Step:
         ) from None
 
 
-def _label(step: Step) -> str:
-    if isinstance(step, str):
-        return step
-    value = next(iter(step.values()))
-    return str(value) if isinstance(value, (str, int, float, bool)) else json.dumps(value)
-
-
 def _match(node: Node, value: Any, out: list[Any]) -> bool:
     if node.kind == "leaf":
         out.append(value)
@@ -203,7 +201,7 @@ def _match(node: Node, value: Any, out: list[Any]) -> bool:
     if node.kind == "dict":
         if value.keys() != node.keys.keys():
             return False
-        if node.key_types is not None and [type(key) for key in value] != node.key_types:
+        if node.key_types is not None and {key: type(key) for key in value} != node.key_types:
             return False
         return all(
             _match(child, value[key], out)
