@@ -85,6 +85,7 @@ def test_other_things(data: bytes) -> None:
         {"manifest": "../manifest-0000abcd.arrow"},
         {"manifest": "manifest-0000abce.arrow"},
         {"nonce": 5},
+        {"nonce": "../x"},
         {"unknown": 1},
     ],
     ids=str,

@@ -19,7 +19,7 @@ from tierstore.errors import (
     InvalidKeyError,
     NewerFormatError,
 )
-from tierstore.keys import Attempt
+from tierstore.keys import Attempt, RunKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,7 @@ class Commit:
                 **record
                 | {"attempt": Attempt.parse(record["attempt"]), "ranks": tuple(record["ranks"])}
             )
+            RunKeys("run").attempt(commit.attempt, commit.nonce)  # the nonce is one
         except (InvalidKeyError, KeyError, TypeError) as error:
             raise FormatError(f"{name} is not a commit: {error!r}") from error
         _check(commit, name)
