@@ -24,11 +24,13 @@ from tierstore.wrappers.retry import Budget, Retrying
 _numbers = itertools.count()
 
 
-def _run(new_place: Callable[[], Callable[[], Backend]], examples: int, *, many_parts=True) -> None:
+def _run(
+    new_place: Callable[[], Callable[[], Backend]], examples: int, *, steps=25, many_parts=True
+) -> None:
     namespace = {"new_place": staticmethod(new_place), "many_parts": many_parts}
     profile = settings(
         max_examples=examples,
-        stateful_step_count=25,
+        stateful_step_count=steps,
         deadline=None,
         derandomize=True,
         database=None,
@@ -91,5 +93,5 @@ def test_s3(s3_bucket):
         url = f"{base}/{next(_numbers)}?{query}".rstrip("?")
         return lambda: open_backend(url)
 
-    _run(new_place, 3, many_parts=False)
+    _run(new_place, 3, steps=12, many_parts=False)  # each step looks at everything
     s3_bucket.assert_no_uploads()

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import mmap
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -283,6 +284,19 @@ def test_short_writes_are_continued(fd, monkeypatch):
     data = noise(100_001)
     write_at(fd, memoryview(data), 0, final=True)
     assert Path(f"/proc/self/fd/{fd}").read_bytes() == data
+
+
+def test_a_short_write_does_not_pad_over_the_neighbour(monkeypatch):
+    """On tmpfs, which takes O_DIRECT but asks for no alignment."""
+    real = os.pwrite
+    monkeypatch.setattr(
+        os, "pwrite", lambda fd, data, at: real(fd, data[: 100 if at == 0 else None], at)
+    )
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", buffering=0) as file:
+        file.write(b"\xaa" * 16384)
+        set_direct(file.fileno(), on=True)
+        write_at(file.fileno(), memoryview(noise(8192)), 0, final=False)
+        assert Path(file.name).read_bytes() == noise(8192) + b"\xaa" * 8192
 
 
 def test_direct_always_says_where_it_is_refused(tmp_path: Path, monkeypatch):

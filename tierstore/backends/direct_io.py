@@ -65,7 +65,7 @@ def write_at(fd: int, data: memoryview, offset: int, *, final: bool) -> None:
             continue
         count = min(count, len(data))
         data, offset = data[count:], offset + count
-        if len(data) and offset % ALIGNMENT:
+        if len(data) and offset % ALIGNMENT:  # a short write; padding is no longer safe
             set_direct(fd, on=False)
 
 
