@@ -59,7 +59,7 @@ def stage(
     rank: int = 0,
     world: int = 1,
     rows: int = 1500,
-    segment_bytes: int = 3 * 1024**2,
+    segment_bytes: int = 2 * 1024**2,
 ) -> tuple[Shard, Image]:
     """Return a rank's shard of an attempt, staged; it has several segments and one value."""
     low, high = rank * rows // world, (rank + 1) * rows // world

@@ -115,7 +115,7 @@ class AlignedBuffers:
     """Page-aligned buffers that are used again and again: touching fresh pages costs more than I/O.
 
     Args:
-        size: bytes of each buffer.
+        size: bytes of each buffer, unless more are asked for.
         limit: how many may exist; whoever wants one more waits.
     """
 
@@ -127,12 +127,12 @@ class AlignedBuffers:
 
     @contextmanager
     def take(self, length: int) -> Iterator[memoryview]:
-        """Lend `length` bytes, at most the buffers' size; what they hold is undefined."""
+        """Lend `length` bytes; what they hold is undefined."""
         with self._room:
             with self._lock:
                 buffer = self._free.pop() if self._free else None
-            if buffer is None:
-                buffer = mmap.mmap(-1, self._size)
+            if buffer is None or len(buffer) < length:
+                buffer = mmap.mmap(-1, max(self._size, length))
             try:
                 yield from _lend(memoryview(buffer)[:length])
             finally:
