@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import botocore.exceptions as boto
 from botocore import UNSIGNED
@@ -30,6 +31,16 @@ from tierstore_s3.options import S3Options
 from tierstore_s3.signing import quote_key, sign
 
 _PLACE = "tierstore-place"
+
+
+class _StoppedError(Exception):
+    def __init__(self, request: Any) -> None:
+        super().__init__()
+        self.request = request
+
+
+def _stop(request: Any, **_: object) -> NoReturn:
+    raise _StoppedError(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class S3Client:
         self._session: Session | None = None
         self._login: _Login | None = None
         self._transport: Transport | None = None
+        self._pid = os.getpid()
 
     def call(self, operation: str, **parameters: object) -> dict[str, Any]:
         """Carry out one operation of the control plane on the bucket.
@@ -116,6 +128,8 @@ class S3Client:
 
     def _current(self) -> _Login:
         with self._lock:
+            if self._pid != os.getpid():  # the connections are those of the process we come from
+                self._pid, self._login = os.getpid(), None
             if self._login is None:
                 self._login = self._log_in()
             if self._transport is None:
@@ -157,16 +171,19 @@ class S3Client:
     def _place(self, client: Any) -> tuple[str, str]:
         """Return the URL before every key, and the region to sign for.
 
-        A presigned URL is the one public way to botocore's own rules for addresses.
+        They are read off a request that botocore makes by its own rules and that is stopped just
+        before it would be sent. (Its presigned URLs follow other rules.)
         """
-        url = urlsplit(
-            client.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": _PLACE}
-            )
-        )
-        scope = parse_qs(url.query).get("X-Amz-Credential", ["////"])[0].rsplit("/", 4)
-        base = f"{url.scheme}://{url.netloc}{url.path}"
-        return base.removesuffix(_PLACE), unquote(scope[2])
+        event, name = "before-send.s3.HeadObject", "tierstore-place"
+        client.meta.events.register_first(event, _stop, unique_id=name)
+        try:
+            client.head_object(Bucket=self.bucket, Key=_PLACE)
+        except _StoppedError as stopped:
+            request = stopped.request
+        finally:
+            client.meta.events.unregister(event, unique_id=name)
+        scope = re.search(r"Credential=[^,]*/([^/,]+)/s3/aws4_request", str(request.headers))
+        return request.url.partition("?")[0].removesuffix(_PLACE), scope[1] if scope else ""
 
     def _trust(self, session: Session) -> str | bool:
         if not self.options.verify:
@@ -231,6 +248,6 @@ def _raise(error: Exception) -> NoReturn:
         raise AccessError("the server's certificate is not trusted", hint=hint) from error
     if isinstance(error, boto.ConnectTimeoutError | boto.ReadTimeoutError):
         raise DeadlineError(text) from error
-    if isinstance(error, boto.HTTPClientError | boto.EndpointConnectionError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         raise UnreachableError(text) from error
     raise StorageError(text) from error

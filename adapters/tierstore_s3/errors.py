@@ -36,12 +36,12 @@ NO_PERMISSION = (
     "ListBucketMultipartUploads and AbortMultipartUpload here"
 )
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
-RENEWABLE = EXPIRED | {"InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"}
+_UNKNOWN_TOKEN = frozenset({"InvalidToken", "InvalidTokenId", "InvalidClientTokenId"})
+RENEWABLE = EXPIRED | _UNKNOWN_TOKEN | {"InvalidAccessKeyId"}
 NO_UPLOAD = "NoSuchUpload"
 
 _BY_CODE: dict[str, tuple[type[TierstoreError], str]] = {
-    **dict.fromkeys(EXPIRED, (AccessError, RENEW)),
-    **dict.fromkeys(("InvalidToken", "InvalidClientTokenId"), (AccessError, RENEW)),
+    **dict.fromkeys(EXPIRED | _UNKNOWN_TOKEN, (AccessError, RENEW)),
     "InvalidAccessKeyId": (AccessError, WRONG_KEY),
     "SignatureDoesNotMatch": (AccessError, WRONG_KEY),
     "AccessDenied": (AccessError, NO_PERMISSION),
