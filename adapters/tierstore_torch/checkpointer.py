@@ -252,34 +252,55 @@ class Checkpointer:
 
     def _prepare(self, step: int, state: object) -> _Ready:
         """Agree on the plan and get memory. Raises on all ranks what fails on any."""
-        image: Image | None = None
+        taken: list[Image] = []
         error: BaseException | None = None
         ready = False
         try:
             Attempt(step, 1, 1)
             ready = self._shard is not None and self._shard.take(state)
-            image = self._acquire() if ready else None
+            if ready:
+                taken.append(self._acquire())
         except Exception as failed:
             error = failed
+        try:
+            return self._agree(step, state, taken, error, ready=ready)
+        except BaseException:
+            for image in taken:
+                image.release()
+            if self._shard is not None:
+                self._shard.release()
+            raise
+
+    def _agree(
+        self,
+        step: int,
+        state: object,
+        taken: list[Image],
+        error: BaseException | None,
+        *,
+        ready: bool,
+    ) -> _Ready:
+        """Exchange one small message and, where any rank needs it, plan anew."""
         behind = self._saver.behind()
         late = [int(tier.name in behind) for tier in self._tiers]
-        flags = [int(error is not None), int(not ready), step, -step, *late]
-        failed_, changed, highest, lowest, *late = self._group.all_max(flags)
-        if image is not None and (failed_ or changed or highest != -lowest):
-            image.release()
-            image = None
-        if failed_:
+        steps = [0, 0] if error is not None else [step, -step]
+        failed, changed, highest, lowest, *late = self._group.all_max(
+            [int(error is not None), int(not ready), *steps, *late]
+        )
+        if failed:
             self._group.together(lambda: _raise(error))
         if highest != -lowest:
             raise PlanError(f"ranks save different steps at once: {-lowest} and {highest}")
         if changed or self._shard is None:
+            while taken:  # of the size that the plan had before
+                taken.pop().release()
             self._shard = plan_shard(state, self._group, self._segment_bytes)
         if self._launch is None:
             self._launch = claim_launch(self._tiers, self._run, self._group, self._parent)
-        if image is None:
-            image = self._group.together(self._acquire)
+        if not taken:
+            self._group.together(lambda: taken.append(self._acquire()))
         names = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
-        return _Ready(self._shard, self._launch, image, names)
+        return _Ready(self._shard, self._launch, taken[0], names)
 
     def _acquire(self) -> Image:
         size = self._shard.staged.layout.size if self._shard else 0

@@ -41,7 +41,7 @@ class StagedPlan:
         self.layout = layout
         self.chunks = chunks
         self.sources = sources
-        self._stream: Any = None
+        self._streams: dict[torch.device, Any] = {}
 
     def views(self, image: Image) -> list[torch.Tensor]:
         """Return a tensor over each chunk's place in the image, built once per image memory."""
@@ -67,19 +67,34 @@ class StagedPlan:
 
     def _stage_cuda(self, image: Image, views: list[torch.Tensor]) -> None:
         pin(image)
-        stream = self._stream = self._stream or cast("Any", torch.cuda).Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        pairs = [
-            (view, private.copyable(source))
-            for view, source in zip(views, self.sources, strict=True)
+        pairs: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for view, source in zip(views, self.sources, strict=True):
+            pairs.setdefault(source.device, []).append((view, private.copyable(source)))
+        copied = [
+            self._copy_device(device, mine)
+            for device, mine in pairs.items()
+            if device.type == "cuda"
         ]
-        gpu = [pair for pair in pairs if pair[1].is_cuda]
-        cpu = [pair for pair in pairs if not pair[1].is_cuda]
-        with torch.cuda.stream(stream):
-            private.copy_all([v for v, _ in gpu], [s for _, s in gpu], wait=False)
-            copied = stream.record_event()
-        private.copy_all([v for v, _ in cpu], [s for _, s in cpu], wait=True)
-        copied.synchronize()
+        for device, mine in pairs.items():
+            if device.type != "cuda":  # while the GPUs copy
+                private.copy_all([v for v, _ in mine], [s for _, s in mine], wait=True)
+        for event in copied:
+            event.synchronize()
+
+    def _copy_device(
+        self, device: torch.device, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> Any:
+        """Start one device's copies and return the event that marks their end."""
+        with torch.cuda.device(device):
+            stream = self._streams.get(device)
+            if stream is None:
+                stream = self._streams[device] = cast("Any", torch.cuda).Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                # Resolved on the GPU: torch would conjugate on the CPU, before the bytes are there.
+                sources = [source.resolve_conj().resolve_neg() for _, source in pairs]
+                private.copy_all([view for view, _ in pairs], sources, wait=False)
+                return stream.record_event()
 
     def _build(self, image: Image) -> list[torch.Tensor]:
         base = torch.frombuffer(image.buffer, dtype=torch.uint8)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from tests.ranks import resources
-from tierstore.errors import TierstoreError
+from tierstore.errors import OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
 
 
@@ -235,3 +235,20 @@ def restore_halves(url: str) -> tuple[int | None, list[float]]:
     with Checkpointer(url, run="run") as checkpointer:
         step = checkpointer.restore(state)
     return step, state["w"].to_local().unique().tolist()
+
+
+def memory_runs_out_on_one(url: str) -> list[str]:
+    """Rank 1 gets no staging image once; the other rank must get its own back."""
+    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+        texts = []
+        for step, fails in ((1, True), (2, False), (3, True), (4, False)):
+            real = checkpointer._saver.acquire
+            if fails and dist.get_rank() == 1:
+                checkpointer._saver.acquire = _no_memory
+            texts.append(outcome(lambda at=step: checkpointer.save(at, _halves(1.0)).wait()))
+            checkpointer._saver.acquire = real
+    return texts
+
+
+def _no_memory(size: int, *, timeout: float) -> Any:
+    raise OutOfSpaceError(f"no {size} bytes")

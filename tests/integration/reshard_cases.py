@@ -6,19 +6,19 @@ from tests import layouts
 from tierstore_torch import Checkpointer
 
 
-def save(url: str, layout: str, step: int) -> str:
+def save(urls: list[str], layout: str, step: int) -> str:
     """Save the known numbers in one layout; return the commit's attempt."""
     state = layouts.build(layout)
     layouts.fill(state, step)
-    with Checkpointer(url, run=layout) as checkpointer:
+    with Checkpointer(*urls, run=layout) as checkpointer:
         done = checkpointer.save(step, state.dict)
         done.wait()
     return str(done.attempt)
 
 
-def load(url: str, run: str, layout: str, saved_by: int) -> tuple[int | None, list[str]]:
+def load(urls: list[str], run: str, layout: str, saved_by: int) -> tuple[int | None, list[str]]:
     """Restore into one layout; return the step and what differs."""
     state = layouts.build(layout)
-    with Checkpointer(url, run=run) as checkpointer:
+    with Checkpointer(*urls, run=run) as checkpointer:
         step = checkpointer.restore(state.dict)
     return step, layouts.differences(state, step or 0, saved_by)

@@ -22,6 +22,7 @@ from tierstore.errors import (
     ConfigError,
     CorruptBlockError,
     PlanError,
+    TierstoreError,
     UnsafePickleError,
 )
 from tierstore_torch import Checkpointer, per_rank
@@ -444,3 +445,10 @@ def test_sigterm_needs_the_main_thread(url: str) -> None:
     thread.start()
     thread.join()
     assert "main thread" in str(errors[0])
+
+
+@pytest.mark.parametrize("step", [-1, 10**12, "5", None])
+def test_a_step_is_a_number(checkpointer: Checkpointer, step: Any) -> None:
+    with pytest.raises(TierstoreError, match=r"step|not supported"):
+        checkpointer.save(step, {"w": torch.ones(1)})
+    checkpointer.save(0, {"w": torch.ones(1)}).wait()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Bucket
 from tests.damage import flip_last_byte
 from tests.integration import checkpointer_cases as cases
+from tests.integration import reshard_cases
 from tests.ranks import Ranks
 
 pytestmark = pytest.mark.torch
@@ -47,6 +50,13 @@ def test_ranks_must_save_the_same_step(ranks: Ranks, url: str) -> None:
         assert text == "PlanError: ranks save different steps at once: 10 and 12"
 
 
+def test_memory_that_one_rank_lacks_is_given_back_by_all(ranks: Ranks, url: str) -> None:
+    for first, second, third, fourth in ranks.run(2, cases.memory_runs_out_on_one, url):
+        assert first.startswith("OutOfSpaceError")
+        assert third.startswith("OutOfSpaceError")
+        assert second == fourth == "None"
+
+
 def test_one_ranks_change_makes_all_plan_again(ranks: Ranks, url: str) -> None:
     assert ranks.run(2, cases.one_rank_changes, url) == [[0, 1, 2, 3]] * 2
 
@@ -77,6 +87,20 @@ def test_a_key_that_one_rank_misses_is_named_on_all(ranks: Ranks, url: str) -> N
     ranks.run(2, cases.save_steps, url, [1])
     for text in ranks.run(2, cases.missing_on_one, url):
         assert "1 keys were not saved: x" in text
+
+
+@pytest.mark.minio
+def test_a_job_whose_disk_is_gone_resumes_from_s3_at_another_size(
+    ranks: Ranks, tmp_path: Path, minio_bucket: Bucket
+) -> None:
+    disk = tmp_path / "disk"
+    ranks.run(2, reshard_cases.save, [disk.as_uri(), minio_bucket.url], "fsdp", 7)
+    shutil.rmtree(disk)
+    for size in (1, 3):
+        results = ranks.run(
+            size, reshard_cases.load, [disk.as_uri(), minio_bucket.url], "fsdp", "fsdp", 2
+        )
+        assert results == [(7, [])] * size
 
 
 def test_a_group_of_some_ranks(ranks: Ranks, url: str) -> None:

@@ -18,11 +18,13 @@ pytestmark = pytest.mark.torch
 def test_a_checkpoint_restores_at_every_world_size(
     ranks: Ranks, tmp_path: Path, layout: str, save_size: int
 ) -> None:
-    url = tmp_path.as_uri()
-    attempts = ranks.run(save_size, reshard_cases.save, url, layout, 7)
+    urls = [tmp_path.as_uri()]
+    attempts = ranks.run(save_size, reshard_cases.save, urls, layout, 7)
     assert len(set(attempts)) == 1
     for load_size in (1, 2, 3, 4):
-        for step, wrong in ranks.run(load_size, reshard_cases.load, url, layout, layout, save_size):
+        for step, wrong in ranks.run(
+            load_size, reshard_cases.load, urls, layout, layout, save_size
+        ):
             assert step == 7
             assert wrong == []
 
@@ -31,8 +33,8 @@ def test_a_checkpoint_restores_at_every_world_size(
 def test_a_checkpoint_restores_into_every_other_layout(
     ranks: Ranks, tmp_path: Path, layout: str
 ) -> None:
-    url = tmp_path.as_uri()
-    ranks.run(4, reshard_cases.save, url, layout, 3)
+    urls = [tmp_path.as_uri()]
+    ranks.run(4, reshard_cases.save, urls, layout, 3)
     for other in LAYOUTS:
-        results = ranks.run(2, reshard_cases.load, url, layout, other, 4)
+        results = ranks.run(2, reshard_cases.load, urls, layout, other, 4)
         assert results == [(3, [])] * 2
