@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,8 +104,11 @@ def test_tiers_take_every_nth_save_beginning_with_the_first(
     last = saver.submit(*stage(Attempt(5, 1, 1), launch()), tiers=["slow"])
     last.wait(timeout=10)
     assert states(last) == {"fast": "skipped", "slow": "committed"}
-    with pytest.raises(ConfigError, match="no tier 'tape'"):
-        saver.submit(*stage(Attempt(6, 1, 1), launch()), tiers=["tape"])
+    for wrong, text in ((["tape"], "no tier 'tape'"), ([], "at least one tier")):
+        shard, image = stage(Attempt(6, 1, 1), launch())
+        with pytest.raises(ConfigError, match=text):
+            saver.submit(shard, image, tiers=wrong)
+        assert image.released
 
 
 @pytest.mark.parametrize("broken", ["first", "second"])
@@ -328,6 +333,25 @@ def test_close_gives_up_what_takes_too_long(make: Make, tmp_path: Path) -> None:
         saver.submit(shard, late)
     assert late.released
     saver.close()
+
+
+def test_saves_leave_nothing_behind_in_memory(make: Make, tmp_path: Path) -> None:
+    broken = Faulty(
+        MemoryBackend(f"memory://{tmp_path.name}"),
+        Fault("write", times=10**6, error=OutOfSpaceError("full")),
+    )
+    saver = make(folder("fast", tmp_path), tier("broken", broken))
+    handles, images = [], []
+    for step in range(10):
+        shard, image = stage(Attempt(step, 1, 1), launch())
+        handles.append(saver.submit(shard, image))
+        images.append(weakref.ref(image))
+        del shard, image
+        with pytest.raises(OutOfSpaceError):
+            handles[-1].wait(timeout=10)
+    gc.collect()
+    assert sum(image() is not None for image in images) <= 1  # the lanes' last one
+    assert len(handles) == 10
 
 
 def test_a_failed_image_is_freed_and_the_error_holds_no_view_of_it(

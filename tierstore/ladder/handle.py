@@ -144,8 +144,7 @@ class SaveHandle:
     def advance(self, tier: str, state: State, error: BaseException | None = None) -> None:
         """Record a new state of a tier and wake who waits. Only the engine calls this."""
         if error is not None:
-            # The frames of the failure would keep views of the staging image alive.
-            traceback.clear_frames(error.__traceback__)
+            _forget_locals(error)
         with self._changed:
             status = self._timed(tier)
             self._since[tier] = time.monotonic()
@@ -170,3 +169,10 @@ class SaveHandle:
         if status.state == State.WRITTEN:
             return replace(status, commit_seconds=passed)
         return status
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Empty the frames of a failure, which would keep views of the staging image alive."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -153,6 +153,10 @@ class Lane:
 
     def _write(self, save: Save) -> None:
         shard = save.shard
+        if self._stopped.is_set():
+            raise CheckpointError(
+                f"the saver was closed before tier {self.tier.name!r} had its turn"
+            )
         if shard.launch.number not in self._launches:
             self._store.claim_launch(shard.launch)
             self._launches.add(shard.launch.number)

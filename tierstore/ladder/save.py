@@ -8,6 +8,7 @@ neither stops the other tiers nor turns into success.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -24,6 +25,7 @@ from tierstore.transfer.source import Lease, Staged
 
 __all__ = ["SaveFailure", "Saver", "Shard"]
 
+_log = logging.getLogger(__name__)
 _FAILURES_KEPT = 100
 
 
@@ -126,7 +128,7 @@ class Saver:
                 the tiers whose `every` divides n, so the first goes to all.
 
         Raises:
-            ConfigError: there is no tier of a name.
+            ConfigError: there is no tier of a name, or no name.
             CheckpointError: the Saver is closed.
         """
         lease = Lease(image)
@@ -168,6 +170,8 @@ class Saver:
             number, self._submitted = self._submitted, self._submitted + 1
             if tiers is None:
                 tiers = [tier.name for tier in self._tiers if number % tier.every == 0]
+            if not tiers:
+                raise ConfigError("a save goes to at least one tier", hint=f"the tiers are {names}")
             save = Save(shard, SaveHandle(shard.attempt, names, tiers), lease)
             self._images.add(save)
             self._unsettled.add(save)
@@ -192,4 +196,7 @@ class Saver:
             ]
             self._images.difference_update(over)
         for save in over:
-            save.lease.revoke()
+            try:
+                save.lease.revoke()
+            except Exception:  # the lanes' threads go on, whatever the image's owner did
+                _log.exception("step %d: its image cannot be released", save.shard.attempt.step)
