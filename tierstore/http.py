@@ -33,6 +33,7 @@ from urllib3.util import Timeout, make_headers, parse_url, wait_for_read
 from tierstore.blocks import Buffer
 from tierstore.errors import (
     AccessError,
+    ConfigError,
     DeadlineError,
     StorageError,
     TierstoreError,
@@ -203,6 +204,9 @@ class Transport:
         ca_bundle: a file of trusted certificates; None trusts what the system trusts.
         verify: False accepts any certificate.
 
+    Raises:
+        ConfigError: `ca_bundle` cannot be read.
+
     Proxies come from the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`), which is read when
     a server is first met.
     """
@@ -217,11 +221,7 @@ class Transport:
     ) -> None:
         self.deadlines = deadlines or Deadlines()
         self._pool_size = pool_size
-        self._tls = ssl.create_default_context(cafile=ca_bundle)
-        if not verify:
-            _log.warning("certificates are not verified: anyone in between can read and change")
-            self._tls.check_hostname = False
-            self._tls.verify_mode = ssl.CERT_NONE
+        self._tls = _trust(ca_bundle, verify=verify)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._proxies: dict[tuple[str, str], str] = {}  # reading the environment takes 0.2 ms
@@ -332,6 +332,19 @@ class Transport:
             )
         manager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
         return manager
+
+
+def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_bundle)
+    except OSError as error:  # an SSLError, of a file without certificates, is one too
+        text = f"ca_bundle {ca_bundle!r} holds no certificates: {error.strerror or error}"
+        raise ConfigError(text, hint="name a file of PEM certificates") from error
+    if not verify:
+        _log.warning("certificates are not verified: anyone in between can read and change")
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:

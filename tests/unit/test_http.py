@@ -17,6 +17,7 @@ import pytest
 
 from tierstore.errors import (
     AccessError,
+    ConfigError,
     DeadlineError,
     StorageError,
     TruncatedFileError,
@@ -182,6 +183,30 @@ def test_connections_are_kept_alive_and_bounded(start: Start, transport: Transpo
     assert bodies == [b"ok"] * 24
     assert len(connections) <= 2
     assert max(most) <= 2
+
+
+def test_a_fork_does_not_share_its_parents_connections(
+    start: Start, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections = []
+
+    def serve(sock: socket.socket) -> None:
+        connections.append(sock)
+        while True:
+            read_request(sock)
+            sock.sendall(answer(b""))
+
+    url = start(serve)
+    for _ in range(2):
+        transport.request("GET", url, headers={})
+    parents = transport._managers
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as the child would see itself
+    for _ in range(2):
+        transport.request("GET", url, headers={})
+    assert len(connections) == 2
+    for manager in parents.values():
+        manager.clear()
+    transport.close()
 
 
 def test_error_answer_is_returned_and_into_left_alone(start: Start, transport: Transport) -> None:
@@ -477,6 +502,13 @@ def test_waiting_for_a_connection_has_a_deadline(start: Start) -> None:
                 transport.request("GET", url, headers={})
             free.set()
             assert first.result().status == 200
+
+
+def test_authorities_that_are_none(tmp_path: Any) -> None:
+    (tmp_path / "empty.pem").write_text("nothing here")
+    for name in ("empty.pem", "missing.pem"):
+        with pytest.raises(ConfigError, match=name):
+            Transport(pool_size=1, ca_bundle=str(tmp_path / name))
 
 
 def test_closed_transport_says_so(transport: Transport) -> None:
