@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
 
 V = TypeVar("V")
@@ -29,9 +30,7 @@ Path = tuple[str | int, ...]
 
 def metadata_of(manifest: Manifest, meta: StorageMeta) -> Metadata:
     """Return a checkpoint's metadata; entries are made when they are asked for."""
-    entries = _Lazy(manifest, lambda name: _entry(manifest, name))
-    paths = _Lazy(manifest, lambda name: _path_of(manifest, name))
-    return _metadata(entries, paths, meta)
+    return _metadata(_Lazy(manifest, _entry), _Lazy(manifest, _path_of), meta)
 
 
 def metadata_failing(error: Exception, meta: StorageMeta) -> Metadata:
@@ -59,14 +58,13 @@ def _metadata(entries: Mapping[str, Any], paths: Mapping[str, Any], meta: Storag
     )
 
 
-def _entry(manifest: Manifest, name: str) -> STORAGE_TYPES:
-    tensor = manifest.find(name)
-    if tensor is None:
+def _entry(found: Tensor | ValueEntry) -> STORAGE_TYPES:
+    if isinstance(found, ValueEntry):
         return BytesStorageMetadata()
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=getattr(torch, tensor.dtype)),
-        size=torch.Size(tensor.shape),
-        chunks=_chunks(tensor),
+        properties=TensorProperties(dtype=getattr(torch, found.dtype)),
+        size=torch.Size(found.shape),
+        chunks=_chunks(found),
     )
 
 
@@ -77,14 +75,13 @@ def _chunks(tensor: Tensor) -> list[ChunkStorageMetadata]:
     ]
 
 
-def _path_of(manifest: Manifest, name: str) -> Path:
-    found = manifest.find(name) or manifest.find_value(name)
-    steps = json.loads(found.path) if found is not None and found.path else []
+def _path_of(found: Tensor | ValueEntry) -> Path:
+    steps = json.loads(found.path) if found.path else []
     if isinstance(steps, dict):
         return tuple(steps["dcp"])
     parts = [step if isinstance(step, str) else _part(step) for step in steps]
     known = tuple(part for part in parts if part is not None)
-    return known if known and len(known) == len(parts) else (name,)
+    return known if known and len(known) == len(parts) else (found.name,)
 
 
 def _part(step: dict[str, Any]) -> str | int | None:
@@ -98,22 +95,21 @@ def _part(step: dict[str, Any]) -> str | int | None:
 class _Lazy(Mapping[str, V]):
     """All names of a manifest, tensors first; what belongs to one is made once."""
 
-    def __init__(self, manifest: Manifest, make: Callable[[str], V]) -> None:
+    def __init__(self, manifest: Manifest, make: Callable[[Tensor | ValueEntry], V]) -> None:
         self._manifest = manifest
         self._make = make
         self._made: dict[str, V] = {}
 
     def __getitem__(self, name: str) -> V:
         if name not in self._made:
-            if name not in self:
+            found = self._manifest.find(name) or self._manifest.find_value(name)
+            if found is None:
                 raise KeyError(name)
-            self._made[name] = self._make(name)
+            self._made[name] = self._make(found)
         return self._made[name]
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        return (self._manifest.find(name) or self._manifest.find_value(name)) is not None
+        return isinstance(name, str) and self.get(name) is not None  # asked for next, so made
 
     def __iter__(self) -> Iterator[str]:
         yield from self._manifest.names()

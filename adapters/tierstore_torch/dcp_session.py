@@ -8,23 +8,17 @@ found again by the nonce that came with the writer.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.timeline import Launch, next_launch, next_try
+from tierstore.checkpoint.timeline import Launch, next_try
 from tierstore.config import Config
-from tierstore.errors import AlreadyExistsError, CheckpointError
 from tierstore.keys import Attempt, RunKeys
-from tierstore.ladder.find import survey
 from tierstore.ladder.tiers import OpenTier
-
-_log = logging.getLogger(__name__)
-_CLAIMS = 100  # jobs that may race for a number before something else must be wrong
+from tierstore_torch.launch import claim_number, next_number, survey_all
 
 Key = tuple[str, tuple[str, ...]]
 
@@ -111,30 +105,13 @@ def lives_of(config: Config) -> dict[str, Life]:
 
 
 def _claim(tiers: Sequence[OpenTier], run: str, life: Life, world_size: int) -> Launch:
-    seen = survey(tiers, run)
-    for error in seen.errors.values():
-        raise error
+    seen = survey_all(tiers, run)
     own = [number for number, launch in seen.launches.items() if launch.nonce == life.nonce]
     if own:
         return seen.launches[max(own)]
-    if life.parent is None and seen.timeline:
-        _log.warning(
-            "run %s has checkpoints up to step %d, and this launch begins anew without restoring "
-            "one: its steps become the latest",
-            run,
-            seen.timeline[0].step,
-        )
-    number = next_launch(seen.launches, [a for commits in seen.commits.values() for a in commits])
-    parent = None if life.parent is None else (life.parent.launch, life.parent)
-    for candidate in range(number, number + _CLAIMS):
-        launch = Launch(candidate, life.nonce, parent, world_size, time.time())
-        try:
-            for tier in tiers:
-                RunStore(tier.backend, run).claim_launch(launch)
-        except AlreadyExistsError:
-            continue
-        return launch
-    raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
+    number = next_number(seen, run, life.parent, warn=True)
+    stores = [RunStore(tier.backend, run) for tier in tiers]
+    return claim_number(stores, number, life.nonce, life.parent, world_size)
 
 
 def _tries(tiers: Sequence[OpenTier], run: str, step: int, launch: Launch) -> set[Attempt]:

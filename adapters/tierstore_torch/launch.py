@@ -11,7 +11,7 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch, next_launch
 from tierstore.errors import AlreadyExistsError, CheckpointError
 from tierstore.keys import Attempt
-from tierstore.ladder.find import survey
+from tierstore.ladder.find import Survey, survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore_torch.group import Group
 
@@ -36,30 +36,32 @@ def claim_launch(
     Raises:
         StorageError: a tier cannot be listed, so a number might be used twice.
     """
-    number = max(group.all_gather(group.together(lambda: _next_number(tiers, run, group, parent))))
+
+    def look() -> int:
+        return next_number(survey_all(tiers, run), run, parent, warn=group.rank == 0)
+
+    number = max(group.all_gather(group.together(look)))
 
     def claim() -> Launch:
         shared = [tier for tier in tiers if tier.covers(group.size)]
         store = RunStore((shared or list(tiers))[0].backend, run)
-        for candidate in range(number, number + _CLAIMS):
-            line = None if parent is None else (parent.launch, parent)
-            launch = Launch(candidate, secrets.token_hex(8), line, group.size, time.time())
-            try:
-                store.claim_launch(launch)
-            except AlreadyExistsError:
-                continue
-            return launch
-        raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
+        return claim_number([store], number, secrets.token_hex(8), parent, group.size)
 
     return group.centrally(lambda: None, lambda _: [claim()] * group.size)
 
 
-def _next_number(tiers: Sequence[OpenTier], run: str, group: Group, parent: Attempt | None) -> int:
+def survey_all(tiers: Sequence[OpenTier], run: str) -> Survey:
+    """Return what the tiers hold; a tier that cannot be listed is an error."""
     seen = survey(tiers, run)
     for error in seen.errors.values():
         raise error
+    return seen
+
+
+def next_number(seen: Survey, run: str, parent: Attempt | None, *, warn: bool) -> int:
+    """Return the lowest number above every launch seen, warning of a line that begins anew."""
     commits = [attempt for tier in seen.commits.values() for attempt in tier]
-    if parent is None and seen.timeline and group.rank == 0:
+    if warn and parent is None and seen.timeline:
         _log.warning(
             "run %s has checkpoints up to step %d, and this launch begins anew without restoring "
             "one: its steps become the latest",
@@ -67,3 +69,24 @@ def _next_number(tiers: Sequence[OpenTier], run: str, group: Group, parent: Atte
             seen.timeline[0].step,
         )
     return next_launch(seen.launches, commits)
+
+
+def claim_number(
+    stores: Sequence[RunStore], number: int, nonce: str, parent: Attempt | None, world_size: int
+) -> Launch:
+    """Claim the first launch from `number` on that is free in every store.
+
+    Raises:
+        CheckpointError: a hundred are taken, which no race explains.
+    """
+    line = None if parent is None else (parent.launch, parent)
+    for candidate in range(number, number + _CLAIMS):
+        launch = Launch(candidate, nonce, line, world_size, time.time())
+        try:
+            for store in stores:
+                store.claim_launch(launch)
+        except AlreadyExistsError:
+            continue
+        return launch
+    run = stores[0].keys.run
+    raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
