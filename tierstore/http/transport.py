@@ -1,34 +1,21 @@
-"""The one HTTP transport of all remote tiers: zero copies, and a deadline on everything.
-
-It is urllib3 (pooling, TLS, proxies) with two changes. A body is sent from the caller's memory and
-an answer is received into the caller's memory; and every single send and receive is held to three
-deadlines: connecting, stalling (no byte moves), and the total of the request.
-
-It never retries and never follows redirects: that is policy, which its callers have.
-"""
+"""Requests: from the caller's memory to the caller's memory, and every failure in plain words."""
 
 from __future__ import annotations
 
 import http.client
-import io
 import logging
 import os
-import socket
 import ssl
 import threading
-import time
 import urllib.request
 from collections.abc import Container, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import EmptyPoolError, HTTPError, ProxyError
-from urllib3.util import Timeout, make_headers, parse_url, wait_for_read
+from urllib3.util import Timeout, make_headers, parse_url
 
 from tierstore.blocks import Buffer
 from tierstore.errors import (
@@ -40,31 +27,12 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
-
-__all__ = ["Deadlines", "Response", "Transport"]
+from tierstore.http.connection import CLOCK, Clock, Connection, Deadlines, Pool, TLSPool
 
 _log = logging.getLogger(__name__)
 
 ERROR_BODY = 64 * 1024
 """Bytes of an error answer that are kept; what follows is not worth waiting for."""
-
-SEND_SIZE = 1024 * 1024
-"""Bytes sent before looking at the clock, and for an early refusal, again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long a request may take, in seconds.
-
-    Attributes:
-        connect: to open one connection, TLS included.
-        stall: without any byte moving in either direction.
-        total: for the whole request, waiting for a free connection included.
-    """
-
-    connect: float = 5.0
-    stall: float = 30.0
-    total: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,119 +48,6 @@ class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-class _Clock:
-    """The deadlines of one request, as it runs."""
-
-    def __init__(self, deadlines: Deadlines) -> None:
-        self.deadlines = deadlines
-        self.end = time.monotonic() + deadlines.total
-        self.body_cut = False
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def arm(self, sock: socket.socket) -> None:
-        """Give the next call on `sock` the time it may take."""
-        left = self.left()
-        if left <= 0:
-            raise TimeoutError
-        timeout = min(self.deadlines.stall, left)
-        if sock.gettimeout() != timeout:
-            sock.settimeout(timeout)
-
-
-# urllib3 opens, sends and receives within one call in the caller's thread, and has no argument that
-# reaches the socket; so the clock travels beside it.
-_CLOCK: ContextVar[_Clock] = ContextVar("tierstore-http-clock")
-
-
-class _ClockedFile(io.RawIOBase):
-    """A socket's read side under the clock: a stall or a slow drip ends at its deadline."""
-
-    def __init__(self, sock: socket.socket, clock: _Clock) -> None:
-        self._sock = sock
-        self._clock = clock
-        self._file = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int | None:  # type: ignore[override]
-        self._clock.arm(self._sock)
-        return self._file.readinto(buffer)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _Makefile:
-    """What http.client reads an answer from: it asks a socket only for its file."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_ClockedFile(self._sock, _CLOCK.get()))
-
-
-class _Clocked(HTTPConnection):
-    """A connection that obeys the clock and keeps its answer's zero-copy side at hand."""
-
-    raw: http.client.HTTPResponse | None = None
-
-    def response_class(  # type: ignore[override]
-        self, sock: socket.socket, method: str | None = None
-    ) -> http.client.HTTPResponse:
-        # urllib3's own answer copies every byte it reads (2.x); http.client's does not.
-        self.raw = http.client.HTTPResponse(_Makefile(sock), method=method)  # type: ignore[arg-type]
-        return self.raw
-
-    def connect(self) -> None:
-        super().connect()
-        # An unverified connection was chosen by the user and logged once by Transport.
-        self.is_verified = True
-
-    def send(self, data: Buffer) -> None:  # type: ignore[override]
-        """Send all of `data` without copying it, each step under the clock.
-
-        Raises:
-            BrokenPipeError: the server answered or left early; urllib3 then reads the answer.
-        """
-        if self.sock is None:
-            self.connect()
-        clock, sock = _CLOCK.get(), self.sock
-        tls = isinstance(sock, ssl.SSLSocket)
-        view = memoryview(data).cast("B")
-        try:
-            while view.nbytes:
-                clock.arm(sock)
-                view = view[sock.send(view[:SEND_SIZE]) :]
-                # With TLS, readable may mean a session ticket; there only a stall asks.
-                if view.nbytes and not tls and wait_for_read(sock, 0.0):
-                    raise BrokenPipeError
-        except TimeoutError:
-            if clock.left() <= 0 or not wait_for_read(sock, 0.0):
-                raise
-            clock.body_cut = True
-            raise BrokenPipeError from None
-        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            clock.body_cut = True
-            raise BrokenPipeError from None
-
-
-class _ClockedTLS(_Clocked, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Clocked
-
-
-class _PoolTLS(HTTPSConnectionPool):
-    ConnectionCls = _ClockedTLS
 
 
 class Transport:
@@ -255,8 +110,8 @@ class Transport:
             TruncatedFileError: the server holds fewer, or more, bytes than `into` asks for.
             AccessError: the server's certificate is not trusted.
         """
-        clock = _Clock(self.deadlines)
-        token = _CLOCK.set(clock)
+        clock = Clock(self.deadlines)
+        token = CLOCK.set(clock)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
             answer = self._manager(url).urlopen(
@@ -283,7 +138,7 @@ class Transport:
         finally:
             if answer is not None:
                 _release(answer, clock)
-            _CLOCK.reset(token)
+            CLOCK.reset(token)
 
     def close(self) -> None:
         """Close all idle connections; one in use is closed when its request ends. Idempotent."""
@@ -330,7 +185,7 @@ class Transport:
             manager = urllib3.PoolManager(
                 64, maxsize=self._pool_size, block=True, ssl_context=self._tls
             )
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _PoolTLS}
+        manager.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
         return manager
 
 
@@ -349,13 +204,13 @@ def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
 
 def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
     connection = answer.connection
-    if not isinstance(connection, _Clocked) or connection.raw is None:
+    if not isinstance(connection, Connection) or connection.raw is None:
         raise UnreachableError("the answer has no connection")
     return connection.raw
 
 
 def _receive(
-    answer: urllib3.BaseHTTPResponse, into: memoryview | None, ok: Container[int], clock: _Clock
+    answer: urllib3.BaseHTTPResponse, into: memoryview | None, ok: Container[int], clock: Clock
 ) -> Response:
     raw = _raw(answer)
     if answer.status not in ok:
@@ -384,10 +239,10 @@ def _receive(
     return Response(answer.status, answer.headers, b"")
 
 
-def _release(answer: urllib3.BaseHTTPResponse, clock: _Clock) -> None:
+def _release(answer: urllib3.BaseHTTPResponse, clock: Clock) -> None:
     """Give the connection back, closed unless both directions are known to be clean."""
     connection = answer.connection
-    if isinstance(connection, _Clocked) and connection.raw is not None:
+    if isinstance(connection, Connection) and connection.raw is not None:
         raw, connection.raw = connection.raw, None
         if clock.body_cut or not raw.isclosed():
             raw.close()
@@ -395,7 +250,7 @@ def _release(answer: urllib3.BaseHTTPResponse, clock: _Clock) -> None:
     answer.release_conn()
 
 
-def _explain(error: Exception, clock: _Clock, method: str, place: str) -> NoReturn:
+def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoReturn:
     """Raise what went wrong in this project's words; only host and path are named."""
     causes = [error, *(arg for arg in error.args if isinstance(arg, Exception))]
     if error.__context__ is not None:

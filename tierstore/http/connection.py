@@ -1,0 +1,159 @@
+"""Connections under a clock, which send from and receive into the caller's memory."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import ssl
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util import wait_for_read
+
+from tierstore.blocks import Buffer
+
+SEND_SIZE = 1024 * 1024
+"""Bytes sent before looking at the clock, and for an early refusal, again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long a request may take, in seconds.
+
+    Attributes:
+        connect: to open one connection, TLS included.
+        stall: without any byte moving in either direction.
+        total: for the whole request, waiting for a free connection included.
+    """
+
+    connect: float = 5.0
+    stall: float = 30.0
+    total: float = 600.0
+
+
+class Clock:
+    """The deadlines of one request, as it runs.
+
+    Attributes:
+        body_cut: the body was not sent to its end, so the connection cannot be used again.
+    """
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self.deadlines = deadlines
+        self.end = time.monotonic() + deadlines.total
+        self.body_cut = False
+
+    def left(self) -> float:
+        """Return the seconds that remain."""
+        return self.end - time.monotonic()
+
+    def arm(self, sock: socket.socket) -> None:
+        """Give the next call on `sock` the time it may take."""
+        left = self.left()
+        if left <= 0:
+            raise TimeoutError
+        timeout = min(self.deadlines.stall, left)
+        if sock.gettimeout() != timeout:
+            sock.settimeout(timeout)
+
+
+# urllib3 opens, sends and receives within one call in the caller's thread, and has no argument that
+# reaches the socket; so the clock travels beside it.
+CLOCK: ContextVar[Clock] = ContextVar("tierstore-http-clock")
+
+
+class _File(io.RawIOBase):
+    """A socket's read side under the clock: a stall or a slow drip ends at its deadline."""
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        self._sock = sock
+        self._clock = clock
+        self._file = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int | None:  # type: ignore[override]
+        self._clock.arm(self._sock)
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Makefile:
+    """What http.client reads an answer from: it asks a socket only for its file."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_File(self._sock, CLOCK.get()))
+
+
+class Connection(HTTPConnection):
+    """A connection that obeys the clock and keeps its answer's zero-copy side at hand."""
+
+    raw: http.client.HTTPResponse | None = None
+
+    def response_class(  # type: ignore[override]
+        self, sock: socket.socket, method: str | None = None
+    ) -> http.client.HTTPResponse:
+        """Begin an answer, and keep it as `raw`."""
+        # urllib3's own answer copies every byte it reads (2.x); http.client's does not.
+        self.raw = http.client.HTTPResponse(_Makefile(sock), method=method)  # type: ignore[arg-type]
+        return self.raw
+
+    def connect(self) -> None:
+        """Open the connection."""
+        super().connect()
+        # An unverified connection was chosen by the user and logged once by Transport.
+        self.is_verified = True
+
+    def send(self, data: Buffer) -> None:  # type: ignore[override]
+        """Send all of `data` without copying it, each step under the clock.
+
+        Raises:
+            BrokenPipeError: the server answered or left early; urllib3 then reads the answer.
+        """
+        if self.sock is None:
+            self.connect()
+        clock, sock = CLOCK.get(), self.sock
+        tls = isinstance(sock, ssl.SSLSocket)
+        view = memoryview(data).cast("B")
+        try:
+            while view.nbytes:
+                clock.arm(sock)
+                view = view[sock.send(view[:SEND_SIZE]) :]
+                # With TLS, readable may mean a session ticket; there only a stall asks.
+                if view.nbytes and not tls and wait_for_read(sock, 0.0):
+                    raise BrokenPipeError
+        except TimeoutError:
+            if clock.left() <= 0 or not wait_for_read(sock, 0.0):
+                raise
+            clock.body_cut = True
+            raise BrokenPipeError from None
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            clock.body_cut = True
+            raise BrokenPipeError from None
+
+
+class TLSConnection(Connection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class Pool(HTTPConnectionPool):
+    """A pool of such connections."""
+
+    ConnectionCls = Connection
+
+
+class TLSPool(HTTPSConnectionPool):
+    """The same over TLS."""
+
+    ConnectionCls = TLSConnection
