@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.process
+import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
 
 from tests import layouts
+from tests.ranks import resources
 from tierstore.errors import OutOfSpaceError, TierstoreError
 from tierstore.wrappers import open_tier
 from tierstore.wrappers.faults import Fault, Faulty
@@ -68,6 +72,12 @@ def load_layouts(url: str) -> list[str]:
                 wrong.append(f"{layout}: {fresh}")
             wrong += [f"{layout} into {into}: {name}" for name in differences(state)]
     return wrong
+
+
+def load_after_save(url: str) -> list[str]:
+    save_layouts(url)
+    dist.barrier()
+    return load_layouts(url)
 
 
 def private_init(state: layouts.State) -> None:
@@ -320,3 +330,36 @@ def per_rank_names(url: str) -> list[int]:
     fresh = {f"rank{rank}": {"seed": 0, "rng": torch.zeros(3, dtype=torch.int64)}}
     dcp.load(fresh, storage_reader=TierStorageReader(url, checkpoint_id="own/1"))
     return [fresh[f"rank{rank}"]["seed"], int(fresh[f"rank{rank}"]["rng"][0])]
+
+
+def die_while_saving(url: str) -> None:
+    """Rank 1 is killed before its fragment; the others get an error from DCP, not a checkpoint."""
+    if dist.get_rank() != 1:
+        save_step(url, "killed/1")
+        return
+
+    def kill(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with _broken_on(1, Fault("create", key="fragments", action=kill)):
+        save_step(url, "killed/1")
+
+
+def growth(url: str, saves: int) -> tuple[int, int, int]:
+    """Save often in the background; return how KiB, descriptors and threads grew."""
+    state = {"w": torch.zeros(2**20), "v": 1}
+
+    def save(step: int) -> None:
+        writer = TierStorageWriter(url, checkpoint_id=f"growth/{step}")
+        dcp.async_save(state, storage_writer=writer).result()
+
+    for step in range(1, 6):
+        save(step)
+    gc.collect()
+    before = resources()
+    for step in range(6, 6 + saves):
+        save(step)
+    gc.collect()
+    after = resources()
+    close_staging()
+    return after[0] - before[0], after[1] - before[1], after[2] - before[2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.integration import dcp_cases as cases
-from tests.ranks import Ranks
+from tests.ranks import RankError, Ranks
 
 pytestmark = pytest.mark.torch
 
@@ -109,3 +109,33 @@ def test_a_part_of_the_ranks_saves_and_loads_by_itself(ranks: Ranks, tmp_path: P
 
 def test_ranks_may_hold_names_of_their_own(ranks: Ranks, tmp_path: Path) -> None:
     assert ranks.run(3, cases.per_rank_names, tmp_path.as_uri()) == [[100 + r, r] for r in range(3)]
+
+
+def test_a_rank_killed_in_a_save_leaves_no_checkpoint_and_the_job_goes_on(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    url = tmp_path.as_uri()
+    ranks.run(2, cases.save_step, url, "killed/0")
+    with pytest.raises(RankError, match=r"rank 1:\nthe process died"):
+        ranks.run(2, cases.die_while_saving, url)
+    assert [path.name[:12] for path in tmp_path.glob("runs/killed/commits/*")] == ["000000000000"]
+    assert ranks.run(3, cases.loaded, url, "killed") == [(0.0, {"nested": [0, "x"]})] * 3
+    ranks.run(3, cases.save_step, url, "killed/1")
+    assert ranks.run(2, cases.loaded, url, "killed") == [(1.0, {"nested": [1, "x"]})] * 2
+
+
+def test_many_background_saves_leave_nothing_behind(ranks: Ranks, tmp_path: Path) -> None:
+    [(kib, files, threads)] = ranks.run(1, cases.growth, tmp_path.as_uri(), 60)
+    assert kib < 4096  # one save's tensors; 60 leaked ones would be 240 MiB
+    assert (files, threads) == (0, 0)
+
+
+@pytest.mark.minio
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_background_saves_reach_a_real_s3(ranks: Ranks, minio_bucket: Any, mode: str) -> None:
+    expected = [1, *((float(step), {"nested": [step, "x"]}) for step in (1, 2))]
+    results = ranks.run(2, cases.async_steps, minio_bucket.url, mode, mode, 2, timeout=120)
+    assert results == [expected] * 2
+    for layout in ranks.run(2, cases.load_after_save, minio_bucket.url):
+        assert layout == []
+    minio_bucket.assert_no_uploads()
