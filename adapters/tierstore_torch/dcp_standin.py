@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -20,6 +19,7 @@ from tierstore.errors import PlanError, TierstoreError
 from tierstore.image.layout import Chunk
 from tierstore.image.pool import Image, open_image
 from tierstore_torch.private import PlannedTensor
+from tierstore_torch.staging import image_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,6 @@ def return_borrowed() -> None:
     with _borrowed_lock:
         while _borrowed:
             _borrowed.pop().close()
-
-
-def image_bytes(image: Image) -> torch.Tensor:
-    """Return an image's bytes as a tensor that keeps them mapped (torch.frombuffer would not)."""
-    return torch.from_numpy(np.frombuffer(image.buffer, np.uint8))
 
 
 class StandIn(PlannedTensor):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from tierstore.image.layout import Chunk, ImageLayout
@@ -97,7 +98,7 @@ class StagedPlan:
                 return stream.record_event()
 
     def _build(self, image: Image) -> list[torch.Tensor]:
-        base = torch.frombuffer(image.buffer, dtype=torch.uint8)
+        base = image_bytes(image)
         views = []
         for index, chunk in enumerate(self.chunks):
             start = self.layout.image_offset(index)
@@ -105,6 +106,11 @@ class StagedPlan:
             view = base[start : start + chunk.nbytes].view(dtype).view(chunk.sizes)
             views.append(private.copyable(view))
         return views
+
+
+def image_bytes(image: Image) -> torch.Tensor:
+    """Return an image's bytes as a tensor that keeps them mapped (torch.frombuffer would not)."""
+    return torch.from_numpy(np.frombuffer(image.buffer, np.uint8))
 
 
 def pin(image: Image) -> bool:
