@@ -95,12 +95,12 @@ class BareCopy(_Blocking):
         super().__init__(where)
         self._copies: State = {}
 
-    def save(self, step: int, state: State) -> None:
+    def save(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
         self._copies = self._copies or {name: torch.zeros_like(t) for name, t in state.items()}
         for name, tensor in state.items():
             self._copies[name].copy_(tensor)
 
-    def load(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
+    def load(self, step: int, state: State) -> None:  # noqa: ARG002 - as above
         for name, tensor in state.items():
             tensor.copy_(self._copies[name])
 

@@ -20,7 +20,7 @@ UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 CRC_HEADER = "x-amz-checksum-crc32c"
 
 
-class _HeaderAuth(S3SigV4Auth):
+class _HeaderAuth(S3SigV4Auth):  # type: ignore[misc]
     def payload(self, request: AWSRequest) -> str:  # noqa: ARG002
         return UNSIGNED_PAYLOAD
 

@@ -76,7 +76,7 @@ class Demo:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(ranks), "-m", "tierstore_torch.demo.train"]
         command += ["--steps", str(_STEPS), "--every", str(_EVERY), "--events", str(events)]
-        command += ["--run", _RUN, *(["--config", self.config] if save else []), *extra]
+        command += ["--job", _RUN, *(["--config", self.config] if save else []), *extra]
         started = time.perf_counter()
         try:
             done = subprocess.run(

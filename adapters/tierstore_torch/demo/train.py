@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -34,7 +33,7 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="", help="tierstore.toml; empty: no checkpoints")
-    parser.add_argument("--run", default="demo")
+    parser.add_argument("--job", default="demo", help="the run; torchrun has a --run-path")
     parser.add_argument("--steps", type=int, required=True, help="train up to this step")
     parser.add_argument("--every", type=int, default=4, help="save every so many steps")
     parser.add_argument("--kill-at", type=int, default=0, help="rank 1 dies saving this step")
@@ -62,7 +61,7 @@ class Trainer:
         mine = mine.chunk(dist.get_world_size())[dist.get_rank()]
         logits = self.model(mine[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), mine[:, 1:].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
         total = loss.detach().clone()
@@ -71,27 +70,19 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return everything a restart needs."""
-        model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer, "step": self.step}
+        return {"model": self.model, "optimizer": self.optimizer, "step": self.step}
 
     def restore(self, checkpointer: Checkpointer) -> int | None:
         """Load the newest checkpoint, if there is one, and return its step."""
-        state = self.state()
-        step = checkpointer.restore(state)
-        if step is not None:
-            set_state_dict(
-                self.model,
-                self.optimizer,
-                model_state_dict=state["model"],
-                optim_state_dict=state["optimizer"],
-            )
-            self.step = step
+        step = checkpointer.restore(self.state())
+        self.step = step or 0
         return step
 
     def digest(self) -> int:
         """Return the CRC32C of every tensor of the model and the optimizer, gathered whole."""
         digest = 0
-        for tensor in _tensors(self.state()):
+        state = [self.model.state_dict(), self.optimizer.state_dict()["state"]]
+        for tensor in (tensor for part in state for tensor in _tensors(part)):
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             digest = crc32c(whole.detach().reshape(-1).view(torch.uint8).numpy().data, digest)
         return digest
@@ -108,7 +99,7 @@ def _tensors(tree: object) -> list[torch.Tensor]:
 def run(args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Restore, train, save; tell the parent what happened."""
     trainer = Trainer()
-    checkpointer = Checkpointer(args.config, run=args.run) if args.config else None
+    checkpointer = Checkpointer(args.config, run=args.job) if args.config else None
     if checkpointer is not None:
         started = time.perf_counter()
         step = trainer.restore(checkpointer)
