@@ -36,8 +36,8 @@ class Peer(Protocol):
         """Fill the state's tensors."""
         ...
 
-    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
-        """Fill `out` with the leading rows of the tensor `name`."""
+    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
+        """Fill `out` with the leading rows of the tensor `name`, which has `rows` of them."""
         ...
 
     def close(self) -> None:
@@ -60,8 +60,8 @@ class _Blocking:
         self.save(step, state)
         return lambda: None
 
-    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
-        whole = {name: torch.empty(262_144, *out.shape[1:])}
+    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
+        whole = {name: torch.empty(rows, *out.shape[1:])}
         self.load(step, whole)
         out.copy_(whole[name][: len(out)])
 
@@ -138,7 +138,7 @@ class Safetensors(_Blocking):
             for name, tensor in state.items():
                 tensor.copy_(file.get_tensor(name))
 
-    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:  # noqa: ARG002 - the file knows
         from safetensors import safe_open
 
         with safe_open(self._file(step), framework="pt") as file:
@@ -171,13 +171,13 @@ class _Dcp(_Blocking):
 
         dcp.load(state, storage_reader=self.reader(step))
 
-    def load_slice(self, step: int, name: str, out: torch.Tensor) -> None:
+    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.tensor import DTensor, Shard
 
         # The first of many ranks' shards of the whole, as a job of that size would ask for it.
         mesh = DeviceMesh("cpu", [0])
-        shape = torch.Size((262_144, *out.shape[1:]))
+        shape = torch.Size((rows, *out.shape[1:]))
         shard = DTensor.from_local(
             out, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
         )

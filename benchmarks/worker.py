@@ -50,7 +50,7 @@ class Worker:
         """A load of the leading 4 MiB of the first tensor."""
         name, tensor = next(iter(self.state.items()))
         out = torch.zeros(SLICE_BYTES // tensor[0].nbytes, *tensor.shape[1:])
-        return lambda: self.peer.load_slice(step, name, out)
+        return lambda: self.peer.load_slice(step, name, len(tensor), out)
 
     def answer(self, command: str, step: int) -> dict[str, float | str]:
         """Prepare, wait for the other ranks, measure, and check what was loaded.

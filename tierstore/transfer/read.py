@@ -132,6 +132,7 @@ class _Engine:
     bytes_read: int = 0
     requests: int = 0
     damaged: list[Damage] = field(default_factory=list)
+    logged: set[tuple[str, str]] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -207,11 +208,16 @@ class _Engine:
         key = replica.keys.segment(block.file.name)
         damage = Damage(replica.tier, key, block.first, str(error))
         with self.lock:
+            # A file that is lost whole is one line in the log, not one for each of its blocks.
+            first = (replica.tier, key) not in self.logged
+            self.logged.add((replica.tier, key))
             self.damaged.append(damage)
             if isinstance(error, StorageError) and not isinstance(error, NotFoundError):
                 self.lost.add(replica.tier)
         # Not the error itself: whoever keeps the log record would keep the frames' buffers.
-        _log.warning("%s: block %d on tier %s: %s", key, block.first, replica.tier, damage.outcome)
+        level = logging.WARNING if first else logging.DEBUG
+        text = "%s: block %d on tier %s: %s"
+        _log.log(level, text, key, block.first, replica.tier, damage.outcome)
 
 
 def _compare(request: Request, memory: memoryview) -> list[tuple[int, TierstoreError]]:
