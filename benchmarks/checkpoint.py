@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,8 @@ from benchmarks import machine, report
 from benchmarks.measure import Sample, join_ranks, summary
 from benchmarks.peers import LOCAL, PEERS, REMOTE
 
+_SMALL = 65_536  # no file of tensors is smaller, in any peer's layout of these states
+
 SCENARIOS = {
     "300 tensors": ("300 tensors", 1),
     "10,000 tensors": ("10,000 tensors", 1),
@@ -32,12 +36,36 @@ SCENARIOS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How much is measured, and where.
+
+    Attributes:
+        rounds: counted turns of every peer.
+        place: a folder on the disk to measure.
+        scale: share of the full size.
+        patience: seconds that a peer's first turn may take for it to have more.
+    """
+
+    rounds: int
+    place: Path
+    scale: float
+    patience: float
+
+
 class PeerProcess:
-    """All ranks of one peer."""
+    """All ranks of one peer.
+
+    Attributes:
+        place: the folder of what it stores; None if that is on S3.
+        nbytes: of the state, over all ranks.
+        seconds: that its answers took so far.
+    """
 
     def __init__(self, name: str, where: str, scenario: str, scale: float) -> None:
         self.name = name
-        self.where = where
+        self.place = None if "://" in where else Path(where)
+        self.seconds = 0.0
         shape, world = SCENARIOS[scenario]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -74,7 +102,9 @@ class PeerProcess:
             if process.stdin is not None:
                 print(json.dumps({"command": command, "step": step}), file=process.stdin)
                 process.stdin.flush()
+        started = time.perf_counter()
         replies = self._replies()
+        self.seconds += time.perf_counter() - started
         for reply in replies:
             if "error" in reply:
                 raise RuntimeError(f"{self.name}: {command}: {reply['error']}")
@@ -95,10 +125,18 @@ class PeerProcess:
 
 @dataclass
 class Results:
-    """Samples by peer and measure, as they come in."""
+    """Samples by peer and measure, as they come in.
+
+    Attributes:
+        errors: of the peers that failed.
+        once: the seconds of a turn of the peers that were too slow to be asked again.
+        disk: bytes per second of the disk's own direct reads, one a round.
+        nbytes: of the state.
+    """
 
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    once: dict[str, float] = field(default_factory=dict)
     disk: list[float] = field(default_factory=list)
     nbytes: int = 0
 
@@ -114,16 +152,32 @@ class Results:
         self.samples.setdefault(peer.name, {}).setdefault(measure, []).append(sample)
 
 
-def _round(peers: list[PeerProcess], results: Results, step: int, folder: Path) -> None:
+def _round(peers: list[PeerProcess], results: Results, step: int) -> None:
     """One turn of every peer at every measure."""
+    for command, measure, number in (("save", "save", 2 * step), ("stall", "async", 2 * step + 1)):
+        for peer in peers:
+            os.sync()  # what others left to be written is not this one's to wait for
+            results.take(peer, measure, command, number)
     for peer in peers:
-        results.take(peer, "save", "save", 2 * step)
-    for peer in peers:
-        results.take(peer, "async", "stall", 2 * step + 1)
-    for peer in peers:
-        machine.drop_caches(folder)
+        machine.drop_caches(peer.place)
         results.take(peer, "load cold", "load", 2 * step)
+        if peer.place is not None:
+            machine.fill_cache(peer.place)
         results.take(peer, "load warm", "load", 2 * step)
+
+
+def _forget(peers: list[PeerProcess], bucket: str) -> None:
+    """Delete the tensors stored so far; what names them may stay."""
+    for peer in peers:
+        for path in peer.place.rglob("*") if peer.place else ():
+            if path.is_file() and path.stat().st_size > _SMALL:
+                path.unlink()
+    if bucket:
+        import boto3
+
+        for found in boto3.resource("s3").Bucket(bucket.removeprefix("s3://")).objects.all():
+            if found.size > _SMALL:
+                found.delete()
 
 
 def _disk_rate(folder: Path) -> float | None:
@@ -143,38 +197,52 @@ def _peers(
     with contextlib.ExitStack() as stack:
         running = []
         for name in names:
-            slug = name.replace(" ", "-")
-            where = (
-                f"{bucket}/{scenario[:3].strip()}-{slug}" if name in REMOTE else str(folder / slug)
-            )
+            slug = re.sub(r"\W+", "-", f"{scenario} {name}")
+            where = f"{bucket}/{slug}" if name in REMOTE else str(folder / slug)
             running.append(PeerProcess(name, where, scenario, scale))
             stack.callback(running[-1].close)
         yield running
 
 
-def _scenario(
-    scenario: str, names: list[str], rounds: int, bucket: str, place: Path, scale: float
-) -> Results:
+def _scenario(scenario: str, names: list[str], bucket: str, options: Options) -> Results:
+    """Measure peers on disk, then peers on S3: all of them at once would not fit in memory."""
     results = Results()
-    folder = Path(tempfile.mkdtemp(dir=place, prefix="tierstore-bench-"))
-    try:
-        with _peers(names, scenario, folder, bucket, scale) as peers:
-            results.nbytes = peers[0].nbytes
-            for step in range(rounds + 1):
-                measured = results if step else Results()  # the first round warms up
-                measured.errors = results.errors
-                _round(peers, measured, step, folder)
-                if not step:
-                    _keep_first(measured, results)
-                if (rate := _disk_rate(folder)) is not None:
-                    results.disk.append(rate)
-            if scenario == "1 tensor":
-                for peer in peers:
-                    machine.drop_caches(folder)
-                    results.take(peer, "slice", "slice", 2)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    for group in ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE]):
+        folder = Path(tempfile.mkdtemp(dir=options.place, prefix="tierstore-bench-"))
+        try:
+            with _peers(group, scenario, folder, bucket, options.scale) as peers:
+                _turns(scenario, peers, results, folder, bucket, options)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return results
+
+
+def _turns(
+    scenario: str,
+    peers: list[PeerProcess],
+    results: Results,
+    folder: Path,
+    bucket: str,
+    options: Options,
+) -> None:
+    """Warm up, then measure round after round."""
+    results.nbytes = max([results.nbytes, *(peer.nbytes for peer in peers)])
+    warm_up = Results(errors=results.errors)
+    for step in range(options.rounds + 1):
+        _round(peers, results if step else warm_up, step)
+        if step in (0, options.rounds) and scenario == "1 tensor":
+            for peer in peers:
+                machine.drop_caches(peer.place)
+                results.take(peer, "slice", "slice", 2 * step)
+        if not step:
+            _keep_first(warm_up, results)
+            slow = {p.name: p.seconds for p in peers if p.seconds > options.patience}
+            results.once |= slow
+            results.samples |= {name: warm_up.samples[name] for name in slow}
+            peers = [peer for peer in peers if peer.name not in slow]
+        if (rate := _disk_rate(folder)) is not None:
+            results.disk.append(rate)
+        _forget(peers, bucket)
 
 
 def _keep_first(warm_up: Results, results: Results) -> None:
@@ -212,6 +280,9 @@ def run(
     peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
     place: Annotated[Path, typer.Option(help="Folder on the disk to measure.")] = Path(),
     scale: Annotated[float, typer.Option(min=0.001, max=1, help="Share of 1 GiB.")] = 1.0,
+    patience: Annotated[
+        float, typer.Option(help="Seconds; a peer with a longer turn is measured once.")
+    ] = 120.0,
 ) -> None:
     """Stall, time to durable, cold and warm load, client CPU and memory, beside the peers'."""
     scenarios = only or list(SCENARIOS)
@@ -220,17 +291,19 @@ def run(
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
+    options = Options(rounds, place.resolve(), scale, patience)
     document: dict[str, Any] = {"machine": machine.describe(), "rounds": rounds, "scenarios": {}}
     document["settings"] = {name: PEERS[name].settings for name in names}
     with contextlib.ExitStack() as stack:
         bucket = stack.enter_context(_minio()) if any(n in REMOTE for n in names) else ""
         for scenario in scenarios:
             print(f"{scenario}: {len(names)} peers, {rounds} rounds", file=sys.stderr)
-            found = _scenario(scenario, names, rounds, bucket, place.resolve(), scale)
+            found = _scenario(scenario, names, bucket, options)
             document["scenarios"][scenario] = {
                 "bytes": found.nbytes,
                 "disk_direct_read": found.disk,
                 "errors": found.errors,
+                "measured_once": found.once,
                 "peers": {
                     name: {measure: summary(samples) for measure, samples in measures.items()}
                     for name, measures in found.samples.items()

@@ -30,13 +30,13 @@ def describe() -> dict[str, str | int | float]:
     }
 
 
-def drop_caches(folder: Path) -> str:
-    """Empty the page cache of what lies in `folder`; return how that was done."""
+def drop_caches(folder: Path | None) -> str:
+    """Empty the page cache, or where that is not allowed what it has of `folder`; say which."""
     os.sync()
     with contextlib.suppress(OSError):
         Path("/proc/sys/vm/drop_caches").write_text("1\n")
         return "drop_caches"
-    for path in folder.rglob("*"):
+    for path in folder.rglob("*") if folder else ():
         if path.is_file():
             fd = os.open(path, os.O_RDONLY)
             try:
@@ -44,6 +44,15 @@ def drop_caches(folder: Path) -> str:
             finally:
                 os.close(fd)
     return "posix_fadvise"
+
+
+def fill_cache(folder: Path) -> None:
+    """Read all that lies in `folder` into the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(_DIRECT_READ):
+                    pass
 
 
 def direct_read_rate(path: Path, threads: int = 4) -> float:

@@ -185,16 +185,15 @@ class _Dcp(_Blocking):
 
 
 class DcpFile(_Dcp):
-    """DCP's own file writer."""
+    """DCP's own file writer as it comes."""
 
-    settings = "FileSystemWriter(sync_files=True, thread_count=4, single_file_per_rank=False)"
+    settings = "FileSystemWriter, defaults: sync_files=True, one thread; FileSystemReader"
+    threads = 1
 
     def writer(self, step: int) -> Any:
         from torch.distributed.checkpoint import FileSystemWriter
 
-        return FileSystemWriter(
-            f"{self.where}/{step}", sync_files=True, thread_count=4, single_file_per_rank=False
-        )
+        return FileSystemWriter(f"{self.where}/{step}", thread_count=self.threads)
 
     def reader(self, step: int) -> Any:
         from torch.distributed.checkpoint import FileSystemReader
@@ -202,15 +201,22 @@ class DcpFile(_Dcp):
         return FileSystemReader(f"{self.where}/{step}")
 
 
+class DcpFileThreads(DcpFile):
+    """DCP's own file writer with more threads."""
+
+    settings = "FileSystemWriter(thread_count=4), sync_files=True; FileSystemReader"
+    threads = 4
+
+
 class DcpFsspec(_Dcp):
     """DCP over fsspec and s3fs."""
 
-    settings = "FsspecWriter(thread_count=4, single_file_per_rank=False) over s3fs"
+    settings = "FsspecWriter(thread_count=4) over s3fs; FsspecReader"
 
     def writer(self, step: int) -> Any:
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
-        return FsspecWriter(f"{self.where}/{step}", thread_count=4, single_file_per_rank=False)
+        return FsspecWriter(f"{self.where}/{step}", thread_count=4)
 
     def reader(self, step: int) -> Any:
         from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
@@ -304,6 +310,7 @@ LOCAL: dict[str, type[Peer]] = {
     "torch.save": TorchSave,
     "safetensors": Safetensors,
     "dcp file": DcpFile,
+    "dcp file, 4 threads": DcpFileThreads,
 }
 REMOTE: dict[str, type[Peer]] = {
     "tierstore s3": Tierstore,

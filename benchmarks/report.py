@@ -35,6 +35,10 @@ def _scenario(scenario: str, found: dict[str, Any]) -> list[str]:
     ]
     bare = _median(found["peers"].get("bare copy", {}), "save", "wall")
     lines += [_row(name, peer, size, bare) for name, peer in found["peers"].items()]
+    lines += [
+        f"- {name} took {seconds:.0f} s a turn and was measured once, without a warm-up"
+        for name, seconds in found["measured_once"].items()
+    ]
     lines += [f"- {name} failed: {error}" for name, error in found["errors"].items()]
     return lines
 

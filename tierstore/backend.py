@@ -175,12 +175,14 @@ class Backend(Protocol):
         """
         ...
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` exactly with the bytes from `offset`.
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
+        """Fill the buffers exactly, one behind the other, with the bytes from `offset`.
+
+        One request, however many buffers: a range can be scattered over memory without a copy.
 
         Raises:
             NotFoundError: there is no such object.
-            TruncatedFileError: the object ends before the buffer is full.
+            TruncatedFileError: the object ends before the buffers are full.
         """
         ...
 

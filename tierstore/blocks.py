@@ -7,7 +7,7 @@ CRC of a part or of a whole file is combined from its blocks' CRCs, never by rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,28 @@ def _awscrt() -> tuple[Callable[[Buffer, int], int], Callable[[int, int, int], i
 def crc32c(data: Buffer, previous: int = 0) -> int:
     """Return the CRC32C of `data`, continuing from `previous`. Releases the GIL."""
     return _awscrt()[0](data, previous)
+
+
+def crc32c_of(buffers: Iterable[Buffer]) -> int:
+    """Return the CRC32C of several buffers, one behind the other."""
+    total = 0
+    for buffer in buffers:
+        total = crc32c(buffer, total)
+    return total
+
+
+def cut(buffers: Iterable[memoryview], start: int, length: int) -> Iterator[memoryview]:
+    """Yield what lies in `length` bytes from `start` of buffers that are one behind the other."""
+    for buffer in buffers:
+        if length <= 0:
+            return
+        if start < buffer.nbytes:
+            part = buffer[start : start + length]
+            length -= part.nbytes
+            start = 0
+            yield part
+        else:
+            start -= buffer.nbytes
 
 
 def combine(first: int, second: int, second_size: int) -> int:

@@ -94,10 +94,10 @@ class S3Backend:
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """Receive a range straight into `buffer`."""
-        if buffer.nbytes:
-            self._objects.read_into(key, offset, buffer)
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
+        """Receive a range straight into the buffers."""
+        if any(buffer.nbytes for buffer in buffers):
+            self._objects.read_into(key, offset, *buffers)
         elif self.stat(key).size < offset:
             raise TruncatedFileError(f"{self.url}/{key}: it ends before byte {offset}")
 

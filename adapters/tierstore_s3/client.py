@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -98,7 +98,7 @@ class S3Client:
         query: str = "",
         headers: Mapping[str, str],
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Sequence[memoryview] | None = None,
         ok: Container[int] = (200,),
     ) -> Response:
         """Send one signed request about the object `key` through `Transport.request`."""

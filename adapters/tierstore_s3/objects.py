@@ -63,15 +63,15 @@ class Objects:
                 decode_crc(answer.headers.get(CRC_HEADER)),
             )
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """Receive the bytes from `offset` straight into `buffer`, which is not empty."""
-        end = offset + buffer.nbytes - 1
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
+        """Receive the bytes from `offset` straight into the buffers, at least one of them."""
+        end = offset + sum(buffer.nbytes for buffer in buffers) - 1
         with naming(self.url, key):
             answer = self._client.request(
                 "GET",
                 self.path(key),
                 headers={"range": f"bytes={offset}-{end}"},
-                into=buffer,
+                into=buffers,
                 ok=(200, 206),
             )
             if answer.status not in (200, 206):

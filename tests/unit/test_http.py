@@ -48,7 +48,7 @@ def test_body_and_answer_travel_between_memories(start: Start, transport: Transp
     data = bytes(range(256)) * 20_000
     into = bytearray(len(data))
     got = transport.request(
-        "PUT", f"{start(echo)}/a%20b?x=1", headers={"X-A": "b"}, body=data, into=memoryview(into)
+        "PUT", f"{start(echo)}/a%20b?x=1", headers={"X-A": "b"}, body=data, into=[memoryview(into)]
     )
     assert got.status == 200
     assert got.body == b""
@@ -76,7 +76,7 @@ def test_nothing_is_copied(start: Start, transport: Transport) -> None:
     data, into = bytearray(size), bytearray(size)
     tracemalloc.start()
     try:
-        transport.request("PUT", url, headers={}, body=memoryview(data), into=memoryview(into))
+        transport.request("PUT", url, headers={}, body=memoryview(data), into=[memoryview(into)])
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -137,7 +137,7 @@ def test_error_answer_is_returned_and_into_left_alone(start: Start, transport: T
         wait_gone(sock)
 
     into = bytearray(4)
-    got = transport.request("GET", start(serve), headers={}, into=memoryview(into))
+    got = transport.request("GET", start(serve), headers={}, into=[memoryview(into)])
     assert (got.status, len(got.body)) == (404, ERROR_BODY)
     assert into == bytes(4)
 
@@ -151,8 +151,11 @@ def test_chunked_answer_fills_the_buffer(start: Start, transport: Transport) -> 
         sock.sendall(b"0\r\n\r\n")
 
     into = bytearray(8)
-    transport.request("GET", start(serve), headers={}, into=memoryview(into))
-    assert into == b"abcdefgh"
+    for parts in ([8], [2, 4, 0, 2]):
+        views = [memoryview(into)[sum(parts[:i]) : sum(parts[: i + 1])] for i in range(len(parts))]
+        transport.request("GET", start(serve), headers={}, into=views)
+        assert into == b"abcdefgh"
+        into[:] = bytes(8)
 
 
 def test_redirect_is_not_followed(start: Start, transport: Transport) -> None:
@@ -216,7 +219,7 @@ def test_tls_with_its_own_authority(certificate: Any) -> None:
     data, into = bytes(range(256)) * 8192, bytearray(256 * 8192)
     transport = Transport(pool_size=1, deadlines=QUICK, ca_bundle=str(certificate.cert))
     with contextlib.closing(transport), serving(_echo, _tls(certificate)) as url:
-        transport.request("PUT", url, headers={}, body=data, into=memoryview(into))
+        transport.request("PUT", url, headers={}, body=data, into=[memoryview(into)])
         transport.close()
     assert into == data
 

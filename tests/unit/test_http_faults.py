@@ -104,7 +104,7 @@ def test_answer_stalls_in_the_middle(start: Start, transport: Transport) -> None
         wait_gone(sock)
 
     with pytest.raises(DeadlineError, match="no byte moved"):
-        transport.request("GET", start(serve), headers={}, into=memoryview(bytearray(1000)))
+        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(1000))])
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
@@ -122,7 +122,7 @@ def test_slow_drip_ends_at_the_total_deadline(
 
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="not done in 1 s"):
-        transport.request("GET", start(serve), headers={}, into=memoryview(bytearray(100_000)))
+        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(100_000))])
     assert time.monotonic() - begun < 2
 
 
@@ -152,7 +152,7 @@ def test_half_a_body(start: Start, transport: Transport) -> None:
 
     url = start(serve)
     with pytest.raises(UnreachableError, match="600 of 1000 bytes"):
-        transport.request("GET", url, headers={}, into=memoryview(bytearray(1000)))
+        transport.request("GET", url, headers={}, into=[memoryview(bytearray(1000))])
     with pytest.raises(UnreachableError):
         transport.request("GET", url, headers={})
 
@@ -164,7 +164,7 @@ def test_answer_of_another_length(start: Start, transport: Transport, size: int)
         sock.sendall(answer(bytes(size)))
 
     with pytest.raises(TruncatedFileError, match=f"{size} bytes where 1000"):
-        transport.request("GET", start(serve), headers={}, into=memoryview(bytearray(1000)))
+        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(1000))])
 
 
 def test_reset_while_receiving(start: Start, transport: Transport) -> None:
@@ -175,7 +175,7 @@ def test_reset_while_receiving(start: Start, transport: Transport) -> None:
         reset(sock)
 
     with pytest.raises(UnreachableError):
-        transport.request("GET", start(serve), headers={}, into=memoryview(bytearray(1000)))
+        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(1000))])
 
 
 def test_reset_while_sending(start: Start, transport: Transport) -> None:

@@ -247,10 +247,30 @@ def test_direct_reads(fd, skew, offset, size):
     set_direct(fd, on=True)
     memory = aligned(size + skew + 10)
     into = memory[skew : skew + size]
-    assert read_at(fd, into, offset) == min(size, len(data) - offset)
+    assert read_at(fd, [into], offset) == min(size, len(data) - offset)
     assert into[: len(data) - offset] == data[offset : offset + size]
     assert bytes(memory[skew + size : skew + size + 10]) == bytes(10)
-    assert read_at(fd, into, len(data)) == 0
+    assert read_at(fd, [into], len(data)) == 0
+
+
+@pytest.mark.parametrize("skew", [0, 64, 4095])
+@pytest.mark.parametrize("offset", [0, 64, 4096])
+def test_direct_reads_into_many_buffers(fd, skew, offset):
+    data = noise(BLOCK_SIZE + 50_001)
+    os.pwrite(fd, data, 0)
+    set_direct(fd, on=True)
+    memory = aligned(BLOCK_SIZE + 60_000)[skew:]
+    sizes = [1, 5000, 4096, 20_000, 0, BLOCK_SIZE - 9000, 77]
+    into, at = [], 0
+    for size in sizes:
+        into.append(memory[at : at + size])
+        at += size + 3  # gaps that must stay as they are
+    assert read_at(fd, into, offset) == sum(sizes)
+    assert b"".join(into) == data[offset : offset + sum(sizes)]
+    assert not any(memory[1:4])
+    rest = [memory[:10_000], memory[10_000:30_000]]
+    assert read_at(fd, rest, len(data) - 15_000) == 15_000
+    assert memory[:15_000] == data[-15_000:]
 
 
 def test_falls_back_where_direct_is_refused(fd, monkeypatch):
@@ -274,7 +294,7 @@ def test_falls_back_where_direct_is_refused(fd, monkeypatch):
     write_at(fd, memoryview(data), 0, final=True)
     set_direct(fd, on=True)
     into = bytearray(len(data))
-    assert read_at(fd, memoryview(into), 0) == len(data)
+    assert read_at(fd, [memoryview(into)], 0) == len(data)
     assert into == data
 
 

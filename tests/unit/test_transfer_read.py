@@ -94,6 +94,12 @@ RANGES = {
     "large, unaligned": [(NAMES[0], 4096, 6 * BLOCK_SIZE)],
     "the short last block": [(NAMES[0], 7 * BLOCK_SIZE, 999)],
     "overlapping": [(NAMES[0], 0, 3 * BLOCK_SIZE), (NAMES[0], BLOCK_SIZE, BLOCK_SIZE)],
+    "three in one block, one of them in another": [
+        (NAMES[0], 10, 3 * BLOCK_SIZE),
+        (NAMES[0], 5 * BLOCK_SIZE, 9),
+        (NAMES[0], 2 * BLOCK_SIZE + 5, 100),
+        (NAMES[0], 4 * BLOCK_SIZE - 1, BLOCK_SIZE),
+    ],
     "the same twice": [(NAMES[0], 0, BLOCK_SIZE)] * 2,
     "small and scattered": [(NAMES[0], at, 1000) for at in range(0, 7 * BLOCK_SIZE, 100_000)],
     "small and dense, backwards": [

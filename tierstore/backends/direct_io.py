@@ -14,13 +14,17 @@ import fcntl
 import mmap
 import os
 import threading
+from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 
-from tierstore.blocks import ALIGNMENT, BLOCK_SIZE
+from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, cut
 
 _BOUNCE = BLOCK_SIZE + ALIGNMENT  # an unaligned block still takes one request
 _SAMPLE = 16 * ALIGNMENT
+_MOST_BUFFERS = 1024  # IOV_MAX of readv(2)
 _local = threading.local()
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,17 +73,21 @@ def write_at(fd: int, data: memoryview, offset: int, *, final: bool) -> None:
             set_direct(fd, on=False)
 
 
-def read_at(fd: int, into: memoryview, offset: int) -> int:
-    """Fill `into` from `offset`; return how many bytes there were, fewer only at the end."""
+def read_at(fd: int, buffers: Iterable[memoryview], offset: int) -> int:
+    """Fill the buffers, one behind the other, from `offset`.
+
+    Returns:
+        How many bytes there were, fewer than the buffers hold only at the end of the file.
+    """
+    rest = deque(buffer.cast("B") for buffer in buffers if buffer.nbytes)
     done = 0
-    while done < len(into):
-        rest = into[done:]
+    while rest:
         direct = is_direct(fd)
         try:
             if direct:
                 count = _read_direct(fd, rest, offset + done)
             else:
-                count = os.preadv(fd, [rest], offset + done)
+                count = os.preadv(fd, list(islice(rest, _MOST_BUFFERS)), offset + done)
         except OSError as error:
             if error.errno != errno.EINVAL or not direct:
                 raise
@@ -88,6 +96,7 @@ def read_at(fd: int, into: memoryview, offset: int) -> int:
         if count <= 0:
             break
         done += count
+        _drop(rest, count)
     return done
 
 
@@ -150,15 +159,28 @@ def _whole_pages(data: memoryview) -> memoryview:
     return bounce[:padded]
 
 
-def _read_direct(fd: int, into: memoryview, offset: int) -> int:
-    skew = offset % ALIGNMENT
-    congruent = _address(into) % ALIGNMENT == skew
-    if congruent and skew == 0 and len(into) >= ALIGNMENT:
-        return os.preadv(fd, [into[: len(into) // ALIGNMENT * ALIGNMENT]], offset)
-    needed = -(-(skew + len(into)) // ALIGNMENT) * ALIGNMENT
-    want = ALIGNMENT if congruent else min(needed, _BOUNCE)  # congruent: an edge, then straight
+def _read_direct(fd: int, rest: deque[memoryview], offset: int) -> int:
+    first, skew = rest[0], offset % ALIGNMENT
+    congruent = len(first) >= 2 * ALIGNMENT and _address(first) % ALIGNMENT == skew
+    if congruent and not skew:
+        return os.preadv(fd, [first[: len(first) // ALIGNMENT * ALIGNMENT]], offset)
     bounce = _bounce()
-    count = min(os.preadv(fd, [bounce[:want]], offset - skew) - skew, len(into))
-    if count > 0:
-        into[:count] = bounce[skew : skew + count]
-    return count
+    # Where file and memory are congruent an edge is enough, then it goes straight.
+    room = ALIGNMENT - skew if congruent else _BOUNCE - skew
+    wanted = list(cut(rest, 0, room))
+    total = sum(map(len, wanted))
+    pages = -(-(skew + total) // ALIGNMENT) * ALIGNMENT
+    total = min(os.preadv(fd, [bounce[:pages]], offset - skew) - skew, total)
+    at = skew
+    for part in cut(wanted, 0, total):
+        part[:] = bounce[at : at + len(part)]
+        at += len(part)
+    return total
+
+
+def _drop(rest: deque[memoryview], count: int) -> None:
+    """Take `count` bytes off the front."""
+    while count and count >= len(rest[0]):
+        count -= len(rest.popleft())
+    if count:
+        rest[0] = rest[0][count:]

@@ -34,7 +34,7 @@ _CAPABILITIES = Capabilities(
     max_part=1 << 62,
     max_parts=1 << 62,
     part_size=2 * BLOCK_SIZE,
-    concurrency=4,
+    concurrency=8,
     keeps_alignment=True,
 )
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
@@ -122,24 +122,24 @@ class LocalBackend:
                 return
             yield item
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """See `tierstore.backend.Backend.read_into`; aligned requests are not copied."""
-        into = buffer.cast("B")
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
+        """See `tierstore.backend.Backend.read_into`; aligned or cached bytes are not copied."""
+        length = sum(buffer.nbytes for buffer in buffers)
         with self._translated(key):
             fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 size = os.fstat(fd).st_size
-                if offset + len(into) > size:
+                if offset + length > size:
                     raise TruncatedFileError(
                         f"{self.url}/{key}: has {size} bytes, "
-                        f"bytes {offset} to {offset + len(into)} are wanted"
+                        f"bytes {offset} to {offset + length} are wanted"
                     )
-                if self._reads_direct(fd, offset, len(into)):
+                if self._reads_direct(fd, offset, length):
                     set_direct(fd, on=True)
-                count = read_at(fd, into, offset)
+                count = read_at(fd, buffers, offset)
             finally:
                 os.close(fd)
-        if count < len(into):
+        if count < length:
             raise TruncatedFileError(f"{self.url}/{key}: ended at byte {offset + count}")
 
     def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:

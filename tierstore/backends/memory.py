@@ -138,15 +138,17 @@ class MemoryBackend:
                 yield item
                 start, inclusive = item.key, False
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """See `tierstore.backend.Backend.read_into`."""
-        data, into = self._find(key)[0], buffer.cast("B")
-        end = offset + len(into)
+        data = self._find(key)[0]
+        end = offset + sum(buffer.nbytes for buffer in buffers)
         if end > len(data):
             raise TruncatedFileError(
                 f"{self.url}/{key}: has {len(data)} bytes, bytes {offset} to {end} are wanted"
             )
-        into[:] = memoryview(data)[offset:end]
+        for buffer in buffers:
+            buffer.cast("B")[:] = memoryview(data)[offset : offset + buffer.nbytes]
+            offset += buffer.nbytes
 
     def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""

@@ -8,7 +8,7 @@ import os
 import ssl
 import threading
 import urllib.request
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -90,7 +90,7 @@ class Transport:
         *,
         headers: Mapping[str, str],
         body: Buffer | None = None,
-        into: memoryview | None = None,
+        into: Sequence[memoryview] | None = None,
         ok: Container[int] = range(200, 300),
     ) -> Response:
         """Send one request and receive its answer.
@@ -100,7 +100,8 @@ class Transport:
             url: absolute and percent-encoded; its query never appears in an error.
             headers: all but Host and Content-Length.
             body: sent from where it is.
-            into: filled exactly with the body of an answer whose status is in `ok`.
+            into: filled exactly, one behind the other, with the body of an answer whose status is
+                in `ok`.
             ok: the statuses that mean success. Any other is returned too, with what the server
                 says in `Response.body`, and `into` is left alone.
 
@@ -210,7 +211,10 @@ def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
 
 
 def _receive(
-    answer: urllib3.BaseHTTPResponse, into: memoryview | None, ok: Container[int], clock: Clock
+    answer: urllib3.BaseHTTPResponse,
+    into: Sequence[memoryview] | None,
+    ok: Container[int],
+    clock: Clock,
 ) -> Response:
     raw = _raw(answer)
     if answer.status not in ok:
@@ -223,20 +227,23 @@ def _receive(
         raise UnreachableError(f"answered {answer.status} before the body was sent")
     if into is None:
         return Response(answer.status, answer.headers, raw.read())
-    view = into.cast("B")
-    if raw.length is not None and raw.length != view.nbytes:
+    wanted = sum(view.nbytes for view in into)
+    if raw.length is not None and raw.length != wanted:
         raise TruncatedFileError(
-            f"the server sends {raw.length} bytes where {view.nbytes} were asked for"
+            f"the server sends {raw.length} bytes where {wanted} were asked for"
         )
-    got = raw.readinto(view) if view.nbytes else 0
-    while 0 < got < view.nbytes:  # a chunked answer comes chunk by chunk
-        more = raw.readinto(view[got:])
-        if not more:
-            break
-        got += more
-    if got < view.nbytes:
-        raise UnreachableError(f"the connection was lost after {got} of {view.nbytes} bytes")
+    got = sum(_fill(raw, view.cast("B")) for view in into)
+    if got < wanted:
+        raise UnreachableError(f"the connection was lost after {got} of {wanted} bytes")
     return Response(answer.status, answer.headers, b"")
+
+
+def _fill(raw: http.client.HTTPResponse, view: memoryview) -> int:
+    """Receive until the buffer is full or the connection ends; return the bytes received."""
+    got = 0
+    while got < view.nbytes and (more := raw.readinto(view[got:])):  # a chunk or less at a time
+        got += more
+    return got
 
 
 def _release(answer: urllib3.BaseHTTPResponse, clock: Clock) -> None:

@@ -137,6 +137,18 @@ class ObjectContract(Hooks):
         assert guarded[10:-10] == data[offset : offset + length]
         assert guarded[:10] == guarded[-10:] == b"\xaa" * 10
 
+    @pytest.mark.parametrize("sizes", [(7, 0, 4096, 1), (1,) * 1100, (12_288, 3, 4096), (0, 0)])
+    def test_a_range_is_scattered_over_buffers(
+        self, backend: Backend, sizes: tuple[int, ...]
+    ) -> None:
+        data = noise(20_000)
+        self.raw_put("x", data)
+        buffers = [bytearray(size) for size in sizes]
+        backend.read_into("x", 500, *[memoryview(each) for each in buffers])
+        assert b"".join(buffers) == data[500 : 500 + sum(sizes)]
+        with pytest.raises(TruncatedFileError, match="x"):
+            backend.read_into("x", 19_999, memoryview(bytearray(2)))
+
     def test_reads_nothing(self, backend: Backend) -> None:
         self.raw_put("x", b"")
         backend.read_into("x", 0, memoryview(bytearray()))

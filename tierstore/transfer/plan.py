@@ -1,7 +1,8 @@
 """Which requests fetch the wanted bytes: only blocks that hold some, neighbours in one request.
 
-A block that lies whole inside one destination is received there directly. Any other block is
-received in a bounce buffer and its wanted pieces are copied out.
+A request is scattered: every byte is received where it is wanted, and what nobody wants of a block
+(it has to be checked as a whole) in spare memory. Only bytes that several destinations want are
+received in spare memory and copied.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.blocks import BLOCK_SIZE, block_range, blocks_covering
+from tierstore.blocks import BLOCK_SIZE, blocks_covering
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import FormatError
 
@@ -70,14 +72,9 @@ class Destination:
                     self._array = np.empty(self.want.length, np.uint8)
         return self._array
 
-    def copy(self, start: int, source: npt.NDArray[np.uint8]) -> None:
-        """Take what is wanted of verified bytes that start at `start` in the file."""
-        low, high = max(start, self.offset), min(start + len(source), self.end)
-        np.copyto(  # releases the GIL
-            self.array()[low - self.offset : high - self.offset],
-            source[low - start : high - start],
-        )
-        self.filled(high - low)
+    def part(self, start: int, end: int) -> memoryview:
+        """The memory of the bytes from `start` to `end` of the file."""
+        return self.array().data[start - self.offset : end - self.offset]
 
     def filled(self, length: int) -> None:
         """Count verified bytes that have arrived; the last ones call the sink."""
@@ -99,15 +96,15 @@ class Request:
         file: the file.
         first: index of the first block.
         count: how many blocks.
-        direct: the one destination that all of them lie in, or None for a bounce buffer.
-        pieces: for each block the destinations that want something of it.
+        destinations: who wants some of the bytes, by offset.
+        overlaps: whether several of them want the same bytes.
     """
 
     file: FileEntry
     first: int
     count: int
-    direct: Destination | None
-    pieces: Sequence[Sequence[Destination]]
+    destinations: Sequence[Destination] = ()
+    overlaps: bool = False
 
     @property
     def offset(self) -> int:
@@ -119,10 +116,49 @@ class Request:
         """Bytes of all the blocks."""
         return min(self.count * BLOCK_SIZE, self.file.size - self.offset)
 
+    @property
+    def spare(self) -> int:
+        """Bytes of spare memory that `scatter` needs."""
+        if self.overlaps:
+            return self.length
+        return self.length - sum(high - low for _, low, high in self._shares())
+
+    def scatter(self, spare: memoryview) -> list[memoryview]:
+        """Return where the bytes go, in order: destinations, and spare memory between them."""
+        if self.overlaps:
+            return [spare]
+        parts: list[memoryview] = []
+        at, used = self.offset, 0
+        for destination, low, high in self._shares():
+            if low > at:
+                parts.append(spare[used : used + low - at])
+                used += low - at
+            parts.append(destination.part(low, high))
+            at = high
+        if used < len(spare):
+            parts.append(spare[used:])
+        return parts
+
+    def deliver(self, spare: memoryview) -> None:
+        """Tell the destinations that their bytes have arrived and are verified."""
+        for destination, low, high in self._shares():
+            if self.overlaps:
+                source = spare[low - self.offset : high - self.offset]
+                np.copyto(  # releases the GIL
+                    np.frombuffer(destination.part(low, high), np.uint8),
+                    np.frombuffer(source, np.uint8),
+                )
+            destination.filled(high - low)
+
     def block(self, index: int) -> Request:
         """Return one of the blocks, counted from the first, as a request of its own."""
-        pieces = self.pieces[index : index + 1]
-        return Request(self.file, self.first + index, 1, self.direct, pieces)
+        return Request(self.file, self.first + index, 1)
+
+    def _shares(self) -> Iterator[tuple[Destination, int, int]]:
+        """Yield who wants what: destination, first byte in the file, the one behind the last."""
+        end = self.offset + self.length
+        for destination in self.destinations:
+            yield destination, max(destination.offset, self.offset), min(destination.end, end)
 
 
 def plan_requests(
@@ -164,23 +200,22 @@ def _plan_file(
             )
         for block in blocks_covering(destination.offset, destination.want.length):
             blocks.setdefault(block, []).append(destination)
-    run: list[list[Destination]] = []
-    first, direct = 0, None
+    first = count = 0
     for block in sorted(blocks):
-        whole = _whole(file, block, blocks[block])
-        if run and (block != first + len(run) or whole is not direct or len(run) == most):
-            yield Request(file, first, len(run), direct, run)
-            run = []
-        if not run:
-            first, direct = block, whole
-        run.append(blocks[block])
-    if run:
-        yield Request(file, first, len(run), direct, run)
+        if count and (block != first + count or count == most):
+            yield _request(file, first, count, blocks)
+            count = 0
+        if not count:
+            first = block
+        count += 1
+    if count:
+        yield _request(file, first, count, blocks)
 
 
-def _whole(file: FileEntry, block: int, pieces: Sequence[Destination]) -> Destination | None:
-    """Return the only destination of a block, if the whole block lies inside it."""
-    offset, length = block_range(block, file.size)
-    only = pieces[0]
-    inside = only.offset <= offset and offset + length <= only.end
-    return only if inside and len(pieces) == 1 else None
+def _request(
+    file: FileEntry, first: int, count: int, blocks: Mapping[int, Sequence[Destination]]
+) -> Request:
+    mine = (each for block in range(first, first + count) for each in blocks[block])
+    destinations = list(dict.fromkeys(mine))
+    overlaps = any(later.offset < each.end for each, later in pairwise(destinations))
+    return Request(file, first, count, destinations, overlaps)

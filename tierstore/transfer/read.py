@@ -16,10 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from tierstore.backend import Backend
-from tierstore.blocks import BLOCK_SIZE, block_range, crc32c
+from tierstore.blocks import BLOCK_SIZE, block_range, crc32c_of, cut
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import (
     CorruptBlockError,
@@ -138,18 +136,13 @@ class _Engine:
 
     def carry_out(self, request: Request) -> None:
         """Read one request into its destinations."""
-        if request.direct is None:
-            with self.buffers.take(request.length) as bounce:
-                self._fill(request, bounce)
-                _scatter(request, bounce)
-        else:
-            start = request.offset - request.direct.offset
-            self._fill(request, request.direct.array().data[start : start + request.length])
-            request.direct.filled(request.length)
+        with self.buffers.take(request.spare) as spare:
+            self._fill(request, request.scatter(spare))
+            request.deliver(spare)
         if self.progress is not None:
             self.progress(request.length)
 
-    def _fill(self, request: Request, memory: memoryview) -> None:
+    def _fill(self, request: Request, memory: Sequence[memoryview]) -> None:
         """Read a request's blocks from the first tier that gives each of them good."""
         replica = self._ordered()[0]
         bad: dict[int, TierstoreError]
@@ -161,15 +154,18 @@ class _Engine:
             bad = dict(_compare(request, memory))
         for index in bad:
             block = request.block(index)
-            start = block.offset - request.offset
-            part = memory[start : start + block.length]
+            part = list(cut(memory, block.offset - request.offset, block.length))
             if request.count > 1 and isinstance(bad[index], TruncatedFileError):
                 self._fill(block, part)  # the file may end behind this block
             else:
                 self._replace(block, part, replica, bad[index])
 
     def _replace(
-        self, block: Request, memory: memoryview, first: Replica, error: TierstoreError
+        self,
+        block: Request,
+        memory: Sequence[memoryview],
+        first: Replica,
+        error: TierstoreError,
     ) -> None:
         """Read one block from the other tiers."""
         self._note(first, block, error)
@@ -192,9 +188,9 @@ class _Engine:
                 errors[replica.tier] = failed
         raise _verdict(block, [(r.tier, errors[r.tier]) for r in self.replicas])
 
-    def _read(self, replica: Replica, request: Request, memory: memoryview) -> None:
+    def _read(self, replica: Replica, request: Request, memory: Sequence[memoryview]) -> None:
         key = replica.keys.segment(request.file.name)
-        replica.backend.read_into(key, request.offset, memory)
+        replica.backend.read_into(key, request.offset, *memory)
         with self.lock:
             self.bytes_read += request.length
             self.requests += 1
@@ -220,27 +216,18 @@ class _Engine:
         _log.log(level, text, key, block.first, replica.tier, damage.outcome)
 
 
-def _compare(request: Request, memory: memoryview) -> list[tuple[int, TierstoreError]]:
+def _compare(request: Request, memory: Sequence[memoryview]) -> list[tuple[int, TierstoreError]]:
     """Return the blocks (counted from the request's first) whose CRC32C is wrong."""
     wrong: list[tuple[int, TierstoreError]] = []
     for index in range(request.count):
-        start = index * BLOCK_SIZE
         block = request.first + index
-        found = crc32c(memory[start : start + block_range(block, request.file.size)[1]])
+        length = block_range(block, request.file.size)[1]
+        found = crc32c_of(cut(memory, index * BLOCK_SIZE, length))
         expected = int(request.file.crcs[block])
         if found != expected:
             text = f"CRC32C {found:08x} instead of {expected:08x}"
             wrong.append((index, IntegrityError(text)))
     return wrong
-
-
-def _scatter(request: Request, bounce: memoryview) -> None:
-    data = np.frombuffer(bounce, np.uint8)
-    for index, pieces in enumerate(request.pieces):
-        start = index * BLOCK_SIZE
-        block = data[start : start + BLOCK_SIZE]
-        for destination in pieces:
-            destination.copy(request.offset + start, block)
 
 
 def _verdict(block: Request, errors: Sequence[tuple[str, TierstoreError]]) -> TierstoreError:

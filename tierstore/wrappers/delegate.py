@@ -31,13 +31,13 @@ class Call:
             "commit", "abort" or "delete".
         key: the key or prefix; empty for "delete".
         offset: where in the object, for "read_into" and "write".
-        buffer: what is read into or written; a wrapper may put another one here.
+        buffers: what is read into or written; a wrapper may put others here.
     """
 
     operation: str
     key: str
     offset: int = 0
-    buffer: Buffer | None = None
+    buffers: tuple[Buffer, ...] = ()
 
     @property
     def read(self) -> int:
@@ -50,7 +50,7 @@ class Call:
         return self._size() if self.operation in WRITES else 0
 
     def _size(self) -> int:
-        return 0 if self.buffer is None else memoryview(self.buffer).nbytes
+        return sum(memoryview(buffer).nbytes for buffer in self.buffers)
 
 
 class Delegate:
@@ -94,15 +94,19 @@ class Delegate:
         while page := self.around(Call("list", prefix), pages.next):
             yield from page
 
-    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+    def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """See `tierstore.backend.Backend.read_into`."""
-        call = Call("read_into", key, offset, buffer)
-        self.around(call, lambda: self.inner.read_into(key, offset, memoryview(_buffer(call))))
+        call = Call("read_into", key, offset, buffers)
+        self.around(
+            call, lambda: self.inner.read_into(key, offset, *(memoryview(b) for b in call.buffers))
+        )
 
     def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""
-        call = Call("create", key, 0, buffer)
-        return self.around(call, lambda: self.inner.create(key, _buffer(call), if_absent=if_absent))
+        call = Call("create", key, 0, (buffer,))
+        return self.around(
+            call, lambda: self.inner.create(key, call.buffers[0], if_absent=if_absent)
+        )
 
     def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
         """See `tierstore.backend.Backend.upload`."""
@@ -139,8 +143,8 @@ class DelegatedUpload:
 
     def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
         """See `tierstore.backend.Upload.write`."""
-        call = Call("write", self._key, offset, buffer)
-        self._owner.around(call, lambda: self._inner.write(offset, _buffer(call), crc32c))
+        call = Call("write", self._key, offset, (buffer,))
+        self._owner.around(call, lambda: self._inner.write(offset, call.buffers[0], crc32c))
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """See `tierstore.backend.Upload.commit`."""
@@ -179,7 +183,3 @@ class _Pages:
         if page:
             self._after = page[-1].key
         return page
-
-
-def _buffer(call: Call) -> Buffer:
-    return b"" if call.buffer is None else call.buffer

@@ -13,13 +13,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tierstore.backend import Backend
-from tierstore.blocks import Buffer
+from tierstore.blocks import Buffer, cut
 from tierstore.wrappers.delegate import Call, Delegate
 
 T = TypeVar("T")
@@ -113,18 +113,19 @@ class Faulty(Delegate):
 
 def _flipped(call: Call, run: Callable[[], T], at: list[int]) -> T:
     """Run with bytes inverted on their way, in a copy when they belong to the caller."""
-    if not at or call.buffer is None:
+    if not at or not call.buffers:
         return run()
     if call.written:
-        call.buffer = bytearray(call.buffer)
-        _invert(call.buffer, at)
+        call.buffers = tuple(bytearray(buffer) for buffer in call.buffers)
+        _invert(call.buffers, at)
         return run()
     result = run()
-    _invert(call.buffer, at)
+    _invert(call.buffers, at)
     return result
 
 
-def _invert(buffer: Buffer, at: list[int]) -> None:
-    view = memoryview(buffer).cast("B")
+def _invert(buffers: Sequence[Buffer], at: list[int]) -> None:
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
     for index in at:
-        view[index] ^= 0xFF
+        for byte in cut(views, index, 1):
+            byte[0] ^= 0xFF
