@@ -16,7 +16,13 @@ import torch.distributed as dist
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.config import Config, load_config
-from tierstore.errors import CheckpointNotFoundError, PlanError, TierstoreError, UnsafePickleError
+from tierstore.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    PlanError,
+    TierstoreError,
+    UnsafePickleError,
+)
 from tierstore.image.layout import SEGMENT_BYTES
 from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt, RunKeys, check_run
@@ -107,6 +113,7 @@ class Checkpointer:
         self._shard: RankShard | None = None
         self._pending: list[Save] = []
         self._stopping = False
+        self._closed = False
         self._closing = ExitStack()  # undoes what follows, last first
         with self._closing as undo:
             self._stop = None if sigterm_deadline is None else StopSignal(sigterm_deadline)
@@ -158,6 +165,7 @@ class Checkpointer:
             StorageError: at the first save, a tier cannot be listed.
         """
         started = time.perf_counter()
+        self._check_open()
         ready = self._prepare(step, state)
         try:
             ready.shard.staged.stage(ready.image)
@@ -200,6 +208,7 @@ class Checkpointer:
             IntegrityError: no tier has good bytes; `state` is then partly overwritten.
             StorageError: a tier cannot be read. Every error is raised on every rank.
         """
+        self._check_open()
         self._settle()
         rules = Rules(strict=strict, allow_pickle=self._allow_pickle)
         failed: list[Attempt] = []
@@ -249,6 +258,11 @@ class Checkpointer:
         self._saver.close(self._deadline if left is None else left)
         self._closing.close()
         self._shard = None
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CheckpointError("this Checkpointer is closed")
 
     def _prepare(self, step: int, state: object) -> _Ready:
         """Agree on the plan and get memory. Raises on all ranks what fails on any."""
@@ -284,14 +298,17 @@ class Checkpointer:
         behind = self._saver.behind()
         late = [int(tier.name in behind) for tier in self._tiers]
         steps = [0, 0] if error is not None else [step, -step]
-        failed, changed, highest, lowest, *late = self._group.all_max(
-            [int(error is not None), int(not ready), *steps, *late]
+        digests = self._shard.digests if self._shard else []
+        failed, changed, highest, lowest, *rest = self._group.all_max(
+            [int(error is not None), int(not ready), *steps, *late, *digests]
         )
         if failed:
             self._group.together(lambda: _raise(error))
         if highest != -lowest:
             raise PlanError(f"ranks save different steps at once: {-lowest} and {highest}")
-        if changed or self._shard is None:
+        late, found = rest[: len(late)], rest[len(late) :]
+        differ = any(found[at] != -found[at + 1] for at in range(0, len(found), 2))
+        if changed or differ or self._shard is None:  # a difference is named by planning
             while taken:  # of the size that the plan had before
                 taken.pop().release()
             self._shard = plan_shard(state, self._group, self._segment_bytes)

@@ -6,7 +6,7 @@ of them. That is a BaseException: `except Exception` does not catch it. So::
     try:
         dcp.save(state, storage_writer=writer)
     except CheckpointException as failed:
-        raise cause(failed) from failed          # a TierstoreError, the same on every rank
+        raise cause(failed) from failed          # the same on every rank
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ Nothing depends on order of arrival, so equal offers give equal plans.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
 from tierstore.errors import PlanError
 
@@ -16,6 +17,9 @@ PER_RANK_HINT = (
     "wrap it in tierstore_torch.per_rank(...) if every rank has its own, "
     "or make it the same on all ranks"
 )
+
+SMALL = 4096
+"""Bytes of the largest chunk that is compared at every save; to compare a model would take long."""
 
 Key = tuple[str, int]
 """A leaf's name and the CRC32C of its path."""
@@ -64,6 +68,14 @@ class Offer:
 
 
 @dataclass(slots=True)
+class Shared:
+    """What one rank has in common with others; empty if it is not one of them."""
+
+    values: list[int] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Part:
     """What one rank has to do.
 
@@ -72,6 +84,8 @@ class Part:
         values: likewise.
         compare: indices of chunks whose contents must be compared with other ranks'.
         comparing: whether any rank has something to compare, so that all take part.
+        shared: what is compared again at every save: for each set of ranks that have something in
+            common, the values and the small chunks (indices), in the same order on all of them.
         ambiguous: names that mean different leaves, so that they need their exact name.
         declared: how many chunks and values each rank writes, in rank order.
     """
@@ -80,6 +94,7 @@ class Part:
     values: list[int] = field(default_factory=list)
     compare: list[int] = field(default_factory=list)
     comparing: bool = False
+    shared: tuple[Shared, ...] = ()
     ambiguous: frozenset[str] = frozenset()
     declared: tuple[int, ...] = ()
 
@@ -90,6 +105,11 @@ class _Box:
     nbytes: int
     origins: set[int]
     holders: list[tuple[int, int]]  # rank, index in its offer
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nobody vouches for the holders' contents being equal."""
+        return len(self.origins) > 1 or 0 in self.origins
 
 
 @dataclass(slots=True)
@@ -114,7 +134,8 @@ def decide(offers: Sequence[Offer]) -> list[Part]:
     comparing = any(part.compare for part in parts)
     ambiguous = _ambiguous(key for offer in offers for key in _keys(offer))
     declared = tuple(len(part.chunks) + len(part.values) for part in parts)
-    for part in parts:
+    for part, shared in zip(parts, _share(offers, tensors), strict=True):
+        part.shared = shared
         part.chunks.sort()
         part.comparing, part.ambiguous, part.declared = comparing, ambiguous, declared
     return parts
@@ -211,7 +232,7 @@ def _give_chunks(tensors: dict[Key, _Tensor], parts: Sequence[Part]) -> None:
         for offsets, box in tensor.boxes.items():
             if len(box.holders) > 1:
                 shared.append((-box.nbytes, name, offsets, box))
-                if len(box.origins) > 1 or 0 in box.origins:
+                if box.doubtful:
                     for rank, index in box.holders:
                         parts[rank].compare.append(index)
                 continue
@@ -223,6 +244,32 @@ def _give_chunks(tensors: dict[Key, _Tensor], parts: Sequence[Part]) -> None:
         rank, index = min(box.holders, key=lambda holder: (loads[holder[0]], holder))
         parts[rank].chunks.append(index)
         loads[rank] += box.nbytes
+
+
+def _share(offers: Sequence[Offer], tensors: dict[Key, _Tensor]) -> list[tuple[Shared, ...]]:
+    """Return for each rank what it has in common with others, by set of ranks."""
+    found: dict[tuple[int, ...], list[Shared]] = {}
+    for kind, holders in _common(offers, tensors):
+        ranks = tuple(rank for rank, _ in holders)
+        parts = found.setdefault(ranks, [Shared() for _ in offers])
+        for rank, index in holders:
+            getattr(parts[rank], kind).append(index)
+    return [tuple(parts[rank] for parts in found.values()) for rank in range(len(offers))]
+
+
+def _common(
+    offers: Sequence[Offer], tensors: dict[Key, _Tensor]
+) -> Iterator[tuple[Literal["values", "chunks"], list[tuple[int, int]]]]:
+    """Yield what several ranks hold and could hold differently, with (rank, index) of each."""
+    values: dict[Key, list[tuple[int, int]]] = {}
+    for rank, offer in enumerate(offers):
+        for index, value in enumerate(offer.values):
+            values.setdefault((value.name, value.path), []).append((rank, index))
+    yield from (("values", holders) for holders in values.values() if len(holders) > 1)
+    for tensor in tensors.values():
+        for box in tensor.boxes.values():
+            if len(box.holders) > 1 and box.doubtful and box.nbytes <= SMALL:
+                yield "chunks", box.holders
 
 
 def _keys(offer: Offer) -> Iterable[Key]:

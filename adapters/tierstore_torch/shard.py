@@ -20,6 +20,8 @@ from tierstore_torch.group import Group
 from tierstore_torch.items import byte_view, is_storable, local_tensor, tensor_chunks
 from tierstore_torch.staging import StagedPlan
 
+_NOT_MINE = -(1 << 40)  # below every CRC32C and its negative
+
 
 def plan_shard(state: object, group: Group, segment_bytes: int) -> RankShard:
     """Agree with the other ranks who saves what of `state`. Collective.
@@ -153,6 +155,8 @@ class RankShard:
         staged: the chunks it writes, their places in the image, and the copy.
         declared: how many chunks and values each rank writes, in rank order.
         nbytes: of the chunks it writes.
+        digests: of what this rank has in common with others, as of the last `take`: for each set of
+            ranks the CRC32C and its negative, so that the largest of all ranks tell a difference.
     """
 
     def __init__(self, scan: _Scan, part: plan.Part, rank: int, segment_bytes: int) -> None:
@@ -161,6 +165,14 @@ class RankShard:
         self._places = [scan.places[index] for index in part.chunks]
         self._owned_values = [scan.value_leaves[index] for index in part.values]
         self._ambiguous = part.ambiguous
+        self._shared = [
+            (
+                [scan.value_leaves[index] for index in shared.values],
+                [scan.places[index] for index in shared.chunks],
+            )
+            for shared in part.shared
+        ]
+        self.digests = [_NOT_MINE] * 2 * len(part.shared)
         self._values: list[Any] = scan.values
         self.declared = part.declared
         chunks = [
@@ -189,10 +201,15 @@ class RankShard:
                 return False
             locals_.append(held)
         self._values = values
-        self.staged.sources = [
-            locals_[leaf] if self._signatures[leaf].chunks is None else locals_[leaf][position]  # type: ignore[union-attr]
-            for leaf, position in self._places
-        ]
+
+        def chunk(place: tuple[int, int]) -> torch.Tensor:
+            held: torch.Tensor | list[torch.Tensor] = locals_[place[0]]
+            return held[place[1]] if isinstance(held, list) else held
+
+        self.staged.sources = [chunk(place) for place in self._places]
+        self.digests = []
+        for leaves, places in self._shared:
+            self.digests += _digest([values[i] for i in leaves], [chunk(at) for at in places])
         return True
 
     def value_entries(self) -> list[ValueEntry]:
@@ -225,6 +242,21 @@ def encode_value(value: object) -> tuple[Literal["json", "opaque"], bytes]:
         buffer = io.BytesIO()
         torch.save(value, buffer)
         return "opaque", buffer.getvalue()
+
+
+def _digest(values: Sequence[object], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    if not values and not tensors:
+        return _NOT_MINE, _NOT_MINE
+    total = 0
+    for value in values:
+        total = crc32c(encode_value(value)[1], total)
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        flat = private.copyable(tensor).resolve_conj().resolve_neg().reshape(-1)
+        by_device.setdefault(tensor.device, []).append(flat.view(torch.uint8))
+    for parts in by_device.values():
+        total = crc32c(_bytes_of(torch.cat(parts)), total)
+    return total, -total
 
 
 def _held(leaf: Leaf, known: _Signature, value: Any) -> list[torch.Tensor] | None:

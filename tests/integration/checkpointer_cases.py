@@ -72,6 +72,26 @@ def conflict(url: str, kind: str) -> tuple[str, str]:
         return error, str(good.status()["local"].state)
 
 
+def diverging(url: str, kind: str) -> list[str]:
+    """What is equal at the first save differs at a later one, on ranks that share it."""
+    rank = dist.get_rank()
+    own: dict[str, Any] = {"a": torch.ones(4000), "epoch": 1}
+    if rank:  # of three ranks two share this
+        own["b"] = {"step": torch.zeros(()), "rng": 0}
+    texts = []
+    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+        for step in (1, 2, 3):
+            differs = step == 2 and rank == dist.get_world_size() - 1
+            if kind == "value":
+                own["epoch"] = step + differs
+            elif rank and kind == "tensor of some":
+                own["b"]["step"].fill_(step + differs)
+            elif rank:
+                own["b"]["rng"] = step + differs
+            texts.append(outcome(lambda at=step: checkpointer.save(at, own).wait()))
+    return texts
+
+
 def different_steps(url: str) -> str:
     with Checkpointer(url, run="run") as checkpointer:
         return outcome(lambda: checkpointer.save(10 + dist.get_rank(), {"w": torch.ones(1)}))

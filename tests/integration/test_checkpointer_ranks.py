@@ -45,6 +45,17 @@ def test_what_one_rank_cannot_save_no_rank_saves(
         assert re.search(message, error), error
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"), [("value", "epoch"), ("tensor of some", "b.step"), ("value of some", "b.rng")]
+)
+def test_what_comes_to_differ_is_noticed_at_the_save(
+    ranks: Ranks, url: str, kind: str, key: str
+) -> None:
+    for texts in ranks.run(3, cases.diverging, url, kind):
+        assert texts[0] == texts[2] == "None"
+        assert re.match(rf"PlanError: {key}: ranks \d and 2 hold different", texts[1])
+
+
 def test_ranks_must_save_the_same_step(ranks: Ranks, url: str) -> None:
     for text in ranks.run(3, cases.different_steps, url):
         assert text == "PlanError: ranks save different steps at once: 10 and 12"

@@ -95,9 +95,9 @@ class Lane:
         self._buffers = AlignedBuffers(size, max(1, min(concurrency, _READ_BACK_BYTES // size)))
         self._pool = ThreadPoolExecutor(concurrency, f"tierstore-{tier.name}-part")
         self._threads = [
-            threading.Thread(target=self._write_all, name=f"tierstore-{tier.name}-write"),
-            threading.Thread(target=self._commit_all, name=f"tierstore-{tier.name}-commit"),
-        ]
+            threading.Thread(target=work, name=f"tierstore-{tier.name}-{what}", daemon=True)
+            for what, work in (("write", self._write_all), ("commit", self._commit_all))
+        ]  # daemons: whoever forgets to close must be able to exit
         for thread in self._threads:
             thread.start()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = ["SaveFailure", "Saver", "Shard"]
 
 _log = logging.getLogger(__name__)
 _FAILURES_KEPT = 100
+_EXIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class SaveFailure:
 
 class Saver:
     """Writes one rank's shards to the tiers of a ladder. One per process.
+
+    One that is still open when the interpreter ends, as after an error in the training loop, is
+    given 60 seconds to finish what is under way.
 
     Args:
         tiers: the open ladder, fastest first.
@@ -70,6 +75,7 @@ class Saver:
         self._submitted = 0
         self._closed = False
         self._failures: deque[SaveFailure] = deque(maxlen=_FAILURES_KEPT)
+        _open.add(self)
         self._lanes = {
             tier.name: Lane(
                 tier,
@@ -200,3 +206,15 @@ class Saver:
                 save.lease.revoke()
             except Exception:  # the lanes' threads go on, whatever the image's owner did
                 _log.exception("step %d: its image cannot be released", save.shard.attempt.step)
+
+
+_open: weakref.WeakSet[Saver] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for saver in list(_open):
+        saver.close(_EXIT_SECONDS)
+
+
+# Before the thread pools end, which atexit would be too late for: they register in the same way.
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # noqa: SLF001

@@ -37,7 +37,7 @@ def run(port: int) -> int:
     with minio(port=port) as server:
         server.client().create_bucket(Bucket="tierstore")
         lines = [f"export {key}={shlex.quote(v)}" for key, v in server.environment().items()]
-        lines.append("tierstore doctor s3://tierstore/try")
+        lines.append("tierstore doctor --config s3://tierstore/try")
         print(f"MinIO at {server.endpoint}, bucket 'tierstore'. In another shell:\n")  # noqa: T201
         print("\n".join(lines), "\n\nCtrl-C stops it and removes its data.", flush=True)  # noqa: T201
         try:

@@ -1,0 +1,48 @@
+"""A process that ends with its Checkpointer open: it exits, and what was under way is whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tierstore.config import load_config
+from tierstore.ladder.find import choose
+from tierstore.ladder.tiers import close_ladder, open_ladder
+
+pytestmark = pytest.mark.torch
+
+_SCRIPT = """
+import sys, torch
+from tierstore_torch import Checkpointer
+ckpt = Checkpointer(sys.argv[1], run="run")
+state = {"w": torch.arange(20_000_000, dtype=torch.float32)}
+for step in (1, 2):
+    ckpt.save(step, state)
+if sys.argv[2] == "raises":
+    raise RuntimeError("the training loop failed")
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("raises", 1), ("falls off the end", 0)])
+def test_a_forgotten_checkpointer_finishes_and_lets_the_process_exit(
+    tmp_path: Path, end: str, code: int
+) -> None:
+    url = tmp_path.as_uri()
+    started = time.monotonic()
+    command = [sys.executable, "-c", _SCRIPT, url, end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert time.monotonic() - started < 50
+    assert done.returncode == code, done.stderr
+    assert ("the training loop failed" in done.stderr) == bool(code)
+    assert "shutdown" not in done.stderr
+    tiers = open_ladder(load_config(url))
+    try:
+        found = choose(tiers, "run")
+        assert found is not None
+        assert found.attempt.step == 2
+    finally:
+        close_ladder(tiers)
