@@ -45,12 +45,15 @@ class Options:
         place: a folder on the disk to measure.
         scale: share of the full size.
         patience: seconds that a peer's first turn may take for it to have more.
+        rest: seconds before every use of the disk. Virtual disks have a budget that fills up with
+            time; without a rest each peer would have what the one before it left.
     """
 
     rounds: int
     place: Path
     scale: float
     patience: float
+    rest: float = 2.0
 
 
 class PeerProcess:
@@ -152,14 +155,18 @@ class Results:
         self.samples.setdefault(peer.name, {}).setdefault(measure, []).append(sample)
 
 
-def _round(peers: list[PeerProcess], results: Results, step: int) -> None:
-    """One turn of every peer at every measure."""
+def _round(peers: list[PeerProcess], results: Results, step: int, rest: float) -> None:
+    """One turn of every peer at every measure, each time with another one first."""
+    first = step % len(peers)
+    peers = peers[first:] + peers[:first]
     for command, measure, number in (("save", "save", 2 * step), ("stall", "async", 2 * step + 1)):
         for peer in peers:
             os.sync()  # what others left to be written is not this one's to wait for
+            time.sleep(rest)
             results.take(peer, measure, command, number)
     for peer in peers:
         machine.drop_caches(peer.place)
+        time.sleep(rest)
         results.take(peer, "load cold", "load", 2 * step)
         if peer.place is not None:
             machine.fill_cache(peer.place)
@@ -229,7 +236,7 @@ def _turns(
     results.nbytes = max([results.nbytes, *(peer.nbytes for peer in peers)])
     warm_up = Results(errors=results.errors)
     for step in range(options.rounds + 1):
-        _round(peers, results if step else warm_up, step)
+        _round(peers, results if step else warm_up, step, options.rest)
         if step in (0, options.rounds) and scenario == "1 tensor":
             for peer in peers:
                 machine.drop_caches(peer.place)
