@@ -229,16 +229,21 @@ def _table(out: Console, result: dict[str, Any], look: str) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, title="saves of rank 0", title_justify="left")
-    for column in ("step", "stall, ms", "tier", "seconds", "GB/s", "where"):
-        table.add_column(column, justify="left" if column in ("tier", "where") else "right")
+    for column in ("step", "stall, ms", "tier", "seconds", "GB/s"):
+        table.add_column(column, justify="left" if column == "tier" else "right")
+    roots: dict[str, str] = {}
     for save in result["saves"]:
         for index, tier in enumerate(save["tiers"]):
             first = (str(save["step"]), f"{save['stall'] * 1000:.1f}") if not index else ("", "")
             rate = f"{tier['gb_per_s']:.3f}" if tier["gb_per_s"] else ""
             seconds = f"{tier['seconds']:.2f}" if tier["seconds"] is not None else tier["state"]
-            table.add_row(*first, tier["tier"], seconds, rate, tier["where"])
+            table.add_row(*first, tier["tier"], seconds, rate)
+            roots[tier["tier"]] = tier["where"].partition("/runs/")[0]
     out.print()
     out.print(table)
+    out.print("\nThe checkpoints are in")
+    for name, root in roots.items():
+        out.print(f"  {name}: {root}", markup=False, soft_wrap=True)
     out.print("\nLook at them:")
     for command in (f"ls {_RUN}", f"show {_RUN}", f"verify {_RUN}"):
         out.print(f"  tierstore {command} --config {look}", soft_wrap=True)

@@ -19,7 +19,7 @@ from tierstore.cli.output import (
     print_json,
     size,
 )
-from tierstore.errors import TierstoreError
+from tierstore.errors import IntegrityError, TierstoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +76,17 @@ def _verify_all(found: Found) -> dict[str, dict[str, Any]]:
 
 
 def _verify(found: Found, replica: Replica, progress: Callable[[int], None]) -> dict[str, Any]:
+    from tierstore.checkpoint.store import RunStore
+    from tierstore.transfer.read import Damage
     from tierstore.transfer.verify import verify_files
 
     result: dict[str, Any] = {"files": 0, "bytes": 0, "damage": [], "error": ""}
     try:
+        try:
+            RunStore(replica.backend, found.run).open_manifest(found.commit)
+        except IntegrityError as error:
+            key = replica.keys.manifest(found.commit.manifest_crc32c)
+            result["damage"].append(asdict(Damage(replica.tier, key, 0, str(error))))
         for check in verify_files(replica, found.manifest.files, progress=progress):
             result["files"] += 1
             result["bytes"] += check.size

@@ -44,7 +44,10 @@ def diagnose(tier: TierConfig) -> Iterator[Check]:
             return
         extra: Callable[[], Iterator[Check]] | None = getattr(backend, "diagnose", None)
         if extra is not None:
-            yield from extra()
+            try:
+                yield from extra()
+            except TierstoreError as error:
+                yield Check("details", "warning", error.message, error.hint)
 
 
 def _probe(backend: Backend, prefix: str) -> Iterator[Check]:
@@ -53,7 +56,8 @@ def _probe(backend: Backend, prefix: str) -> Iterator[Check]:
         try:
             info = backend.create(keys[0], b"tierstore", if_absent=True)
         except StorageError as error:
-            yield Check("writable", "failed", error.message, error.hint)
+            advice = error.hint or "correct the tier's URL, or let this user write there"
+            yield Check("writable", "failed", error.message, advice)
             return
         yield Check("writable", "ok", "a small object was written")
         yield _readable(backend, keys[0])
