@@ -53,7 +53,7 @@ class Options:
     place: Path
     scale: float
     patience: float
-    rest: float = 2.0
+    rest: float
 
 
 class PeerProcess:
@@ -214,7 +214,8 @@ def _peers(
 def _scenario(scenario: str, names: list[str], bucket: str, options: Options) -> Results:
     """Measure peers on disk, then peers on S3: all of them at once would not fit in memory."""
     results = Results()
-    for group in ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE]):
+    groups = ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE])
+    for group in filter(None, groups):
         folder = Path(tempfile.mkdtemp(dir=options.place, prefix="tierstore-bench-"))
         try:
             with _peers(group, scenario, folder, bucket, options.scale) as peers:
@@ -281,7 +282,6 @@ def run(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="Scenario; may be repeated.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
@@ -290,6 +290,7 @@ def run(
     patience: Annotated[
         float, typer.Option(help="Seconds; a peer with a longer turn is measured once.")
     ] = 120.0,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds before each use of the disk.")] = 2.0,
 ) -> None:
     """Stall, time to durable, cold and warm load, client CPU and memory, beside the peers'."""
     scenarios = only or list(SCENARIOS)
@@ -298,7 +299,7 @@ def run(
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
-    options = Options(rounds, place.resolve(), scale, patience)
+    options = Options(rounds, place.resolve(), scale, patience, rest)
     document: dict[str, Any] = {"machine": machine.describe(), "rounds": rounds, "scenarios": {}}
     document["settings"] = {name: PEERS[name].settings for name in names}
     with contextlib.ExitStack() as stack:
@@ -318,9 +319,6 @@ def run(
             }
     if json_file:
         json_file.write_text(json.dumps(document, indent=1))
-    text = report.markdown(document)
-    if markdown:
-        markdown.write_text(text)
-    print(text)
+    print(report.markdown(document))
     if any(part["errors"] for part in document["scenarios"].values()):
         raise typer.Exit(1)
