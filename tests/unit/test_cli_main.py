@@ -64,7 +64,7 @@ def test_without_a_command_there_is_help() -> None:
         (["sl"], "'sl'"),
         (["ls", "--josn"], "--josn"),
         (["show"], "Missing argument"),
-        (["show", "run", "latest"], "'latest' is not a valid int"),
+        (["show", "run", "latest"], "Invalid value for 'step'"),
         (["ls", "file:///tmp/x"], "behind --config"),
         (["verify", "s3://bucket/x"], "behind --config"),
         (["ls", "-c", "a.toml", "-c", "file:///tmp/x"], "not a mixture"),

@@ -53,8 +53,8 @@ def test_a_given_step_in_words(config: str) -> None:
     done = tierstore("show", "run", "10", "-c", config)
     assert (done.code, done.err) == (0, "")
     first, second, *rest = done.out.splitlines()
-    assert first == "run step 10  launch 1, try 1, 1 ranks"
-    assert second.endswith(" in 1 tensors, 1 chunks, 1 files, format 1")
+    assert first == "run step 10  launch 1, try 1, 1 rank"
+    assert second.endswith(" in 1 tensor, 1 chunk, 1 file, format 1")
     assert [line.split(":")[0] for line in rest[:2]] == ["  fast", "  slow"]
     assert rest[2] == "  rank0 = 0"
     latest = tierstore("show", "run", "-c", config).out

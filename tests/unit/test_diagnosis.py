@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,14 +14,19 @@ from typing import Any
 
 import pytest
 
+from tests.command import COMMAND, save
 from tests.conftest import Bucket
+from tests.shards import folder
 from tierstore.backend import Check, ObjectInfo
 from tierstore.backends import local_diagnosis
 from tierstore.backends.memory import MemoryBackend
-from tierstore.config import load_config
-from tierstore.errors import AccessError, UnsupportedError
+from tierstore.config import TierConfig, load_config
+from tierstore.errors import AccessError, ThrottledError, TruncatedFileError, UnsupportedError
 from tierstore.ladder import diagnosis
+from tierstore.testing.servers import free_port
 from tierstore.wrappers.faults import Fault, Faulty
+
+_MAY_BE_SHORT = ("free space", "O_DIRECT")  # these depend on the machine
 
 
 def examine(url: str) -> dict[str, Check]:
@@ -48,7 +55,34 @@ def test_a_good_folder_has_nothing_wrong_and_nothing_left(tmp_path: Path) -> Non
         *("reachable", "writable", "readable", "clock", "conditional create", "checksums"),
         *("O_DIRECT", "free space"),
     ]
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep"]
+
+
+def test_nothing_of_a_tier_in_use_changes(tmp_path: Path) -> None:
+    save([folder("t", tmp_path)], 1)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
+    examine(tmp_path.as_uri())
+    now = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert now == before
+    assert {path for path in tmp_path.rglob("*") if path.is_dir()} == folders
+
+
+def test_who_stops_listening_leaves_nothing_either(tmp_path: Path) -> None:
+    (tier,) = load_config(f"file://{tmp_path}/tier").tiers
+    checks = diagnosis.diagnose(tier)
+    while next(checks).name != "writable":
+        pass
+    assert list(tmp_path.rglob("probe"))
+    checks.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tier_in_tmpfs() -> None:
+    root = Path(f"/dev/shm/tierstore-test-{os.getpid()}")
+    found = examine(root.as_uri())
+    assert {found[name].outcome for name in found if name not in _MAY_BE_SHORT} == {"ok"}
+    assert not root.exists()
 
 
 def test_memory_is_a_tier_like_others(tmp_path: Path) -> None:
@@ -58,8 +92,42 @@ def test_memory_is_a_tier_like_others(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    found = examine(f"file://{tmp_path}/file/tier")
-    assert "failed" in {check.outcome for check in found.values()}
+    check = examine(f"file://{tmp_path}/file/tier")["writable"]
+    assert check.outcome == "failed"
+    assert "correct the tier's URL" in check.advice
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_wrong_option_and_a_dead_server() -> None:
+    check = examine(f"s3://b/t?endpoint_url=http://127.0.0.1:{free_port()}&anonymous=true")
+    assert check["reachable"].outcome == "failed"
+    assert "that the server runs" in check["reachable"].advice
+    tier = TierConfig("t", "file://not/absolute")
+    (opened,) = diagnosis.diagnose(tier)
+    assert (opened.name, opened.outcome) == ("open", "failed")
+    assert "absolute" in opened.advice
+
+
+@pytest.mark.parametrize(
+    ("options", "fill", "said"),
+    [("ro", "true", "read-only"), ("size=1m", "head -c 2m /dev/zero > {0}/full", "0 free")],
+)
+def test_a_mount_that_takes_nothing(tmp_path: Path, options: str, fill: str, said: str) -> None:
+    """Real file systems, in a mount namespace that ends with the command."""
+    steps = (
+        f"mount -t tmpfs -o {options} none {tmp_path} || exit 77",
+        f"{fill.format(tmp_path)} 2> /dev/null",
+        f"{shlex.join(COMMAND)} doctor -c file://{tmp_path}/tier",
+    )
+    unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "; ".join(steps)]
+    done = subprocess.run(unshare, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
+    assert done.returncode == 1, done.stderr
+    failed = done.stdout.partition("failed  writable: ")[2].splitlines()
+    assert said in failed[0] + failed[1]
+    assert "-> " in failed[1]
+    assert ("warning free space: 0.0 of 0.0 GiB" in done.stdout) == (options != "ro")
 
 
 def test_a_file_system_without_o_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +180,39 @@ def test_what_comes_back_damaged_or_is_refused(opened: Any) -> None:
     check = opened(Faulty(MemoryBackend("memory://no"), Fault("create", error=refused, times=99)))
     assert check["writable"].outcome == "failed"
     assert check["writable"].advice == "ask for the right to write"
+
+
+def test_an_object_that_is_cut_short_is_not_called_unreachable(opened: Any) -> None:
+    cut = TruncatedFileError("it ends early")
+    found = opened(Faulty(MemoryBackend("memory://cut"), Fault("read_into", error=cut)))
+    assert found["readable"].outcome == "failed"
+    assert found["reachable"].outcome == found["conditional create"].outcome == "ok"
+
+
+def test_a_busy_store_is_not_told_to_go(opened: Any) -> None:
+    busy = Fault("create", nth=2, error=ThrottledError("503 SlowDown"))
+    check = opened(Faulty(MemoryBackend("memory://busy"), busy))["conditional create"]
+    assert check.outcome == "failed"
+    assert "try again" in check.advice
+    never = Fault("create", nth=2, error=UnsupportedError("501"))
+    check = opened(Faulty(MemoryBackend("memory://never"), never))["conditional create"]
+    assert "use a store with atomic conditional writes" in check.advice
+
+
+class Keeping(MemoryBackend):
+    """A store that says that it deleted."""
+
+    def delete(self, keys: Any) -> None:
+        del keys
+
+
+def test_what_cannot_be_deleted_is_told(opened: Any) -> None:
+    check = opened(Keeping("memory://keeping"))["deletable"]
+    assert check.outcome == "warning"
+    assert "/probe" in check.detail
+    refused = Fault("delete", error=AccessError("403"), times=99)
+    check = opened(Faulty(MemoryBackend("memory://refusing"), refused))["deletable"]
+    assert (check.outcome, check.detail) == ("warning", "403")
 
 
 def test_a_diagnosis_that_fails_is_a_finding(opened: Any) -> None:

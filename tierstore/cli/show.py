@@ -16,6 +16,7 @@ from tierstore.cli.output import (
     StepArgument,
     TierOption,
     console,
+    count,
     of_tier,
     open_tiers,
     print_error,
@@ -143,12 +144,13 @@ def _print(facts: dict[str, Any]) -> None:
     out.print(facts["run"], style="bold", end="")
     out.print(
         f" step {facts['step']}  launch {facts['launch']}, try {facts['try']}, "
-        f"{facts['world_size']} ranks"
+        f"{count(facts['world_size'], 'rank')}"
         + (f", goes on from step {parent['step']} of launch {parent['launch']}" if parent else "")
     )
     out.print(
-        f"{size(facts['bytes'])} in {facts['tensor_count']} tensors, {facts['chunks']} chunks, "
-        f"{facts['files']} files, format {facts['format']}"
+        f"{size(facts['bytes'])} in {count(facts['tensor_count'], 'tensor')}, "
+        f"{count(facts['chunks'], 'chunk')}, {count(facts['files'], 'file')}, "
+        f"format {facts['format']}"
     )
     for tier, where in facts["tiers"].items():
         ranks, world = facts["ranks"][tier], facts["world_size"]

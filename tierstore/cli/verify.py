@@ -17,6 +17,7 @@ from tierstore.cli.output import (
     StepArgument,
     TierOption,
     console,
+    count,
     open_tiers,
     print_json,
     print_unseen,
@@ -211,7 +212,7 @@ def _print(target: Target, results: dict[str, Result]) -> None:
         out.print(f"{target.run} step {target.attempt.step} on {name}: ", end="")
         state = "good" if result.good else "damaged" if result.damage else "unreadable"
         out.print(state, style="green" if result.good else "bold red", end="")
-        out.print(f", {result.files} files, {size(result.bytes)} read")
+        out.print(f", {count(result.files, 'file')}, {size(result.bytes)} read")
         for line in _lines(result):
             out.print(f"  {line}", soft_wrap=True)
         if result.error:
@@ -225,6 +226,6 @@ def _lines(result: Result) -> Iterator[str]:
         shown[file] = shown.get(file, 0) + 1
         if shown[file] <= _SHOWN:
             yield f"{file}{'' if block is None else f' block {block}'}: {damage['outcome']}"
-    for file, count in shown.items():
-        if count > _SHOWN:
-            yield f"{file}: and {count - _SHOWN} more blocks"
+    for file, blocks in shown.items():
+        if blocks > _SHOWN:
+            yield f"{file}: and {count(blocks - _SHOWN, 'more block')}"

@@ -17,7 +17,6 @@ from tierstore.errors import (
     ConfigError,
     DamagedInTransitError,
     DeadlineError,
-    NotFoundError,
     TierstoreError,
     TransientError,
     UnreachableError,
@@ -82,8 +81,6 @@ def _advice(error: TierstoreError) -> str:
         return "check the address, that the server runs, and the network on the way to it"
     if isinstance(error, TransientError):
         return "the store is busy: try again, and look at its log if it stays so"
-    if isinstance(error, NotFoundError):
-        return "correct the tier's URL: something on the way there is missing, or no folder"
     return "look at the store's own log"
 
 
@@ -93,7 +90,9 @@ def _probe(backend: Backend, prefix: str) -> Iterator[Check]:
         try:
             info = backend.create(keys[0], _PROBE, if_absent=True)
         except TierstoreError as error:
-            yield _failed("writable", error)
+            busy = isinstance(error, TransientError)
+            advice = "" if busy else "correct the tier's URL, or let this user write there"
+            yield _failed("writable", error, advice)
             return
         yield Check("writable", "ok", "a small object was written")
         yield _readable(backend, keys[0])
