@@ -150,7 +150,8 @@ class S3Backend:
         if old:
             advice = (
                 "they cost money: let the bucket abort incomplete uploads after some days "
-                "(a lifecycle rule), or call S3Backend.abort_upload for each of S3Backend.uploads()"
+                "(a lifecycle rule), or call S3Backend.abort_upload for those of "
+                "S3Backend.uploads() begun over a day ago; a younger one may be under way"
             )
             detail = f"{len(old)} were begun over a day ago, the first of {old[0].key!r}"
             yield Check("unfinished uploads", "warning", detail, advice)

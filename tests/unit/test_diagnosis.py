@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
@@ -53,7 +54,7 @@ def test_a_good_folder_has_nothing_wrong_and_nothing_left(tmp_path: Path) -> Non
     assert {name for name, check in found.items() if check.outcome != "ok"} <= {"free space"}
     assert list(found) == [
         *("reachable", "writable", "readable", "clock", "conditional create", "checksums"),
-        *("O_DIRECT", "free space"),
+        *("medium", "O_DIRECT", "free space"),
     ]
     assert list(tmp_path.rglob("*")) == [tmp_path / "deep"]
 
@@ -82,7 +83,26 @@ def test_a_tier_in_tmpfs() -> None:
     root = Path(f"/dev/shm/tierstore-test-{os.getpid()}")
     found = examine(root.as_uri())
     assert {found[name].outcome for name in found if name not in _MAY_BE_SHORT} == {"ok"}
+    assert "memory (tmpfs)" in found["medium"].detail
+    assert found["O_DIRECT"].detail == "not needed in memory"
     assert not root.exists()
+
+
+def test_a_disk_is_not_called_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_diagnosis, "_kind", lambda _: "xfs")
+    assert examine(tmp_path.as_uri())["medium"].detail == "xfs"
+    monkeypatch.setattr(local_diagnosis, "_kind", lambda _: "")
+    assert "not told" in examine(tmp_path.as_uri())["medium"].detail
+
+
+def test_a_mount_that_went_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(_: str) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "statvfs", stale)
+    check = examine(tmp_path.as_uri())["free space"]
+    assert check.outcome == "warning"
+    assert "Stale file handle" in check.detail
 
 
 def test_memory_is_a_tier_like_others(tmp_path: Path) -> None:
@@ -238,6 +258,7 @@ def test_a_real_s3(minio_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Non
     check = examine(url)["unfinished uploads"]
     assert check.outcome == "warning"
     assert "left/behind" in check.detail
+    assert "a younger one may be under way" in check.advice
 
 
 @pytest.mark.minio
