@@ -211,8 +211,8 @@ def _check_packages(*, own: bool) -> None:
             )
 
 
-def _own_tiers(config: list[str] | None) -> str:
-    """Return the configuration of the tiers that were asked for, as TOML or a path; or nothing.
+def _own_tiers(config: list[str] | None) -> Path | str | None:
+    """Return the file of the tiers that were asked for, or TOML of their URLs; None if none were.
 
     Raises:
         ConfigError: it is wrong. The job would find out only after a while.
@@ -221,7 +221,7 @@ def _own_tiers(config: list[str] | None) -> str:
     from tierstore.registry import is_url
 
     if not config:
-        return ""
+        return None
     tiers = load_config(*config).tiers
     if any(tier.url.startswith("memory:") for tier in tiers):
         raise ConfigError(
@@ -229,7 +229,7 @@ def _own_tiers(config: list[str] | None) -> str:
             hint="write file:///dev/shm/... for a tier in memory",
         )
     if not is_url(config[0]):
-        return str(Path(config[0]).resolve())
+        return Path(config[0]).resolve()
     pairs = zip(tiers, config, strict=True)
     return "".join(_tier(tier.name, url) for tier, url in pairs)
 
@@ -244,13 +244,15 @@ def _place(folder: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _tiers(own: str, folder: Path, out: Console) -> Iterator[tuple[str, dict[str, str]]]:
+def _tiers(
+    own: Path | str | None, folder: Path, out: Console
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the configuration's path and the environment that its credentials need."""
     path = folder / "tierstore.toml"
-    if own:
-        if not own.startswith("[["):
-            yield own, {}
-            return
+    if isinstance(own, Path):
+        yield str(own), {}
+        return
+    if own is not None:
         path.write_text(own)
         yield str(path), {}
         return
