@@ -95,10 +95,3 @@ def stored(tier: Path, step: int, name: str, run: str = "run") -> Path:
     """Return the one file of a step on a tier whose name matches."""
     (found,) = tier.glob(f"runs/{run}/data/{step:012d}-*/{name}")
     return found
-
-
-def flip(path: Path, at: int = -1) -> None:
-    """Change one byte of a file."""
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x40
-    path.write_bytes(data)

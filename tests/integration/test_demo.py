@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tierstore.cli import demo
-from tierstore.errors import ConfigError
+from tests.command import COMMAND
 
 pytestmark = pytest.mark.torch
 
-_MAIN = "import sys; from tierstore.cli.main import main; sys.argv[0] = 'tierstore'; main()"
-
 
 def tierstore(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", _MAIN, *arguments]
     # moto is what somebody without MinIO gets; the other tests of the ladder run on MinIO.
     environment = os.environ | {"PATH": "/usr/bin:/bin"}
     environment.pop("TIERSTORE_TEST_S3", None)
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=400, check=False, env=environment
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+        env=environment,
     )
 
 
@@ -52,25 +52,3 @@ def test_the_whole_story(tmp_path: Path) -> None:
     ]
     shown = tierstore("show", "demo", "12", "--tensors", "-c", told["config"])
     assert "model.token.weight" in shown.stdout
-
-
-def test_an_empty_folder_is_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("precious")
-    with pytest.raises(ConfigError, match="is not empty"):
-        demo.run(folder=tmp_path)
-    assert (tmp_path / "mine").read_text() == "precious"
-
-
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "torch" else name)
-    with pytest.raises(ConfigError, match="needs torch") as caught:
-        demo.run(folder=tmp_path / "new")
-    assert "pip install" in caught.value.hint
-    assert not (tmp_path / "new").exists()
-
-
-def test_what_it_must_show_is_checked() -> None:
-    with pytest.raises(demo.DemoError, match="the loss differ"):
-        demo._same("loss", {1: 2.0}, {1: 2.5})
-    with pytest.raises(demo.DemoError, match="no 'digest'"):
-        demo.Job(0, 1.0, [], "its log").last("digest")

@@ -25,6 +25,7 @@ def test_a_folder_that_holds_something(tmp_path: Path) -> None:
     assert f"{tmp_path} is not empty" in done.err
     assert "next: give --folder a new folder" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ def test_the_story_of_jobs_that_did_well(monkeypatch: pytest.MonkeyPatch) -> Non
         (2, told(AFTER | {9: 0.5}, **END), "the loss differ"),
         (2, told(AFTER, code=1, log="cannot restore"), "cannot restore"),
         (3, told({}, digest={"step": 16, "digest": 8}), "the tensors differ"),
+        (3, told({}, log="its log"), "no 'digest':\nits log"),
     ],
 )
 def test_what_the_story_must_show(

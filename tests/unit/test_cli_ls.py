@@ -38,6 +38,10 @@ def test_all_runs_with_the_newest_first(config: str) -> None:
         ["b", "1", "1", "1", "timeline", "yes", "yes"],
     ]
     assert done.err == "2 abandoned or deleted not shown; --all shows them\n"
+    everything = tierstore("ls", "--all", "-c", config).out.splitlines()
+    assert everything[-1].split() == ["b", "2", "1", "1", "abandoned", "-", "yes"]
+    one, runs = (tierstore("ls", *words, "--json", "-c", config).json for words in (["b"], []))
+    assert one == runs[1:]
 
 
 def test_json_names_everything(config: str) -> None:

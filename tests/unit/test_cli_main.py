@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import folders, ladder_file, save, start, tierstore
+from tierstore import __version__
 from tierstore.testing.servers import free_port
 
 LEFT = 141  # what the shell says of a program whose reader went away
@@ -40,6 +41,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_help_says_what_each_command_does(command: str, purpose: str) -> None:
     done = tierstore(command, "--help")
     assert done.code == 0
+    assert "Usage:" in done.out
     assert purpose in done.out
     assert "--json" in done.out
     assert purpose.split(",")[0][:30] in " ".join(tierstore("--help").out.split())
@@ -52,6 +54,10 @@ def test_every_help_has_no_line_broken_in_the_middle() -> None:
     assert len(line) > 70
 
 
+def test_the_version() -> None:
+    assert tierstore("--version") == (0, f"tierstore {__version__}\n", "")
+
+
 def test_without_a_command_there_is_help() -> None:
     done = tierstore()
     assert done.code == 2
@@ -61,16 +67,17 @@ def test_without_a_command_there_is_help() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sl"], "'sl'"),
-        (["ls", "--josn"], "--josn"),
+        (["sl"], "No such command 'sl'"),
+        (["ls", "--josn"], "No such option: --josn"),
+        (["verify", "../run", "-c", "file:///nowhere"], "'../run'"),
         (["show"], "Missing argument"),
         (["show", "run", "latest"], "Invalid value for 'step'"),
         (["ls", "file:///tmp/x"], "behind --config"),
         (["verify", "s3://bucket/x"], "behind --config"),
         (["ls", "-c", "a.toml", "-c", "file:///tmp/x"], "not a mixture"),
         (["ls", "../run", "-c", "memory://x"], "'../run'"),
-        (["ls", "-c", "/nowhere/tierstore.toml"], "no such file"),
-        (["show", "run", "-t", "tap", "-c", "file:///tmp/x"], "there is no tier 'tap'"),
+        (["ls", "-c", "/nowhere/tierstore.toml"], "/nowhere/tierstore.toml: there is no such file"),
+        (["show", "run", "-t", "tap", "-c", "file:///tmp/x"], "no tier 'tap' next: tiers: local"),
     ],
 )
 def test_a_mistake_exits_with_2_and_is_named(words: list[str], said: str) -> None:
@@ -88,10 +95,21 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         assert "did you mean 'write_bandwidth'?" in done.err
 
 
+def test_a_misspelt_url_is_named(tmp_path: Path) -> None:
+    config = ladder_file(tmp_path / "t.toml", t=f"file://{tmp_path}/t")
+    Path(config).write_text(Path(config).read_text().replace("url =", "ulr ="))
+    done = tierstore("ls", "-c", config)
+    assert (done.code, done.out) == (2, "")
+    assert "has no 'url'" in done.err
+    assert "next: is 'ulr' meant for it?" in done.err
+
+
 def test_the_configuration_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folders(tmp_path, "t"), 1)
     monkeypatch.chdir(tmp_path)
-    assert tierstore("ls").code == 2
+    nothing = tierstore("ls")
+    assert nothing.code == 2
+    assert "TIERSTORE_CONFIG is not set" in nothing.err
     ladder_file(tmp_path / "tierstore.toml", t=f"file://{tmp_path}/t")
     assert tierstore("ls", "--json").json[0]["tiers"] == ["t"]
     monkeypatch.setenv("TIERSTORE_CONFIG", f"file://{tmp_path}/empty")
@@ -146,6 +164,12 @@ def test_nobody_waits_long_for_a_dead_server(dead: str) -> None:
     started = time.monotonic()
     assert tierstore("ls", "--config", dead).code == 1
     assert time.monotonic() - started < 15
+    started = time.monotonic()
+    done = tierstore("doctor", "--config", dead)
+    assert done.code == 1
+    assert "failed  reachable" in done.out
+    assert "hunter2" not in done.out + done.err
+    assert time.monotonic() - started < 10
 
 
 # Terminals and pipes

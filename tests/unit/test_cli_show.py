@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import attempts
-from tests.command import flip, folders, ladder_file, save, stored, tierstore
+from tests.command import folders, ladder_file, save, stored, tierstore
+from tests.damage import flip
 from tests.shards import COLUMNS, folder, launch, stage
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.store import RunStore
@@ -62,8 +63,9 @@ def test_a_given_step_in_words(config: str) -> None:
 
 
 def test_one_tier(config: str) -> None:
-    facts = tierstore("show", "run", "-t", "slow", "--json", "-c", config).json
+    facts = tierstore("show", "run", "-t", "slow", "--tensors", "--json", "-c", config).json
     assert list(facts["tiers"]) == ["slow"]
+    assert len(facts["tensors"]) == facts["tensor_count"]
 
 
 def test_a_step_that_is_not_there_says_which_are(config: str) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.command import flip, folders, ladder_file, save, stored, tierstore
+from tests.command import folders, ladder_file, save, stored, tierstore
+from tests.damage import flip
 from tests.shards import folder, launch, stage
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.keys import Attempt
@@ -48,6 +49,8 @@ def test_all_is_good(config: str) -> None:
     assert done.out.splitlines() == [
         f"run step 1 on {name}: good, 3 files, 3.5 MiB read" for name in ("fast", "slow")
     ]
+    one = tierstore("verify", "run", "1", "-t", "slow", "--json", "-c", config).json
+    assert list(one["tiers"]) == ["slow"]
     done = tierstore("verify", "run", "1", "--json", "-c", config)
     found = done.json
     size = found["tiers"]["fast"].pop("bytes")
