@@ -2,7 +2,8 @@
 
 Bytes go straight into the tensor where the part is one run of the file and the tensor takes it as
 it is (same dtype, contiguous, on the CPU). Otherwise they come in bounded pieces, each seen with
-the chunk's strides and copied, so dtype, device and stride of the tensor do not matter.
+the chunk's strides and copied, so dtype, device and stride of the tensor do not matter. Pieces for
+a GPU come in page-locked memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from tierstore.image.dtypes import item_size
 from tierstore.transfer.plan import Want
 from tierstore_torch.items import byte_view, dtype_name
+from tierstore_torch.staging import page_locked
 
 PIECE = 8 * 1024 * 1024
 """Bytes of the file that one piece spans at most."""
@@ -38,10 +40,13 @@ def region_wants(
         sizes: the chunk's shape.
         dtype: the stored dtype, torch's name without "torch.".
         start: the part's first element in the chunk.
-        into: what is filled, of the part's shape; any dtype, device and stride.
+        into: what is filled, of the part's shape; any dtype, device and stride. It is filled from
+            other threads, so what is queued for its GPU is waited for first.
     """
     if not into.numel():
         return
+    if into.is_cuda:
+        torch.cuda.synchronize(into.device)
     into = into.detach()
     width = item_size(dtype)
     strides = _strides(sizes)
@@ -52,7 +57,8 @@ def region_wants(
     for at, part in _pieces(into, strides, width):
         span = _span(tuple(part.shape), strides) * width
         sink = _Piece(part, dtype, strides)
-        yield Want(file, first + width * at, span, sink=sink)
+        memory = page_locked if part.is_cuda else None
+        yield Want(file, first + width * at, span, sink=sink, memory=memory)
 
 
 def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:

@@ -234,6 +234,17 @@ def test_wants_that_fit_no_file_or_no_memory_are_refused(good: Backend) -> None:
         Want(NAMES[0], 0, 10)
 
 
+def test_a_sink_brings_its_own_memory(local: Backend) -> None:
+    own, seen = bytearray(BLOCK_SIZE), bytearray()
+
+    def memory(length: int) -> memoryview:
+        return memoryview(own)[:length]
+
+    want = Want(NAMES[0], 9, 1000, sink=seen.extend, memory=memory)
+    fetch([want], FILES, [replica(local)])
+    assert seen == own[:1000] == CONTENTS[NAMES[0]][9:1009]
+
+
 def test_an_error_of_a_sink_ends_the_fetch(good: Backend) -> None:
     def sink(view: memoryview) -> None:
         raise RuntimeError(f"no room for {len(view)} bytes")
