@@ -22,6 +22,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.keys import Attempt, RunKeys
+from tierstore.transfer.plan import even_size
 from tierstore.transfer.read import ReadReport, Replica, Want, fetch
 from tierstore.transfer.verify import verify_files
 from tierstore.wrappers.faults import Fault, Faulty
@@ -232,6 +233,14 @@ def test_wants_that_fit_no_file_or_no_memory_are_refused(good: Backend) -> None:
         Want(NAMES[0], 0, 10, into=short.toreadonly())
     with pytest.raises(ValueError, match="either"):
         Want(NAMES[0], 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size"),
+    [(0, 1), (1, 1), (8, 1), (9, 2), (8 * 16, 16), (8 * 16 + 1, 9), (8 * 16 * 5 + 7, 14)],
+)
+def test_requests_of_one_size_keep_all_workers_busy_to_the_end(wanted: int, size: int) -> None:
+    assert even_size(wanted * BLOCK_SIZE, 16 * BLOCK_SIZE, 8) == size * BLOCK_SIZE
 
 
 def test_a_sink_brings_its_own_memory(local: Backend) -> None:

@@ -162,6 +162,19 @@ class Request:
             yield destination, max(destination.offset, self.offset), min(destination.end, end)
 
 
+def even_size(wanted: int, read_size: int, width: int) -> int:
+    """Return bytes of a request, whole blocks and at most `read_size`, so that all workers end
+    together.
+
+    Args:
+        wanted: bytes of all requests.
+        read_size: bytes of the largest request; whole blocks.
+        width: workers that make requests of one size, one after the other.
+    """
+    turns = max(1, -(-wanted // (read_size * width)))
+    return min(read_size, BLOCK_SIZE * max(1, -(-wanted // (turns * width * BLOCK_SIZE))))
+
+
 def plan_requests(
     wants: Iterable[Want], files: Mapping[str, FileEntry], read_size: int
 ) -> Iterator[Request]:

@@ -28,7 +28,7 @@ from tierstore.errors import (
     TruncatedFileError,
 )
 from tierstore.keys import AttemptKeys
-from tierstore.transfer.plan import Request, Want, plan_requests
+from tierstore.transfer.plan import Request, Want, even_size, plan_requests
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.workers import run_all
 
@@ -110,11 +110,12 @@ def fetch(
     width = threads or capabilities.concurrency
     buffers = AlignedBuffers(max(capabilities.read_size, BLOCK_SIZE), width)
     engine = _Engine(replicas, buffers, progress)
-    requests = plan_requests(wants, files, capabilities.read_size)
+    wanted = sum(want.length for want in wants)
+    requests = plan_requests(wants, files, even_size(wanted, capabilities.read_size, width))
     with ThreadPoolExecutor(width, thread_name_prefix="tierstore-read") as pool:
         run_all(requests, engine.carry_out, pool=pool, width=width)
     return ReadReport(
-        bytes_wanted=sum(want.length for want in wants),
+        bytes_wanted=wanted,
         bytes_read=engine.bytes_read,
         requests=engine.requests,
         seconds=time.perf_counter() - started,
