@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from tierstore.testing.servers import (
+    HdfsServer,
     S3Server,
     ServerUnavailableError,
     Toxiproxy,
+    hdfs,
     minio,
     moto,
     toxiproxy,
@@ -49,7 +52,7 @@ def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
     """No credentials, configuration or proxies of whoever runs the tests."""
     nowhere = tmp_path_factory.getbasetemp() / "nowhere"
     for name in list(os.environ):
-        if name.startswith("AWS_") or name == "TIERSTORE_CONFIG":
+        if name.startswith(("AWS_", "HADOOP_")) or name == "TIERSTORE_CONFIG":
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(nowhere))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nowhere))
@@ -90,6 +93,48 @@ def toxics(pytestconfig: pytest.Config) -> Iterator[Toxiproxy]:
     """A real toxiproxy, one for the whole session; each test makes proxies of its own."""
     with _or_skip(pytestconfig, "toxiproxy", toxiproxy) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def hdfs_server(pytestconfig: pytest.Config) -> Iterator[HdfsServer]:
+    """A real namenode and two datanodes, for the whole session: whoever stops one restarts it."""
+    with _or_skip(pytestconfig, "HDFS", hdfs) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class HdfsRoot:
+    """A folder of one test, with a second path to what is in it."""
+
+    server: HdfsServer
+    path: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url(self.path)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """The files below it, hidden ones too, relative to it."""
+        found = self.server.client().walk(self.path)
+        keys = [path.removeprefix(f"{self.path}/") for path in found]
+        return [key for key in keys if key.startswith(prefix)]
+
+    def read(self, key: str) -> bytes:
+        return self.server.client().read(f"{self.path}/{key}")
+
+    def write(self, key: str, data: bytes) -> None:
+        self.server.client().write(f"{self.path}/{key}", data)
+
+
+@pytest.fixture
+def hdfs_root(hdfs_server: HdfsServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[HdfsRoot]:
+    """A fresh folder on HDFS; HADOOP_USER_NAME is its owner for the length of the test."""
+    for name, value in hdfs_server.environment().items():
+        monkeypatch.setenv(name, value)
+    root = HdfsRoot(hdfs_server, f"/tests/{secrets.token_hex(6)}")
+    hdfs_server.client().make_folder(root.path)
+    yield root
+    hdfs_server.client().remove(root.path)
 
 
 @dataclass(frozen=True)
