@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import checkpoint
+from benchmarks import checkpoint, hdfs
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("checkpoint")(checkpoint.run)
-
-
-@app.callback()
-def _several_commands() -> None:
-    """Keep NAME required while there is one comparison."""
+app.command("hdfs")(hdfs.run)
 
 
 if __name__ == "__main__":
