@@ -1,0 +1,127 @@
+"""From what HDFS says to what a caller can do about it.
+
+Names of exceptions: "Error Responses", WebHDFS REST API, Apache Hadoop 3.4.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tierstore.errors import (
+    AccessError,
+    AlreadyExistsError,
+    InvalidKeyError,
+    NotFoundError,
+    OutOfSpaceError,
+    StorageError,
+    TierstoreError,
+    TransientError,
+    TruncatedFileError,
+    UnreachableError,
+)
+from tierstore.http import Response
+
+STANDBY = "StandbyException"
+_SPACE = "delete old checkpoints, or raise the folder's quota"
+_RIGHTS = (
+    "give the tier's folder to this user (hdfs dfs -mkdir, -chown), or set user or HADOOP_USER_NAME"
+)
+_LOGIN = "give a delegation token as token_file; Kerberos itself (SPNEGO) is not spoken"
+_WAIT = "hdfs dfsadmin -safemode get tells whether the namenode takes changes"
+_NODES = "look at the datanodes: hdfs dfsadmin -report"
+
+_BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
+    "FileNotFoundException": (NotFoundError, ""),
+    "FileAlreadyExistsException": (AlreadyExistsError, ""),
+    "AccessControlException": (AccessError, _RIGHTS),
+    "AuthorizationException": (AccessError, _RIGHTS),
+    "SecurityException": (AccessError, _LOGIN),
+    "AuthenticationException": (AccessError, _LOGIN),
+    "InvalidToken": (AccessError, "renew the delegation token in token_file"),
+    STANDBY: (TransientError, "name all namenodes: hdfs://nn1:9870,nn2:9870/path"),
+    "SafeModeException": (TransientError, _WAIT),
+    "RetriableException": (TransientError, _WAIT),
+    "AlreadyBeingCreatedException": (TransientError, ""),
+    "LeaseExpiredException": (TransientError, ""),
+    "BlockMissingException": (TransientError, _NODES),
+    "NoRouteToHostException": (UnreachableError, _NODES),
+    "ConnectException": (UnreachableError, _NODES),
+    "SocketTimeoutException": (UnreachableError, _NODES),
+    "EOFException": (UnreachableError, _NODES),
+    "ClosedChannelException": (UnreachableError, _NODES),
+    "NSQuotaExceededException": (OutOfSpaceError, _SPACE),
+    "DSQuotaExceededException": (OutOfSpaceError, _SPACE),
+    "QuotaExceededException": (OutOfSpaceError, _SPACE),
+    "QuotaByStorageTypeExceededException": (OutOfSpaceError, _SPACE),
+    "PathComponentTooLongException": (InvalidKeyError, "shorten the run's name"),
+    "MaxDirectoryItemsExceededException": (OutOfSpaceError, "delete old checkpoints"),
+    "InvalidPathException": (InvalidKeyError, ""),
+    "ParentNotDirectoryException": (NotFoundError, "a file stands where a folder is needed"),
+}
+
+_BY_STATUS: dict[int, tuple[type[TierstoreError], str]] = {
+    401: (AccessError, _LOGIN),
+    404: (NotFoundError, ""),
+    408: (UnreachableError, ""),
+    502: (UnreachableError, ""),
+    504: (UnreachableError, ""),
+}
+
+# What HDFS says in plain IOExceptions.
+_BY_TEXT: tuple[tuple[str, type[TierstoreError], str], ...] = (
+    ("out of the range [", TruncatedFileError, ""),
+    ("quota of ", OutOfSpaceError, _SPACE),
+    ("could only be written to", TransientError, f"they are down or full; {_NODES}"),
+    ("Could not obtain block", TransientError, _NODES),
+    ("Unable to create new block", TransientError, _NODES),
+    ("All datanodes", TransientError, _NODES),
+    ("Failed to find datanode", TransientError, _NODES),
+    ("No active nodes", TransientError, _NODES),
+    ("is not a directory", NotFoundError, "a file stands where a folder is needed"),
+    ("is not a file", NotFoundError, "it is a folder"),
+    ("is in safe mode", TransientError, _WAIT),
+)
+
+
+def refusal(answer: Response) -> tuple[str, str]:
+    """Return the exception's name and text that an answer holds, "" where it holds none."""
+    try:
+        said = json.loads(answer.body)["RemoteException"]
+        return str(said["exception"]), str(said.get("message", "")).partition("\n")[0]
+    except (ValueError, KeyError, TypeError):
+        return "", ""
+
+
+def answered(answer: Response, *, doing: str) -> TierstoreError:
+    """Return the error that an answer means; `doing` names the operation."""
+    kind, said = refusal(answer)
+    status = answer.status
+    error, hint = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
+    error, hint = _BY_KIND.get(kind, (error, hint))
+    for text, meaning, advice in _BY_TEXT:
+        if text in said and kind not in ("AccessControlException",):
+            error, hint = meaning, advice
+            break
+    if "(is not a directory)" in said or "is not a directory" in said.partition(":")[2][-40:]:
+        error, hint = NotFoundError, "a file stands where a folder is needed"
+    if "InvalidToken" in said or "token" in said and "expired" in said:
+        error, hint = _BY_KIND["InvalidToken"]
+    message = f"{doing}: {status} {kind}: {said}".rstrip(": ")
+    return error(message, hint=hint) if hint else error(message)
+
+
+@contextmanager
+def naming(url: str, key: str) -> Iterator[None]:
+    """Give every error from within the tier's URL and the key."""
+    try:
+        yield
+    except TruncatedFileError as error:
+        place = f"{url}/{key}"
+        if error.message.startswith(place):
+            raise
+        raise TruncatedFileError(f"{place}: {error.message}") from error
+    except StorageError as error:
+        error.url, error.key = url, key
+        raise
