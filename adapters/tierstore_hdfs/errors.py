@@ -29,6 +29,7 @@ _RIGHTS = (
     "give the tier's folder to this user (hdfs dfs -mkdir, -chown), or set user or HADOOP_USER_NAME"
 )
 _LOGIN = "give a delegation token as token_file; Kerberos itself (SPNEGO) is not spoken"
+_RENEW = "renew the delegation token in token_file"
 _WAIT = "hdfs dfsadmin -safemode get tells whether the namenode takes changes"
 _NODES = "look at the datanodes: hdfs dfsadmin -report"
 
@@ -39,7 +40,7 @@ _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
     "AuthorizationException": (AccessError, _RIGHTS),
     "SecurityException": (AccessError, _LOGIN),
     "AuthenticationException": (AccessError, _LOGIN),
-    "InvalidToken": (AccessError, "renew the delegation token in token_file"),
+    "InvalidToken": (AccessError, _RENEW),
     STANDBY: (TransientError, "name all namenodes: hdfs://nn1:9870,nn2:9870/path"),
     "SafeModeException": (TransientError, _WAIT),
     "RetriableException": (TransientError, _WAIT),
@@ -82,6 +83,7 @@ _BY_TEXT: tuple[tuple[str, type[TierstoreError], str], ...] = (
     ("is not a directory", NotFoundError, "a file stands where a folder is needed"),
     ("is not a file", NotFoundError, "it is a folder"),
     ("is in safe mode", TransientError, _WAIT),
+    ("InvalidToken", AccessError, _RENEW),
 )
 
 
@@ -101,13 +103,9 @@ def answered(answer: Response, *, doing: str) -> TierstoreError:
     error, hint = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
     error, hint = _BY_KIND.get(kind, (error, hint))
     for text, meaning, advice in _BY_TEXT:
-        if text in said and kind not in ("AccessControlException",):
+        if text in said:
             error, hint = meaning, advice
             break
-    if "(is not a directory)" in said or "is not a directory" in said.partition(":")[2][-40:]:
-        error, hint = NotFoundError, "a file stands where a folder is needed"
-    if "InvalidToken" in said or "token" in said and "expired" in said:
-        error, hint = _BY_KIND["InvalidToken"]
     message = f"{doing}: {status} {kind}: {said}".rstrip(": ")
     return error(message, hint=hint) if hint else error(message)
 

@@ -108,12 +108,15 @@ class PartsUpload:
             length, written = status["length"], status["modificationTime"]
             if index == 0 and length in whole[1:]:
                 self._joined = whole.index(length) + 1
-            elif index < 0 or length <= 0 or length != token.length(index):
-                continue
-            elif newest.get(index, -1) > written or (index == 0 and self._joined):
+            elif not self._newer(index, length, written, newest):
                 continue
             newest[index] = written
             self._names[index] = name
+
+    def _newer(self, index: int, length: int, written: int, newest: dict[int, int]) -> bool:
+        """Return whether this is a whole part, and the newest of its offset so far."""
+        whole = index >= 0 and 0 < length == self._token.length(index)
+        return whole and not (index == 0 and self._joined) and newest.get(index, -1) <= written
 
     def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
         """Write one part; all but the last have the size that `Capabilities.part_size_for` gives.

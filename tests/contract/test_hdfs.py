@@ -47,14 +47,14 @@ class TestHdfs(BackendContract):
         self.root.write(key, data)
 
     def raw_list(self) -> list[str]:
-        if self.root.server.client().status(self.root.path) is None:
-            return []
-        return [key for key in self.root.keys() if ".tierstore-" not in key]
+        return [key for key in self._held() if ".tierstore-" not in key]
 
     def raw_uploads(self) -> list[str]:
-        if self.root.server.client().status(self.root.path) is None:
-            return []
-        return [key for key in self.root.keys() if ".tierstore-" in key]
+        return [key for key in self._held() if ".tierstore-" in key]
+
+    def _held(self) -> list[str]:
+        there = self.root.server.client().status(self.root.path)
+        return self.root.keys("") if there else []
 
 
 @pytest.mark.hdfs
