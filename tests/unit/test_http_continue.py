@@ -14,7 +14,7 @@ def test_an_unasked_continue_is_no_answer():
     got = []
 
     def serve(sock: socket.socket) -> None:
-        head, _, body = read_head(sock).partition(b"\r\n\r\n")
+        _, _, body = read_head(sock).partition(b"\r\n\r\n")
         sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         received = len(body)
         while received < len(BODY):
