@@ -221,6 +221,8 @@ class PartsUpload:
         """Join what is not joined yet and return the path of the whole."""
         first, token = f"{self._folder}/{names[0]}", self._token
         rest = self._check(names)
+        if rest and "," in first:
+            return self._stream(names)
         for batch in _batches([f"{self._folder}/{name}" for name in rest]):
             try:
                 self._files.client.call("POST", first, "CONCAT", sources=",".join(batch))
@@ -229,7 +231,7 @@ class PartsUpload:
                     raise
                 break
             except StorageError:
-                # An encryption zone, erasure coding, a comma in the root: as one stream.
+                # An encryption zone or erasure coding: as one stream.
                 if self._check(names) != rest:
                     raise
                 return self._stream(names)

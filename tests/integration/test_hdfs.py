@@ -167,13 +167,22 @@ def test_commas_and_odd_signs(backend: HdfsBackend, hdfs_root: HdfsRoot, key: st
     assert hdfs_root.keys() == [key]
 
 
-def test_where_concat_is_refused_it_is_one_stream(hdfs_root: HdfsRoot) -> None:
-    """A root with a comma: what CONCAT takes for two sources."""
+def test_a_root_with_a_comma_is_one_stream(hdfs_root: HdfsRoot) -> None:
     backend = open_hdfs(f"{hdfs_root.url}/r,s", OPTIONS)
     send(backend).commit(crc32c=crc32c(DATA))
     assert whole(backend) == DATA
     assert hdfs_root.keys() == ["r,s/d/x"]
     backend.close()
+
+
+def test_where_concat_is_refused_it_is_one_stream(
+    behind: HdfsBackend, proxy: Misbehaving, hdfs_root: HdfsRoot
+) -> None:
+    proxy.misdeeds.append(Misdeed(".*op=CONCAT", "answer", status=403))
+    send(behind).commit(crc32c=crc32c(DATA))
+    assert proxy.misdeeds[0].done == 1
+    assert hdfs_root.read("d/x") == DATA
+    assert hdfs_root.keys() == ["d/x"]
 
 
 @pytest.mark.parametrize("key", ["a:b", ".snapshot/x", ".tierstore-0/x", "n" * 256])
