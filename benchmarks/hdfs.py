@@ -90,22 +90,35 @@ class PeerProcess:
 
 @dataclass
 class Results:
-    """Samples by workload and peer, errors and what was left out by peer."""
+    """Samples by workload and peer, errors and what was left out by peer.
 
+    Attributes:
+        patience: seconds that a warm-up may take for the workload to be measured again.
+        once: peers and files that took longer; the warm-up is what counts.
+    """
+
+    patience: float
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    once: set[str] = field(default_factory=set)
 
     def take(self, peer: PeerProcess, workload: str, turn: int, *, counts: bool) -> None:
         """Ask and keep the answer; a peer that failed once is left out from then on."""
-        if peer.name in self.errors:
+        both = f"{peer.name}, {workload}"
+        shape = f"{peer.name}, {WORKLOADS[workload] or workload}"
+        if peer.name in self.errors or both in self.left_out or (counts and shape in self.once):
             return
         answer = peer.ask(workload, turn)
         if "error" in answer:
             self.errors[peer.name] = f"{workload}: {answer['error']}"
-        elif "unable" in answer:
-            self.left_out[f"{peer.name}, {workload}"] = answer["unable"]
-        elif counts:
+            return
+        if "unable" in answer:
+            self.left_out[both] = answer["unable"]
+            return
+        if answer["wall"] > self.patience and WORKLOADS[workload] != "one file":
+            self.once.add(shape)
+        if counts or shape in self.once:
             of_all = self.samples.setdefault(workload, {})
             of_all.setdefault(peer.name, []).append(Sample(**answer))
 
@@ -146,7 +159,8 @@ def _rounds(server: HdfsServer, peers: list[PeerProcess], rounds: int, results: 
 def _document(results: Results, settings: dict[str, str], rounds: int, scale: float) -> Any:
     files = shapes(scale)
     workloads: dict[str, Any] = {}
-    for workload, found in results.samples.items():
+    for workload in [name for name in WORKLOADS if name in results.samples]:
+        found = results.samples[workload]
         shape = files.get(WORKLOADS[workload])
         workloads[workload] = {
             "bytes": shape.count * shape.size if shape else RANGES * MIB,
@@ -159,6 +173,7 @@ def _document(results: Results, settings: dict[str, str], rounds: int, scale: fl
         "settings": settings,
         "left_out": results.left_out,
         "errors": results.errors,
+        "measured_once": sorted(results.once),
         "workloads": workloads,
     }
 
@@ -172,13 +187,16 @@ def run(
     rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
     peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
     scale: Annotated[float, typer.Option(min=0.01, max=1, help="Share of 1 GiB.")] = 1.0,
+    patience: Annotated[
+        float, typer.Option(help="Seconds; what a peer takes longer for is measured once.")
+    ] = 45.0,
 ) -> None:
     """Files, ranges and small files on HDFS: rates and client CPU, beside the peers'."""
     names = peer or list(PEERS)
     for name in names:
         if name not in PEERS:
             raise typer.BadParameter(f"{name!r} is not one of: {', '.join(PEERS)}")
-    results = Results()
+    results = Results(patience)
     with hdfs(settings={"dfs.replication": "1"}) as server, _peers(server, names, scale) as peers:
         results.left_out |= {p.name: p.left_out for p in peers if p.left_out}
         for name, why in results.left_out.items():

@@ -14,6 +14,7 @@ def markdown(document: dict[str, Any]) -> str:
         lines += ["", *_workload(workload, found)]
     lines += ["", *(f"- {name}: {text}" for name, text in document["settings"].items())]
     lines += [f"- left out: {name}: {why}" for name, why in document["left_out"].items()]
+    lines += [f"- measured once, without a warm-up: {name}" for name in document["measured_once"]]
     lines += [f"- {name} failed: {error}" for name, error in document["errors"].items()]
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 from tierstore.testing.servers.daemon import Daemon
 from tierstore.testing.servers.hadoop import Hadoop, find_hadoop
 from tierstore.testing.servers.hdfs_server import Cluster, HdfsServer
-from tierstore.testing.servers.process import free_port
+from tierstore.testing.servers.process import lasting_port
 from tierstore.testing.servers.programs import ServerUnavailableError
 
 _USER = "tierstore"
@@ -89,7 +89,7 @@ def _prepare(
     hadoop: Hadoop, folder: Path, datanodes: int, port: int | None, settings: Mapping[str, str]
 ) -> HdfsServer:
     """Write the configuration and return the server, not yet started."""
-    rpc, http = f"127.0.0.1:{free_port()}", f"127.0.0.1:{port or free_port()}"
+    rpc, http = f"127.0.0.1:{lasting_port()}", f"127.0.0.1:{port or lasting_port()}"
     names = folder / "namenode"
     _write(folder / "core-site.xml", {"fs.defaultFS": f"hdfs://{rpc}", "hadoop.tmp.dir": folder})
     site: dict[str, object] = {
@@ -114,11 +114,11 @@ def _prepare(
 
 def _datanode(hadoop: Hadoop, folder: Path, number: int) -> Daemon:
     name = f"datanode{number}"
-    data, http = folder / name, f"127.0.0.1:{free_port()}"
+    data, http = folder / name, f"127.0.0.1:{lasting_port()}"
     own = {
         "dfs.datanode.data.dir": data.as_uri(),
-        "dfs.datanode.address": f"127.0.0.1:{free_port()}",
-        "dfs.datanode.ipc.address": f"127.0.0.1:{free_port()}",
+        "dfs.datanode.address": f"127.0.0.1:{lasting_port()}",
+        "dfs.datanode.ipc.address": f"127.0.0.1:{lasting_port()}",
         "dfs.datanode.http.address": http,
     }
     arguments = [word for key, value in own.items() for word in ("-D", f"{key}={value}")]

@@ -21,7 +21,7 @@ from tierstore.testing.servers.programs import ServerUnavailableError
 from tierstore.testing.servers.webhdfs import WebHdfs
 
 _ADMIN_SECONDS = 60
-_STATE = "/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState"
+_BEANS = "/jmx?qry=Hadoop:service=NameNode,name="
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,7 @@ class HdfsServer:
         Raises:
             ServerUnavailableError: it does not answer.
         """
-        try:
-            with urllib3.PoolManager(retries=False, timeout=5.0) as http:
-                answer = http.request("GET", self.endpoint + _STATE)
-            found: dict[str, object] = json.loads(answer.data)["beans"][0]
-        except (urllib3.exceptions.HTTPError, ValueError, LookupError) as error:
-            raise ServerUnavailableError(f"the namenode does not tell its state: {error}") from None
-        return found
+        return self._bean("FSNamesystemState")
 
     def wait_ready(self, *, datanodes: int | None = None, seconds: float = 60.0) -> None:
         """Return once the namenode takes writes and so many datanodes (all, if None) are there.
@@ -179,12 +173,29 @@ class HdfsServer:
         self.client().status("/")  # the first request of all takes a second
 
     def wait_dead(self, datanodes: int, *, seconds: float = 60.0) -> None:
-        """Return once the namenode has given so many datanodes up.
+        """Return once the namenode has given so many datanodes up, and their replicas.
 
         Raises:
             ServerUnavailableError: it had not within `seconds`.
         """
-        self._wait(lambda: self.state()["NumDeadDataNodes"] == datanodes, (), seconds)
+
+        def given_up() -> bool:
+            # It counts a datanode as dead some seconds before it stops sending clients there.
+            state = self.state()
+            living = json.loads(str(self._bean("NameNodeInfo")["LiveNodes"]))
+            capacity = sum(node["capacity"] for node in living.values())
+            return state["NumDeadDataNodes"] == datanodes and state["CapacityTotal"] == capacity
+
+        self._wait(given_up, (), seconds)
+
+    def _bean(self, name: str) -> dict[str, object]:
+        try:
+            with urllib3.PoolManager(retries=False, timeout=5.0) as http:
+                answer = http.request("GET", f"{self.endpoint}{_BEANS}{name}")
+            found: dict[str, object] = json.loads(answer.data)["beans"][0]
+        except (urllib3.exceptions.HTTPError, ValueError, LookupError) as error:
+            raise ServerUnavailableError(f"the namenode does not tell its state: {error}") from None
+        return found
 
     def _wait(self, done: Callable[[], bool], daemons: tuple[Daemon, ...], seconds: float) -> None:
         deadline = time.monotonic() + seconds
