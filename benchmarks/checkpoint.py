@@ -45,12 +45,15 @@ class Options:
         place: a folder on the disk to measure.
         scale: share of the full size.
         patience: seconds that a peer's first turn may take for it to have more.
+        rest: seconds before every use of the disk. Virtual disks have a budget that fills up with
+            time; without a rest each peer would have what the one before it left.
     """
 
     rounds: int
     place: Path
     scale: float
     patience: float
+    rest: float
 
 
 class PeerProcess:
@@ -152,14 +155,18 @@ class Results:
         self.samples.setdefault(peer.name, {}).setdefault(measure, []).append(sample)
 
 
-def _round(peers: list[PeerProcess], results: Results, step: int) -> None:
-    """One turn of every peer at every measure."""
+def _round(peers: list[PeerProcess], results: Results, step: int, rest: float) -> None:
+    """One turn of every peer at every measure, each time with another one first."""
+    first = step % len(peers)
+    peers = peers[first:] + peers[:first]
     for command, measure, number in (("save", "save", 2 * step), ("stall", "async", 2 * step + 1)):
         for peer in peers:
             os.sync()  # what others left to be written is not this one's to wait for
+            time.sleep(rest)
             results.take(peer, measure, command, number)
     for peer in peers:
         machine.drop_caches(peer.place)
+        time.sleep(rest)
         results.take(peer, "load cold", "load", 2 * step)
         if peer.place is not None:
             machine.fill_cache(peer.place)
@@ -207,7 +214,8 @@ def _peers(
 def _scenario(scenario: str, names: list[str], bucket: str, options: Options) -> Results:
     """Measure peers on disk, then peers on S3: all of them at once would not fit in memory."""
     results = Results()
-    for group in ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE]):
+    groups = ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE])
+    for group in filter(None, groups):
         folder = Path(tempfile.mkdtemp(dir=options.place, prefix="tierstore-bench-"))
         try:
             with _peers(group, scenario, folder, bucket, options.scale) as peers:
@@ -229,7 +237,7 @@ def _turns(
     results.nbytes = max([results.nbytes, *(peer.nbytes for peer in peers)])
     warm_up = Results(errors=results.errors)
     for step in range(options.rounds + 1):
-        _round(peers, results if step else warm_up, step)
+        _round(peers, results if step else warm_up, step, options.rest)
         if step in (0, options.rounds) and scenario == "1 tensor":
             for peer in peers:
                 machine.drop_caches(peer.place)
@@ -274,7 +282,6 @@ def run(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="Scenario; may be repeated.")] = None,
     peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
@@ -283,6 +290,7 @@ def run(
     patience: Annotated[
         float, typer.Option(help="Seconds; a peer with a longer turn is measured once.")
     ] = 120.0,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds before each use of the disk.")] = 2.0,
 ) -> None:
     """Stall, time to durable, cold and warm load, client CPU and memory, beside the peers'."""
     scenarios = only or list(SCENARIOS)
@@ -291,7 +299,7 @@ def run(
         for name in given:
             if name not in known:
                 raise typer.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
-    options = Options(rounds, place.resolve(), scale, patience)
+    options = Options(rounds, place.resolve(), scale, patience, rest)
     document: dict[str, Any] = {"machine": machine.describe(), "rounds": rounds, "scenarios": {}}
     document["settings"] = {name: PEERS[name].settings for name in names}
     with contextlib.ExitStack() as stack:
@@ -311,9 +319,6 @@ def run(
             }
     if json_file:
         json_file.write_text(json.dumps(document, indent=1))
-    text = report.markdown(document)
-    if markdown:
-        markdown.write_text(text)
-    print(text)
+    print(report.markdown(document))
     if any(part["errors"] for part in document["scenarios"].values()):
         raise typer.Exit(1)

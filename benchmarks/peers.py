@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,16 +173,27 @@ class _Dcp(_Blocking):
         dcp.load(state, storage_reader=self.reader(step))
 
     def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.tensor import DTensor, Shard
+        import torch.distributed.checkpoint as dcp
 
-        # The first of many ranks' shards of the whole, as a job of that size would ask for it.
-        mesh = DeviceMesh("cpu", [0])
-        shape = torch.Size((rows, *out.shape[1:]))
-        shard = DTensor.from_local(
-            out, mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
-        )
-        self.load(step, {name: shard})
+        whole = {name: torch.empty(rows, *out.shape[1:])}  # for its shape; never touched
+        dcp.load(whole, storage_reader=self.reader(step), planner=_slice_planner(out))
+
+
+def _slice_planner(out: torch.Tensor) -> Any:
+    """Return a planner that asks for the leading rows only, as one of many ranks does."""
+    from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan
+    from torch.distributed.checkpoint.planner import ReadItem
+
+    class Slice(DefaultLoadPlanner):
+        def create_local_plan(self) -> LoadPlan:
+            plan = super().create_local_plan()
+            plan.items = [replace(item, lengths=out.shape) for item in plan.items]
+            return plan
+
+        def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:  # noqa: ARG002
+            return out
+
+    return Slice()
 
 
 class DcpFile(_Dcp):
@@ -274,6 +286,15 @@ class TierstoreDcp(_Dcp):
             self._writer.close()
 
 
+class _Slice(torch.Tensor):
+    """A part of a larger tensor, in torch's own protocol for that."""
+
+    global_shape: tuple[int, ...]
+    global_offsets: tuple[tuple[int, ...], ...]
+    local_offsets: tuple[tuple[int, ...], ...]
+    local_sizes: tuple[tuple[int, ...], ...]
+
+
 class Tierstore(_Dcp):
     """This project's `Checkpointer`."""
 
@@ -294,6 +315,13 @@ class Tierstore(_Dcp):
 
     def load(self, step: int, state: State) -> None:
         self._checkpointer.restore(state, step=step, strict=False)
+
+    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
+        part = out.as_subclass(_Slice)
+        part.global_shape = (rows, *out.shape[1:])
+        part.global_offsets = part.local_offsets = ((0,) * out.ndim,)
+        part.local_sizes = (tuple(out.shape),)
+        self.load(step, {name: part})
 
     def close(self) -> None:
         self._checkpointer.close()

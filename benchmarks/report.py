@@ -38,7 +38,7 @@ def _scenario(scenario: str, found: dict[str, Any]) -> list[str]:
         "| cold load, s | warm load, s | CPU s/GB | slice reads, MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    bare = _median(found["peers"].get("bare copy", {}), "save", "wall")
+    bare = _median(found["peers"].get("bare copy", {}), "async", "stall")
     lines += [_row(name, peer, size, bare) for name, peer in found["peers"].items()]
     lines += [
         f"- {name} took {seconds:.0f} s a turn and was measured once, without a warm-up"

@@ -32,6 +32,7 @@ class Worker:
         self.state = states.make(scenario, rank=self.rank, scale=scale)
         self.digests = states.digests(self.state)
         self.peer: Peer = PEERS[name](where)
+        self.out = torch.empty(0)
 
     def save(self, step: int) -> Callable[[], float | None]:
         """A save that is durable when it returns."""
@@ -49,8 +50,21 @@ class Worker:
     def slice(self, step: int) -> Callable[[], float | None]:
         """A load of the leading 4 MiB of the first tensor."""
         name, tensor = next(iter(self.state.items()))
-        out = torch.zeros(SLICE_BYTES // tensor[0].nbytes, *tensor.shape[1:])
-        return lambda: self.peer.load_slice(step, name, len(tensor), out)
+        self.out = torch.zeros(SLICE_BYTES // tensor[0].nbytes, *tensor.shape[1:])
+        return lambda: self.peer.load_slice(step, name, len(tensor), self.out)
+
+    def check(self, command: str) -> None:
+        """Compare what was loaded with what was saved.
+
+        Raises:
+            RuntimeError: it is something else.
+        """
+        first = next(iter(self.state.values()))
+        good = command != "load" or states.digests(self.state) == self.digests
+        if command == "slice":
+            good = torch.equal(self.out, first[: len(self.out)])
+        if not good:
+            raise RuntimeError(f"the {command} gave other bytes than were saved")
 
     def answer(self, command: str, step: int) -> dict[str, float | str]:
         """Prepare, wait for the other ranks, measure, and check what was loaded.
@@ -61,8 +75,7 @@ class Worker:
         call = getattr(self, command)(step)
         dist.barrier()
         sample = measure(call)
-        if command == "load" and states.digests(self.state) != self.digests:
-            raise RuntimeError("the load gave other bytes than were saved")
+        self.check(command)
         return asdict(sample)
 
 

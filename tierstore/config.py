@@ -17,10 +17,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -201,10 +202,15 @@ def _from_table(table: Mapping[str, object], path: Path, number: int) -> TierCon
     rest = dict(table)
     url = rest.pop("url", None)
     if not isinstance(url, str):
-        raise ConfigError(f"{where} has no 'url' that is text")
+        raise ConfigError(f"{where} has no 'url' that is text", hint=_misspelt("url", rest))
     if "name" not in rest:
-        raise ConfigError(f"{where} has no 'name'")
+        raise ConfigError(f"{where} has no 'name'", hint=_misspelt("name", rest))
     return _tier(url, rest, where=where)
+
+
+def _misspelt(key: str, given: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(given), 1)
+    return f"is {close[0]!r} meant for it?" if close else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.backend import Capabilities, Check, ObjectInfo
 from tierstore.blocks import Buffer
 from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
@@ -16,6 +17,8 @@ from tierstore_s3.options import MIB, S3Options
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
 
 _DELETE_BATCH = 1000
+_FORGOTTEN = 86_400.0  # seconds
+_LOOKED_AT = 10_000
 
 
 @declares(S3Options)
@@ -139,6 +142,21 @@ class S3Backend:
     def abort_upload(self, upload: OpenUpload) -> None:
         """Free what an open upload holds. Idempotent."""
         self._uploads.abort(upload.key, upload.upload_id)
+
+    def diagnose(self) -> Iterator[Check]:
+        """Yield what `tierstore doctor` shall say about this bucket."""
+        before = time.time() - _FORGOTTEN
+        old = [each for each in islice(self.uploads(), _LOOKED_AT) if each.begun < before]
+        if old:
+            advice = (
+                "they cost money: let the bucket abort incomplete uploads after some days "
+                "(a lifecycle rule), or call S3Backend.abort_upload for those of "
+                "S3Backend.uploads() begun over a day ago; a younger one may be under way"
+            )
+            detail = f"{len(old)} were begun over a day ago, the first of {old[0].key!r}"
+            yield Check("unfinished uploads", "warning", detail, advice)
+        else:
+            yield Check("unfinished uploads", "ok", "none over a day old")
 
     def close(self) -> None:
         """Release connections. Idempotent."""

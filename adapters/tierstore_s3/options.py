@@ -48,7 +48,7 @@ class S3Options:
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     kms_key: str | None = None
     part_size: int = 32 * MIB
-    read_size: int = 16 * MIB
+    read_size: int = 32 * MIB
     concurrency: int = 8
     connect_timeout: float = 5.0
     stall_timeout: float = 30.0

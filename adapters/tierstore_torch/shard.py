@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.distributed.tensor import DTensor
 
-from tierstore.blocks import crc32c
+from tierstore.blocks import crc32c, crc32c_of
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.values import NotPlainError, encode
 from tierstore.image.layout import Chunk, plan_layout
@@ -174,6 +174,7 @@ class RankShard:
         ]
         self.digests = [_NOT_MINE] * 2 * len(part.shared)
         self._values: list[Any] = scan.values
+        self._encoded: dict[int, tuple[Literal["json", "opaque"], bytes]] = {}
         self.declared = part.declared
         chunks = [
             self._renamed(scan.chunks[index], scan.tree.leaves[scan.places[index][0]])
@@ -207,9 +208,12 @@ class RankShard:
             return held[place[1]] if isinstance(held, list) else held
 
         self.staged.sources = [chunk(place) for place in self._places]
-        self.digests = []
+        self._encoded = {i: encode_value(values[i]) for leaves, _ in self._shared for i in leaves}
+        digests: list[int] = []
         for leaves, places in self._shared:
-            self.digests += _digest([values[i] for i in leaves], [chunk(at) for at in places])
+            texts = [self._encoded[leaf][1] for leaf in leaves]
+            digests += _digest(texts, [chunk(place) for place in places])
+        self.digests = digests  # only when all are there: every rank sends as many
         return True
 
     def value_entries(self) -> list[ValueEntry]:
@@ -217,13 +221,14 @@ class RankShard:
         entries = []
         for index in self._owned_values:
             leaf = self._tree.leaves[index]
-            kind, data = encode_value(self._values[index])
+            kind, data = self._encoded.get(index) or encode_value(self._values[index])
             entries.append(ValueEntry(self._name(leaf), leaf.path, kind, data))
         return entries
 
     def release(self) -> None:
         """Forget the state: between saves no tensor of it is kept alive."""
         self._values = []
+        self._encoded = {}
         self.staged.sources = []
 
     def _renamed(self, chunk: Chunk, leaf: Leaf) -> Chunk:
@@ -244,12 +249,10 @@ def encode_value(value: object) -> tuple[Literal["json", "opaque"], bytes]:
         return "opaque", buffer.getvalue()
 
 
-def _digest(values: Sequence[object], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    if not values and not tensors:
+def _digest(texts: Sequence[bytes], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    if not texts and not tensors:
         return _NOT_MINE, _NOT_MINE
-    total = 0
-    for value in values:
-        total = crc32c(encode_value(value)[1], total)
+    total = crc32c_of(texts)
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         flat = private.copyable(tensor).resolve_conj().resolve_neg().reshape(-1)

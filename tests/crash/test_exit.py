@@ -27,6 +27,29 @@ if sys.argv[2] == "raises":
 """
 
 
+_FORKS = """
+import multiprocessing, sys, torch
+from tierstore_torch import Checkpointer
+ckpt = Checkpointer(sys.argv[1], run="run")
+save = ckpt.save(1, {"w": torch.zeros(50_000_000)})
+child = multiprocessing.get_context("fork").Process(target=int)
+under_way = not save.done
+child.start()
+child.join(20)
+print(under_way, child.exitcode)
+ckpt.close()
+if child.exitcode is None:
+    child.kill()
+"""
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_saves(tmp_path: Path) -> None:
+    """Such as a data loader's worker: it has none of the threads that would finish them."""
+    command = [sys.executable, "-W", "ignore", "-c", _FORKS, tmp_path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["True", "0"], done.stderr
+
+
 @pytest.mark.parametrize(("end", "code"), [("raises", 1), ("falls off the end", 0)])
 def test_a_forgotten_checkpointer_finishes_and_lets_the_process_exit(
     tmp_path: Path, end: str, code: int

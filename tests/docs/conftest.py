@@ -124,7 +124,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 
 def _close_all() -> None:
-    """Close what a failed example left open: its threads would keep the tests from ending."""
+    """Close what a failed example left open, before the process group that it uses is gone."""
     from tierstore_torch import Checkpointer
     from tierstore_torch.dcp_stage import close_staging
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -89,6 +90,18 @@ def diverging(url: str, kind: str) -> list[str]:
             elif rank:
                 own["b"]["rng"] = step + differs
             texts.append(outcome(lambda at=step: checkpointer.save(at, own).wait()))
+    return texts
+
+
+def becomes_unsavable(url: str) -> list[str]:
+    """What the ranks share can no longer be encoded on one of them, for one save."""
+    state: dict[str, Any] = {"a": torch.ones(4), "note": object, "lr": 0.1}
+    texts = []
+    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+        for step in (1, 2, 3):
+            fails = step == 2 and dist.get_rank() == 1
+            state["note"] = threading.Lock() if fails else object
+            texts.append(outcome(lambda at=step: checkpointer.save(at, state).wait()))
     return texts
 
 

@@ -56,6 +56,12 @@ def test_what_comes_to_differ_is_noticed_at_the_save(
         assert re.match(rf"PlanError: {key}: ranks \d and 2 hold different", texts[1])
 
 
+def test_what_one_rank_can_no_longer_encode_fails_on_all(ranks: Ranks, url: str) -> None:
+    for texts in ranks.run(2, cases.becomes_unsavable, url):
+        assert texts[0] == texts[2] == "None"
+        assert "cannot pickle" in texts[1]
+
+
 def test_ranks_must_save_the_same_step(ranks: Ranks, url: str) -> None:
     for text in ranks.run(3, cases.different_steps, url):
         assert text == "PlanError: ranks save different steps at once: 10 and 12"

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.backend import Capabilities, Check, ObjectInfo
 from tierstore.backends.direct_io import is_cached, read_at, set_direct
 from tierstore.backends.folders import Folders
+from tierstore.backends.local_diagnosis import diagnose
 from tierstore.backends.local_errors import translated
 from tierstore.backends.local_list import walk
 from tierstore.backends.local_upload import LocalUpload, Site
@@ -170,6 +171,10 @@ class LocalBackend:
             parents.add(os.path.dirname(path))
         for parent in sorted(parents, key=len, reverse=True):
             self._site.folders.prune(parent)
+
+    def diagnose(self) -> Iterator[Check]:
+        """Yield what `tierstore doctor` shall say about the disk."""
+        return diagnose(self._root)
 
     def close(self) -> None:
         """Abort the uploads that are still open."""

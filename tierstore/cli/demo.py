@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,17 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tierstore.cli.output import ConfigOption, JsonOption, console, print_json
+from tierstore.cli.output import JsonOption, console, print_json, size, table
 from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _STEPS = 16
 _EVERY = 4
 _KILL_AT = 12
 _RUN = "demo"
 _RANK_SECONDS = 300
+_END_SECONDS = 20
+_LOG_CHARACTERS = 3000
 
 
 class DemoError(TierstoreError):
@@ -56,46 +62,41 @@ class Job:
         """
         found = [e for e in self.events if e["event"] == event]
         if not found:
-            raise DemoError(f"the job reported no {event!r}:\n{self.log[-2000:]}")
+            raise DemoError(f"the job reported no {event!r}:\n{self.end_of_log()}")
         return found[-1]
+
+    def end_of_log(self) -> str:
+        """Return what its ranks printed last."""
+        return self.log[-_LOG_CHARACTERS:].strip()
 
 
 @dataclass
 class Demo:
-    """The folder and the tiers of one demonstration."""
+    """The folder, the run and the tiers of one demonstration."""
 
     folder: Path
+    run: str
     config: str
     environment: dict[str, str]
     out: Console
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
     def launch(self, title: str, ranks: int, *extra: str, save: bool = True) -> Job:
         """Run the training job under torchrun until it ends."""
-        self.out.print(f"[bold]{title}[/] ", end="")
-        events = Path(tempfile.mkdtemp(dir=self.folder, prefix="events-"))
+        self.out.print(title, style="bold", end=" ", soft_wrap=True)
+        events = self.folder / "events" / str(next(self._numbers))
+        events.mkdir(parents=True)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(ranks), "-m", "tierstore_torch.demo.train"]
         command += ["--steps", str(_STEPS), "--every", str(_EVERY), "--events", str(events)]
-        command += ["--job", _RUN, *(["--config", self.config] if save else []), *extra]
+        command += ["--job", self.run, *(["--config", self.config] if save else []), *extra]
         started = time.perf_counter()
-        try:
-            done = subprocess.run(
-                command,
-                env=os.environ | self.environment | {"OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=_RANK_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as late:
-            raise DemoError(f"the job did not end within {_RANK_SECONDS} s") from late
+        code, log = _run_to_end(
+            command, os.environ | self.environment | {"OMP_NUM_THREADS": "1"}, _RANK_SECONDS
+        )
         seconds = time.perf_counter() - started
         self.out.print(f"{seconds:.0f} s", style="dim")
-        first = events / "0.jsonl"
-        lines = first.read_text().splitlines() if first.exists() else []
-        return Job(done.returncode, seconds, [json.loads(x) for x in lines], done.stdout)
+        return Job(code, seconds, _events(events / "0.jsonl"), log)
 
     def finished(self, job: Job) -> Job:
         """Return the job if it ended well.
@@ -104,14 +105,71 @@ class Demo:
             DemoError: it did not; the message ends with its log.
         """
         if job.code:
-            raise DemoError(f"the training job failed:\n{job.log[-3000:]}")
+            raise DemoError(f"the training job failed:\n{job.end_of_log()}")
         return job
 
 
+def _run_to_end(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
+    """Run torchrun and return its exit code and what it and its ranks printed.
+
+    Its ranks are in sessions of their own: only torchrun, asked politely, ends them too.
+
+    Raises:
+        DemoError: it did not end in time.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C is ours to pass on, once
+    )
+    try:
+        log, _ = process.communicate(timeout=seconds)
+    except BaseException as error:
+        log = _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            text = f"the job did not end within {seconds:g} s:\n{log[-_LOG_CHARACTERS:]}"
+            raise DemoError(text) from error
+        raise
+    return process.returncode, log
+
+
+def _end(process: subprocess.Popen[str]) -> str:
+    process.terminate()
+    try:
+        return process.communicate(timeout=_END_SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return ""
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    """Return what a rank reported; a line that it died in is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def run(
-    config: ConfigOption = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE|URL",
+            help="Save to these tiers instead: a configuration file, or URLs, one each.",
+            show_default=False,
+        ),
+    ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="An empty folder for it all; a temporary one if left out.")
+        Path | None,
+        typer.Option(
+            help="An empty folder for it all; a temporary one if left out.", file_okay=False
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,21 +178,60 @@ def run(
     Saves to a local folder and to S3: MinIO if it is on PATH, otherwise moto in this process, or
     the tiers that --config names. Takes under two minutes.
     """
-    for module, extra in (("torch", "torch"), ("boto3", "s3")):
+    _check_packages(own=bool(config))
+    own = _own_tiers(config)
+    out = console(stderr=as_json)
+    place = _place(folder)
+    name = f"{_RUN}-{secrets.token_hex(3)}" if config else _RUN  # it may not be the first there
+    try:
+        with _tiers(own, place, out) as (source, environment):
+            result = _story(Demo(place, name, source, environment, out))
+    except DemoError as error:
+        error.hint = f"what it left lies in {place}"
+        raise
+    except TierstoreError:
+        with contextlib.suppress(OSError):
+            place.rmdir()  # no server, so nothing was begun
+        raise
+    look = source if config else f"file://{place}/nvme"
+    if as_json:
+        print_json(result | {"run": name, "folder": str(place), "config": look})
+    else:
+        _print(out, result, name, look)
+        enough = "remove it when you have seen enough"
+        out.print(f"\nThe rest lies in {place}; {enough}.", soft_wrap=True)
+
+
+def _check_packages(*, own: bool) -> None:
+    """Raise ConfigError if a package is missing; tiers of one's own may need no S3."""
+    for module, extra in (("torch", "torch"), *(() if own else (("boto3", "s3"),))):
         if find_spec(module) is None:
             raise ConfigError(
                 f"the demo needs {module}", hint=f"pip install 'tierstore[{extra},testing]'"
             )
-    out = console(stderr=as_json)
-    place = _place(folder)
-    with _tiers(config, place, out) as (source, environment):
-        result = _story(Demo(place, source, environment, out))
-    look = source if config else f"file://{place}/nvme"
-    if as_json:
-        print_json(result | {"folder": str(place), "config": look})
-    else:
-        _table(out, result, look)
-        out.print(f"All of it lies in {place}; remove it when you have seen enough.")
+
+
+def _own_tiers(config: list[str] | None) -> Path | str | None:
+    """Return the file of the tiers that were asked for, or TOML of their URLs; None if none were.
+
+    Raises:
+        ConfigError: it is wrong. The job would find out only after a while.
+    """
+    from tierstore.config import load_config
+    from tierstore.registry import is_url
+
+    if not config:
+        return None
+    tiers = load_config(*config).tiers
+    if any(tier.url.startswith("memory:") for tier in tiers):
+        raise ConfigError(
+            "memory:// lives in one process and the demo has several",
+            hint="write file:///dev/shm/... for a tier in memory",
+        )
+    if not is_url(config[0]):
+        return Path(config[0]).resolve()
+    pairs = zip(tiers, config, strict=True)
+    return "".join(_tier(tier.name, url) for tier, url in pairs)
 
 
 def _place(folder: Path | None) -> Path:
@@ -148,15 +245,15 @@ def _place(folder: Path | None) -> Path:
 
 @contextlib.contextmanager
 def _tiers(
-    config: list[str] | None, folder: Path, out: Console
+    own: Path | str | None, folder: Path, out: Console
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the configuration's path and the environment that its credentials need."""
-    if config and len(config) == 1 and "://" not in config[0]:
-        yield str(Path(config[0]).resolve()), {}
-        return
     path = folder / "tierstore.toml"
-    if config:
-        path.write_text("".join(_tier(f"tier{i}", url) for i, url in enumerate(config, 1)))
+    if isinstance(own, Path):
+        yield str(own), {}
+        return
+    if own is not None:
+        path.write_text(own)
         yield str(path), {}
         return
     from tierstore.testing import servers
@@ -165,15 +262,17 @@ def _tiers(
     with servers.minio() if real else servers.moto() as server:
         out.print(f"S3 is {'MinIO' if real else 'moto, in this process'} at {server.endpoint}")
         bucket = server.new_bucket()
-        path.write_text(_tier("nvme", f"file://{folder}/nvme") + _tier("s3", server.url(bucket)))
+        nvme = _tier("nvme", f"file://{folder}/nvme")
+        path.write_text(nvme + _tier("s3", server.url(bucket)))
         try:
             yield str(path), server.environment()
         finally:
             server.remove_bucket(bucket)
+            path.write_text(nvme)  # who looks there later finds what is still there
 
 
 def _tier(name: str, url: str) -> str:
-    return f'[[tier]]\nname = "{name}"\nurl = "{url}"\n'
+    return f"[[tier]]\nname = {json.dumps(name)}\nurl = {json.dumps(url)}\n"
 
 
 def _story(demo: Demo) -> dict[str, Any]:
@@ -192,11 +291,13 @@ def _story(demo: Demo) -> dict[str, Any]:
         str(_KILL_AT),
     )
     if not killed.code:
-        raise DemoError("the job that lost a rank ended as if it had not")
+        text = "the job that lost a rank ended as if it had not"
+        raise DemoError(f"{text}:\n{killed.end_of_log()}")
     resumed = demo.finished(demo.launch("3. the same command again: resumes, 2 ranks", 2))
     step = resumed.last("restored")["step"]
     if step != _KILL_AT - _EVERY:
-        raise DemoError(f"resumed from step {step}, not from {_KILL_AT - _EVERY}")
+        text = f"resumed from step {step}, not from {_KILL_AT - _EVERY}; the killed job said"
+        raise DemoError(f"{text}:\n{killed.end_of_log()}")
     _same("loss", whole.losses(), killed.losses() | resumed.losses())
     demo.out.print(
         f"   resumed from step {step}; all {_STEPS} losses equal the uninterrupted run's",
@@ -225,20 +326,29 @@ def _same(what: str, expected: object, found: object) -> None:
         raise DemoError(f"the {what} differ:\n  {expected}\n  {found}")
 
 
-def _table(out: Console, result: dict[str, Any], look: str) -> None:
-    from rich.table import Table
+def _print(out: Console, result: dict[str, Any], name: str, look: str) -> None:
+    out.print("\nsaves of rank 0", style="italic")
+    out.print(_table(result))
+    tiers = [tier for save in result["saves"] for tier in save["tiers"]]
+    roots = {tier["tier"]: tier["where"].rpartition(f"/runs/{name}/")[0] for tier in tiers}
+    out.print("\nThe checkpoints are in")
+    for tier, root in roots.items():
+        gone = "" if root.startswith("file:") or name != _RUN else "  (gone with its server)"
+        out.print(f"  {tier}: {root}{gone}", soft_wrap=True)
+    out.print("\nLook at them:")
+    for command in ("ls", "show", "verify"):
+        out.print(f"  tierstore {command} {name} --config {shlex.quote(look)}", soft_wrap=True)
 
-    table = Table(box=None, pad_edge=False, title="saves of rank 0", title_justify="left")
-    for column in ("step", "stall, ms", "tier", "seconds", "GB/s", "where"):
-        table.add_column(column, justify="left" if column in ("tier", "where") else "right")
+
+def _table(result: dict[str, Any]) -> Table:
+    columns = ("step", "stall, ms", "tier", "seconds", "size", "GB/s")
+    rows = table(columns, right=[column for column in columns if column != "tier"])
     for save in result["saves"]:
         for index, tier in enumerate(save["tiers"]):
             first = (str(save["step"]), f"{save['stall'] * 1000:.1f}") if not index else ("", "")
-            rate = f"{tier['gb_per_s']:.3f}" if tier["gb_per_s"] else ""
-            seconds = f"{tier['seconds']:.2f}" if tier["seconds"] is not None else tier["state"]
-            table.add_row(*first, tier["tier"], seconds, rate, tier["where"])
-    out.print()
-    out.print(table)
-    out.print("\nLook at them:")
-    for command in (f"ls {_RUN}", f"show {_RUN}", f"verify {_RUN}"):
-        out.print(f"  tierstore {command} --config {look}", soft_wrap=True)
+            if tier["state"] == "committed":
+                times = f"{tier['seconds']:.2f}", size(tier["bytes"]), f"{tier['gb_per_s']:.3f}"
+            else:
+                times = tier["state"], "", ""
+            rows.add_row(*first, tier["tier"], *times)
+    return rows

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tierstore.cli.output import ConfigOption, JsonOption, console, open_tiers, print_json
-from tierstore.errors import CheckpointNotFoundError
+from tierstore.cli.output import (
+    AnyRunArgument,
+    ConfigOption,
+    JsonOption,
+    console,
+    of_tier,
+    open_tiers,
+    print_json,
+    print_unseen,
+    table,
+)
+from tierstore.errors import CheckpointNotFoundError, StorageError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.ladder.tiers import OpenTier
+
+Unseen = list[tuple[str, TierstoreError]]
+"""The tiers that could not be listed, or not for one run, each with its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,46 +48,69 @@ class Row:
     line: str
     tiers: list[str]
 
+    def to_json(self) -> dict[str, object]:
+        """Return it under the names that `tierstore show` uses."""
+        numbers = {"step": self.step, "launch": self.launch, "try": self.number}
+        return {"run": self.run, **numbers, "line": self.line, "tiers": self.tiers}
+
 
 def run(
-    run: Annotated[str | None, typer.Argument(help="A run; all runs if left out.")] = None,
+    run: AnyRunArgument = None,
     config: ConfigOption = None,
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Also abandoned lines and deleted steps.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List checkpoints, newest first, and the tiers that hold them."""
+    """List checkpoints, newest first, and the tiers that hold them.
+
+    A tier that cannot be listed is reported, the others are shown, and the exit code is 1.
+    """
     with open_tiers(config) as tiers:
-        names = [run] if run else _runs(tiers)
-        rows = [row for name in names for row in _rows(tiers, name)]
-        if run and not rows:
-            raise CheckpointNotFoundError(
-                f"run {run!r} has no checkpoint here", hint="`tierstore ls` lists every run"
-            )
-        shown = [row for row in rows if everything or row.line in ("latest", "timeline")]
-        if as_json:
-            print_json([asdict(row) for row in shown])
-        else:
-            _print(shown, [tier.name for tier in tiers], hidden=len(rows) - len(shown))
+        names, unseen = ([run], []) if run else _runs(tiers)
+        rows = [row for name in names for row in _rows(tiers, name, unseen)]
+        everyone = [tier.name for tier in tiers]
+    if unseen and not rows:  # "there is none" would be a guess
+        print_unseen(unseen[:-1])
+        raise of_tier(*unseen[-1])
+    if run and not rows:
+        raise CheckpointNotFoundError(
+            f"run {run!r} has no checkpoint on {', '.join(everyone)}",
+            hint="`tierstore ls` lists every run",
+        )
+    shown = [row for row in rows if everything or row.line in ("latest", "timeline")]
+    if as_json:
+        print_json([row.to_json() for row in shown])
+    else:
+        _print(shown, everyone, unseen, hidden=len(rows) - len(shown))
+    if unseen:
+        print_unseen(unseen)
+        raise typer.Exit(1)
 
 
-def _runs(tiers: list[OpenTier]) -> list[str]:
+def _runs(tiers: Sequence[OpenTier]) -> tuple[list[str], Unseen]:
     from tierstore.checkpoint.store import list_runs
 
-    return sorted({name for tier in tiers for name in list_runs(tier.backend)})
+    names: set[str] = set()
+    unseen: Unseen = []
+    for tier in tiers:
+        try:
+            names.update(list_runs(tier.backend))
+        except TierstoreError as error:
+            unseen.append((tier.name, error))
+    return sorted(names), unseen
 
 
-def _rows(tiers: list[OpenTier], run: str) -> list[Row]:
+def _rows(tiers: Sequence[OpenTier], run: str, unseen: Unseen) -> list[Row]:
     from tierstore.ladder.find import survey
 
-    seen = survey(tiers, run)
-    if seen.errors:
-        raise next(iter(seen.errors.values()))
+    away = [name for name, error in unseen if isinstance(error, StorageError)]
+    seen = survey([tier for tier in tiers if tier.name not in away], run)
+    unseen += seen.errors.items()
     alive = seen.timeline
-    everything = sorted({a for commits in seen.commits.values() for a in commits}, reverse=True)
+    others = {a for commits in seen.commits.values() for a in commits} - {*alive}
     rows = []
-    for attempt in [*alive, *(a for a in everything if a not in alive)]:
+    for attempt in [*alive, *sorted(others, reverse=True)]:
         holders = seen.holders(attempt)
         line = "abandoned" if holders else "deleted"
         if attempt in alive:
@@ -82,18 +119,15 @@ def _rows(tiers: list[OpenTier], run: str) -> list[Row]:
     return rows
 
 
-def _print(rows: list[Row], tiers: list[str], *, hidden: int) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "step", "launch", "try", "line", *tiers):
-        table.add_column(column, justify="right" if column in ("step", "launch", "try") else "left")
+def _print(rows: list[Row], tiers: list[str], unseen: Unseen, *, hidden: int) -> None:
+    shown = table(["run", "step", "launch", "try", "line", *tiers], right=("step", "launch", "try"))
+    absent = dict.fromkeys(tiers, "-") | {tier: "?" for tier, _ in unseen}
     for row in rows:
-        marks = ["yes" if tier in row.tiers else "-" for tier in tiers]
-        numbers = (str(row.step), str(row.launch), str(row.number))
-        table.add_row(row.run, *numbers, row.line, *marks)
+        marks = ["yes" if tier in row.tiers else absent[tier] for tier in tiers]
+        numbers = map(str, (row.step, row.launch, row.number))
+        shown.add_row(row.run, *numbers, row.line, *marks)
     if rows:
-        console().print(table)
+        console().print(shown)
     else:
         console(stderr=True).print("no checkpoints")
     if hidden:

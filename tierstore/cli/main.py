@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +13,9 @@ from tierstore import __version__
 from tierstore.cli import demo, doctor, ls, show, verify
 from tierstore.cli.output import print_error
 from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
+from tierstore.registry import parse_url
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 app = typer.Typer(
     name="tierstore",
@@ -18,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("ls")(ls.run)
@@ -48,10 +54,19 @@ def options(
     del version
 
 
-def main() -> None:
-    """Run the command line and turn every expected error into a message and an exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and turn every expected error into a message and an exit code.
+
+    Args:
+        argv: the words after the program's name; those of this process if None.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        app()
+        _refuse_secrets(words)
+        app(args=words, prog_name="tierstore")
     except (ConfigError, InvalidKeyError) as error:
         print_error(error)
         sys.exit(2)
@@ -60,6 +75,10 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe left; nobody is listening
-        sys.exit(141)
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """Look at every URL first: what is said about a wrong word repeats it."""
+    for word in words:
+        if url := _URL.search(word):
+            parse_url(url[0])

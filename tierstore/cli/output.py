@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
 
 import typer
 
-from tierstore.errors import ConfigError, TierstoreError
+from tierstore.errors import ConfigError, IntegrityError, StorageError, TierstoreError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+    from tierstore.config import Config
     from tierstore.ladder.tiers import OpenTier
+
+PATIENCE = 5.0
+"""Seconds that a request of somebody who waits at a terminal is repeated."""
+_PIPE_WIDTH = 10_000
+_LISTENER_LEFT = 141  # as the shell calls a program that SIGPIPE ended
+
+
+def _not_a_url(value: str | None) -> str | None:
+    if value and "://" in value:
+        raise typer.BadParameter("a run is wanted here; a tier's URL goes behind --config")
+    return value
+
 
 ConfigOption = Annotated[
     list[str] | None,
@@ -29,7 +45,12 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-RunArgument = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+RunArgument = Annotated[
+    str, typer.Argument(help="The run's name.", show_default=False, callback=_not_a_url)
+]
+AnyRunArgument = Annotated[
+    str | None, typer.Argument(help="A run; all runs if left out.", callback=_not_a_url)
+]
 StepArgument = Annotated[
     int | None, typer.Argument(help="The step; the latest if left out.", show_default=False)
 ]
@@ -39,50 +60,130 @@ TierOption = Annotated[
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return where people read; colour only on a terminal, full width in a pipe."""
+    """Return where people read; in a pipe without colour, and lines are not folded.
+
+    Nothing in a text is markup: names of tensors and paths have brackets.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            _listener_left(stream)
+
+    return Terminal(
+        stderr=stderr,
+        width=None if stream.isatty() else _PIPE_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def table(columns: Iterable[str], *, right: Collection[str] = ()) -> Table:
+    """Return an empty table; those in `right` are for numbers; long cells are folded, not cut."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
 
 
 def print_json(value: object) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    try:
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _listener_left(sys.stdout)
+
+
+def _listener_left(stream: TextIO) -> NoReturn:
+    """End without a word; Python would complain when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    raise SystemExit(_LISTENER_LEFT)
 
 
 def print_error(error: TierstoreError) -> None:
     """Print what happened and the next step on standard error."""
-    hint, error.hint = error.hint, ""
     out = console(stderr=True)
-    out.print("[bold red]error:[/]", end=" ")
-    out.print(str(error), markup=False, soft_wrap=True)
-    if hint:
-        out.print("[bold]next:[/]", end=" ")
-        out.print(hint, markup=False, soft_wrap=True)
-    error.hint = hint
+    out.print("error:", style="bold red", end=" ")
+    out.print(said(error), soft_wrap=True)
+    if step := next_step(error):
+        out.print("next:", style="bold", end=" ")
+        out.print(step, soft_wrap=True)
+
+
+def said(error: TierstoreError) -> str:
+    """Return what happened, without the hint."""
+    return str(error).removesuffix(f" ({error.hint})")
+
+
+def next_step(error: TierstoreError) -> str:
+    """Return the error's hint, or where to look when it has none."""
+    if error.hint:
+        return error.hint
+    if isinstance(error, StorageError):
+        return "`tierstore doctor` checks every tier and says what to do"
+    if isinstance(error, IntegrityError):
+        return "`tierstore verify` reports all damage of a checkpoint"
+    return ""
+
+
+def of_tier(name: str, error: TierstoreError) -> TierstoreError:
+    """Return an error as one of a tier, by its name."""
+    kind = ConfigError if isinstance(error, ConfigError) else TierstoreError
+    return kind(f"tier {name}: {said(error)}", hint=next_step(error))
+
+
+def print_unseen(errors: Iterable[tuple[str, TierstoreError]]) -> None:
+    """Print the tiers that could not be listed: whatever else was printed is not the whole."""
+    for name, error in errors:
+        print_error(of_tier(name, error))
 
 
 @contextlib.contextmanager
-def open_tiers(sources: list[str] | None, only: str | None = None) -> Iterator[list[OpenTier]]:
+def open_tiers(
+    sources: list[str] | None, only: str | None = None, *, patience: float | None = PATIENCE
+) -> Iterator[list[OpenTier]]:
     """Open the ladder that the options name, or one tier of it, and close it afterwards.
+
+    Args:
+        sources: a file or URLs; None for the default.
+        only: the one tier to open.
+        patience: seconds that a request is repeated at most; None for what each tier says.
 
     Raises:
         ConfigError: there is no such tier.
     """
     from tierstore.config import load_config
-    from tierstore.ladder.tiers import open_ladder
+    from tierstore.ladder.tiers import close_ladder, open_ladder
 
     config = load_config(*(sources or []))
     names = [tier.name for tier in config.tiers]
     if only is not None and only not in names:
         raise ConfigError(f"there is no tier {only!r}", hint=f"tiers: {', '.join(names)}")
-    tiers = open_ladder(config)
+    tiers = open_ladder(config if patience is None else _hasty(config, patience))
     try:
         yield [tier for tier in tiers if only in (None, tier.name)]
     finally:
-        for tier in tiers:
-            tier.backend.close()
+        close_ladder(tiers)
+
+
+def _hasty(config: Config, patience: float) -> Config:
+    """A save waits two minutes for a tier to come back; a person wants to know that it is away."""
+    return replace(
+        config,
+        tiers=tuple(
+            replace(
+                tier,
+                policy=replace(tier.policy, retry_seconds=min(patience, tier.policy.retry_seconds)),
+            )
+            for tier in config.tiers
+        ),
+    )
 
 
 def size(nbytes: float) -> str:
@@ -92,3 +193,8 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
         nbytes /= 1024
     raise AssertionError
+
+
+def count(number: int, what: str) -> str:
+    """Return "1 file", "2 files"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

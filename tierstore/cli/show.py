@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tierstore.cli.look import Copy, Target, find, open_copy
 from tierstore.cli.output import (
     ConfigOption,
     JsonOption,
@@ -15,14 +16,19 @@ from tierstore.cli.output import (
     StepArgument,
     TierOption,
     console,
+    count,
+    of_tier,
     open_tiers,
+    print_error,
     print_json,
+    print_unseen,
     size,
+    table,
 )
 
 if TYPE_CHECKING:
+    from tierstore.checkpoint.commit import Commit
     from tierstore.checkpoint.manifest import Manifest
-    from tierstore.ladder.find import Found
 
 
 def run(
@@ -36,36 +42,74 @@ def run(
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show one checkpoint: its size, ranks, parent, tiers, values and tensors."""
-    from tierstore.ladder.find import choose
+    """Show one checkpoint: its size, ranks, parent, tiers, values and tensors.
 
+    A tier whose copy cannot be looked at is reported, and the exit code is 1.
+    """
     with open_tiers(config, tier) as tiers:
-        found = choose(tiers, run, step=step)
-        facts = _facts(found)
+        target = find(tiers, run, step)
+        copies = [open_copy(target, one) for one in target.tiers]
+        commit, manifest = _best(copies)
+        facts = _facts(target, copies, commit)
         if tensors or match:
-            facts["tensors"] = _tensors(found.manifest, match or "*")
-        facts["values"] = _values(found.manifest)
-    if as_json:
-        print_json(facts)
-    else:
-        _print(facts)
+            facts["tensors"] = _tensors(manifest, match or "*")
+        facts["values"] = _values(manifest)
+        if as_json:
+            print_json(facts)
+        else:
+            _print(facts)
+    print_unseen(target.unseen.items())
+    troubles = [(copy, error) for copy in copies for _, error in copy.troubles]
+    for copy, error in troubles:
+        print_error(of_tier(copy.tier.name, error))
+    if match and not facts["tensors"]:
+        console(stderr=True).print(f"no tensor is named like {match!r}")
+    if target.unseen or troubles:
+        raise typer.Exit(1)
 
 
-def _facts(found: Found) -> dict[str, Any]:
-    commit = found.commit
+def _best(copies: list[Copy]) -> tuple[Commit, Manifest]:
+    """Return the first whole copy, or the first that can be read at all.
+
+    Raises:
+        TierstoreError: none can be read.
+    """
+    read = [(c.commit, c.manifest) for c in copies if c.commit and c.manifest]
+    for commit, manifest in sorted(read, key=lambda pair: not pair[0].whole):
+        return commit, manifest
+    for copy in copies[:-1]:
+        print_error(of_tier(copy.tier.name, copy.troubles[0][1]))
+    raise of_tier(copies[-1].tier.name, copies[-1].troubles[0][1])
+
+
+def _facts(target: Target, copies: list[Copy], commit: Commit) -> dict[str, Any]:
+    parent = target.launch.parent if target.launch else None
+    held = {copy.tier.name: copy.commit for copy in copies if copy.commit}
+    backends = {tier.name: tier.backend for tier in target.tiers}
     return {
-        "run": found.run,
-        "step": commit.attempt.step,
-        "launch": commit.attempt.launch,
-        "try": commit.attempt.number,
+        "run": target.run,
+        "step": target.attempt.step,
+        "launch": target.attempt.launch,
+        "try": target.attempt.number,
+        "parent": parent and {"launch": parent[0], "step": parent[1].step},
         "world_size": commit.world_size,
         "bytes": commit.nbytes,
         "tensor_count": commit.tensors,
         "chunks": commit.chunks,
         "files": commit.files,
         "format": commit.format,
-        "tiers": {r.tier: f"{r.backend.url.rstrip('/')}/{r.keys.root}" for r in found.replicas},
+        "tiers": {
+            name: f"{backends[name].url.rstrip('/')}/{_folder(target, one)}"
+            for name, one in held.items()
+        },
+        "ranks": {name: len(one.ranks) for name, one in held.items()},
     }
+
+
+def _folder(target: Target, commit: Commit) -> str:
+    from tierstore.keys import RunKeys
+
+    return RunKeys(target.run).attempt(target.attempt, commit.nonce).root
 
 
 def _tensors(manifest: Manifest, pattern: str) -> list[dict[str, Any]]:
@@ -96,25 +140,28 @@ def _values(manifest: Manifest) -> dict[str, str]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    out = console()
-    out.print(f"[bold]{facts['run']}[/] step {facts['step']}", end="")
-    out.print(f"  launch {facts['launch']}, try {facts['try']}, {facts['world_size']} ranks")
+    out, parent = console(), facts["parent"]
+    out.print(facts["run"], style="bold", end="")
     out.print(
-        f"{size(facts['bytes'])} in {facts['tensor_count']} tensors, {facts['chunks']} chunks, "
-        f"{facts['files']} files, format {facts['format']}"
+        f" step {facts['step']}  launch {facts['launch']}, try {facts['try']}, "
+        f"{count(facts['world_size'], 'rank')}"
+        + (f", goes on from step {parent['step']} of launch {parent['launch']}" if parent else "")
+    )
+    out.print(
+        f"{size(facts['bytes'])} in {count(facts['tensor_count'], 'tensor')}, "
+        f"{count(facts['chunks'], 'chunk')}, {count(facts['files'], 'file')}, "
+        f"format {facts['format']}"
     )
     for tier, where in facts["tiers"].items():
-        out.print(f"  {tier}: {where}", soft_wrap=True, markup=False)
+        ranks, world = facts["ranks"][tier], facts["world_size"]
+        only = f"  ({ranks} of {world} ranks)" if ranks != world else ""
+        out.print(f"  {tier}: {where}{only}", soft_wrap=True)
     for name, value in facts["values"].items():
         text = value if len(value) <= 60 else f"{value[:57]}..."
-        out.print(f"  {name} = {text}", soft_wrap=True, markup=False)
-    if "tensors" in facts:
-        table = Table(box=None, pad_edge=False)
-        for column in ("tensor", "dtype", "shape", "chunks"):
-            table.add_column(column, justify="right" if column == "chunks" else "left")
+        out.print(f"  {name} = {text}", soft_wrap=True)
+    if facts.get("tensors"):
+        rows = table(("tensor", "dtype", "shape", "chunks"), right=("chunks",))
         for row in facts["tensors"]:
             shape = "x".join(map(str, row["shape"])) or "scalar"
-            table.add_row(row["name"], row["dtype"], shape, str(row["chunks"]))
-        out.print(table)
+            rows.add_row(row["name"], row["dtype"], shape, str(row["chunks"]))
+        out.print(rows)

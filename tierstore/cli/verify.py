@@ -1,13 +1,15 @@
-"""`tierstore verify`: read every block again and hold it against its checksum."""
+"""`tierstore verify`: read everything again and hold it against its checksum."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tierstore.cli.look import Copy, Target, find, open_copy
 from tierstore.cli.output import (
     ConfigOption,
     JsonOption,
@@ -15,17 +17,62 @@ from tierstore.cli.output import (
     StepArgument,
     TierOption,
     console,
+    count,
     open_tiers,
     print_json,
+    print_unseen,
+    said,
     size,
 )
-from tierstore.errors import TierstoreError
+from tierstore.errors import TierstoreError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from tierstore.checkpoint.fragment import FileEntry
+    from tierstore.checkpoint.manifest import Manifest
+    from tierstore.keys import AttemptKeys
 
-    from tierstore.ladder.find import Found
-    from tierstore.transfer.read import Replica
+_SHOWN = 8
+"""Damaged blocks of one file that are listed for people; programs get all."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What was found on one tier.
+
+    Attributes:
+        tier: its name.
+        files: how many segments were looked at.
+        bytes: what they should have.
+        damage: {"tier", "file", "block", "outcome"} of everything that is bad; a record, which
+            is checked as a whole, has None for a block.
+        error: why the tier could not be read to its end; empty if it was.
+    """
+
+    tier: str
+    files: int = 0
+    bytes: int = 0
+    damage: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether the copy was read whole, and is what was written."""
+        return not self.damage and not self.error
+
+    def note(self, file: str, outcome: str, block: int | None = None) -> None:
+        """Add one damage."""
+        where = {"tier": self.tier, "file": file, "block": block}
+        self.damage.append({**where, "outcome": outcome})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for programs."""
+        return {
+            "good": self.good,
+            "files": self.files,
+            "bytes": self.bytes,
+            "damage": self.damage,
+            "error": self.error,
+        }
 
 
 def run(
@@ -37,69 +84,148 @@ def run(
 ) -> None:
     """Read one checkpoint whole on every tier that holds it and report all damage.
 
-    Exits with 1 if any block is damaged or a tier's copy cannot be read.
+    Looks at the commit, the manifest, the fragments and every block of every segment. Exits with 1
+    if anything is damaged or a tier cannot be read.
     """
-    from tierstore.ladder.find import choose
-
     with open_tiers(config, tier) as tiers:
-        found = choose(tiers, run, step=step)
-        results = _verify_all(found)
-    problems = list(found.passed_over)
+        target = find(tiers, run, step)
+    with open_tiers(config, tier, patience=None) as tiers:  # they answer: now wait for each block
+        target.tiers[:] = [one for one in tiers if one.name in {t.name for t in target.tiers}]
+        results = _verify_all(target)
+    attempt = target.attempt
     if as_json:
-        print_json({"run": run, "step": found.attempt.step, "tiers": results, "problems": problems})
+        unseen = {name: Result(name, error=said(error)) for name, error in target.unseen.items()}
+        tiers_json = {name: found.to_json() for name, found in (results | unseen).items()}
+        numbers = {"step": attempt.step, "launch": attempt.launch, "try": attempt.number}
+        print_json({"run": run, **numbers, "tiers": tiers_json})
     else:
-        _print(run, found, results)
-    if problems or any(result["damage"] or result["error"] for result in results.values()):
+        _print(target, results)
+    print_unseen(target.unseen.items())
+    if target.unseen or not all(result.good for result in results.values()):
         raise typer.Exit(1)
 
 
-def _verify_all(found: Found) -> dict[str, dict[str, Any]]:
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _verify_all(target: Target) -> dict[str, Result]:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+    from rich.progress import TimeRemainingColumn as Remaining
 
-    total = sum(file.size for file in found.manifest.files)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    copies = [open_copy(target, tier) for tier in target.tiers]
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), Remaining())
     screen = console(stderr=True)
     results = {}
     with Progress(
-        "{task.description}", *columns, console=screen, disable=not screen.is_terminal
+        "{task.description}",
+        *columns,
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
     ) as bar:
-        for replica in found.replicas:
-            task = bar.add_task(replica.tier, total=total)
-            results[replica.tier] = _verify(found, replica, partial(bar.advance, task))
+        for copy in copies:
+            manifest = copy.manifest or _stand_in(copy, copies)
+            total = sum(file.size for file in manifest.files) if manifest else 0
+            task = bar.add_task(copy.tier.name, total=total)
+            results[copy.tier.name] = _verify(target, copy, manifest, partial(bar.advance, task))
     return results
 
 
-def _verify(found: Found, replica: Replica, progress: Callable[[int], None]) -> dict[str, Any]:
-    from tierstore.transfer.verify import verify_files
+def _stand_in(copy: Copy, copies: Sequence[Copy]) -> Manifest | None:
+    """Return another tier's manifest of the same files, for a tier whose own is damaged."""
+    for other in copies:
+        if other.commit is None or other.manifest is None:
+            continue
+        if copy.commit is None or copy.commit.manifest == other.commit.manifest:
+            return other.manifest
+    return None
 
-    result: dict[str, Any] = {"files": 0, "bytes": 0, "damage": [], "error": ""}
+
+def _verify(
+    target: Target, copy: Copy, manifest: Manifest | None, progress: Callable[[int], None]
+) -> Result:
+    from tierstore.keys import RunKeys
+
+    result = Result(copy.tier.name)
+    nonce = copy.commit.nonce if copy.commit else manifest.nonce if manifest else ""
     try:
-        for check in verify_files(replica, found.manifest.files, progress=progress):
-            result["files"] += 1
-            result["bytes"] += check.size
-            result["damage"] += [asdict(damage) for damage in check.damage]
-    except TierstoreError as error:
-        result["error"] = str(error)
+        for file, error in copy.troubles:
+            _note(result, file, error)
+        if nonce:
+            keys = RunKeys(target.run).attempt(target.attempt, nonce)
+            _check_fragments(copy, keys, result)
+            _check_segments(copy, keys, manifest.files if manifest else (), result, progress)
+    except TransientError as error:
+        result.error = said(error)
+    if manifest is None:
+        lost = "no tier has a good manifest: its segments could not be checked"
+        result.error = result.error or lost
     return result
 
 
-def _print(run: str, found: Found, results: dict[str, dict[str, Any]]) -> None:
+def _note(result: Result, file: str, error: TierstoreError) -> None:
+    """Note what is damaged.
+
+    Raises:
+        TransientError: it is not; the tier does not answer.
+    """
+    if isinstance(error, TransientError):
+        raise error
+    result.note(file, said(error))
+
+
+def _check_fragments(copy: Copy, keys: AttemptKeys, result: Result) -> None:
+    from tierstore.checkpoint.fragment import read_fragment
+    from tierstore.checkpoint.objects import read_objects
+
+    backend = copy.tier.backend
+    for info in list(backend.list(keys.fragments)):
+        try:
+            read_fragment(read_objects(backend, [info])[0], info.key)
+        except TierstoreError as error:
+            _note(result, info.key, error)
+
+
+def _check_segments(
+    copy: Copy,
+    keys: AttemptKeys,
+    files: Sequence[FileEntry],
+    result: Result,
+    progress: Callable[[int], None],
+) -> None:
+    from tierstore.transfer.read import Replica
+    from tierstore.transfer.verify import verify_files
+
+    replica = Replica(copy.tier.name, copy.tier.backend, keys)
+    for file in files:
+        try:  # one by one: a file that cannot be read does not hide the next one's damage
+            (check,) = verify_files(replica, [file], progress=progress)
+        except TierstoreError as error:
+            _note(result, keys.segment(file.name), error)
+        else:
+            for damage in check.damage:
+                result.note(damage.file, damage.outcome, damage.block)
+        result.files += 1
+        result.bytes += file.size
+
+
+def _print(target: Target, results: dict[str, Result]) -> None:
     out = console()
     for name, result in results.items():
-        good = not (result["damage"] or result["error"])
-        state = "[green]good[/]" if good else "[bold red]damaged[/]"
-        out.print(f"{run} step {found.attempt.step} on {name}: {state}", end="")
-        out.print(f", {result['files']} files, {size(result['bytes'])} read")
-        for damage in result["damage"]:
-            text = f"  {damage['file']} block {damage['block']}: {damage['outcome']}"
-            out.print(text, markup=False, soft_wrap=True)
-        if result["error"]:
-            out.print(f"  {result['error']}", markup=False, soft_wrap=True)
-    for problem in found.passed_over:
-        out.print(f"  {problem}", markup=False, soft_wrap=True)
+        out.print(f"{target.run} step {target.attempt.step} on {name}: ", end="")
+        state = "good" if result.good else "damaged" if result.damage else "unreadable"
+        out.print(state, style="green" if result.good else "bold red", end="")
+        out.print(f", {count(result.files, 'file')}, {size(result.bytes)} read")
+        for line in _lines(result):
+            out.print(f"  {line}", soft_wrap=True)
+        if result.error:
+            out.print(f"  {result.error}", soft_wrap=True)
+
+
+def _lines(result: Result) -> Iterator[str]:
+    shown: dict[str, int] = {}
+    for damage in result.damage:
+        file, block = damage["file"], damage["block"]
+        shown[file] = shown.get(file, 0) + 1
+        if shown[file] <= _SHOWN:
+            yield f"{file}{'' if block is None else f' block {block}'}: {damage['outcome']}"
+    for file, blocks in shown.items():
+        if blocks > _SHOWN:
+            yield f"{file}: and {count(blocks - _SHOWN, 'more block')}"

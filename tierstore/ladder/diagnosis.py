@@ -5,75 +5,116 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from tierstore.backend import Backend, Check
+from tierstore.backends.scratch import NAME as SCRATCH
 from tierstore.blocks import crc32c
 from tierstore.config import TierConfig
 from tierstore.errors import (
     AlreadyExistsError,
     ConfigError,
     DamagedInTransitError,
-    StorageError,
+    DeadlineError,
     TierstoreError,
+    TransientError,
+    UnreachableError,
 )
 from tierstore.registry import open_backend
 
 _CLOCK_SKEW_WARNING = 5.0
 """Seconds between this clock and the store's above which logs become hard to compare."""
+_PROBE = b"tierstore"
 
 
 def diagnose(tier: TierConfig) -> Iterator[Check]:
     """Yield findings on one tier; a tier that cannot be reached yields one that says so.
 
-    The tier is opened without retries, so that a fault shows at once and as it is.
+    The tier is opened without retries, so that a fault shows at once and as it is. What is written
+    for it lies below `doctor/` and is removed, also when the caller stops in the middle.
     """
     try:
         backend = open_backend(tier.url, tier.options)
     except ConfigError as error:
-        yield Check("open", "failed", error.message, error.hint)
+        yield _failed("open", error)
         return
     with contextlib.closing(backend):
-        prefix = f"doctor/{secrets.token_hex(8)}/"
+        yield from _examine(backend)
+
+
+def _examine(backend: Backend) -> Iterator[Check]:
+    prefix = f"doctor/{secrets.token_hex(8)}/"
+    try:
+        next(backend.list(prefix), None)
+    except TierstoreError as error:
+        yield _failed("reachable", error)
+        return
+    yield Check("reachable", "ok", "listing answers")
+    root = _root(backend)
+    new = _missing_folders(root) if root else []
+    try:
+        yield from _probe(backend, prefix)
+        yield from _details(backend)
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # no longer empty: somebody saves here now
+                folder.rmdir()
+
+
+def _details(backend: Backend) -> Iterator[Check]:
+    """Yield what the backend says about itself."""
+    extra: Callable[[], Iterator[Check]] | None = getattr(backend, "diagnose", None)
+    if extra is not None:
         try:
-            next(backend.list(prefix), None)
-            yield Check("reachable", "ok", "listing answers")
-            yield from _probe(backend, prefix)
-        except TierstoreError as error:
-            yield Check("reachable", "failed", error.message, error.hint)
-            return
-        extra: Callable[[], Iterator[Check]] | None = getattr(backend, "diagnose", None)
-        if extra is not None:
             yield from extra()
+        except TierstoreError as error:
+            yield Check("details", "warning", error.message, error.hint or _advice(error))
+
+
+def _failed(name: str, error: TierstoreError, advice: str = "") -> Check:
+    return Check(name, "failed", error.message, error.hint or advice or _advice(error))
+
+
+def _advice(error: TierstoreError) -> str:
+    if isinstance(error, UnreachableError | DeadlineError):
+        return "check the address, that the server runs, and the network on the way to it"
+    if isinstance(error, TransientError):
+        return "the store is busy: try again, and look at its log if it stays so"
+    return "look at the store's own log"
 
 
 def _probe(backend: Backend, prefix: str) -> Iterator[Check]:
     keys = [f"{prefix}probe", f"{prefix}upload"]
     try:
         try:
-            info = backend.create(keys[0], b"tierstore", if_absent=True)
-        except StorageError as error:
-            yield Check("writable", "failed", error.message, error.hint)
+            info = backend.create(keys[0], _PROBE, if_absent=True)
+        except TierstoreError as error:
+            busy = isinstance(error, TransientError)
+            advice = "" if busy else "correct the tier's URL, or let this user write there"
+            yield _failed("writable", error, advice)
             return
         yield Check("writable", "ok", "a small object was written")
         yield _readable(backend, keys[0])
         yield _clock(info.mtime)
         yield _conditional(backend, keys[0])
         yield _checksums(backend, keys[1])
+        yield from _left_behind(backend, prefix, keys)
     finally:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(TierstoreError):
             backend.delete(keys)
 
 
 def _readable(backend: Backend, key: str) -> Check:
-    buffer = bytearray(9)
+    name, buffer = "readable", bytearray(len(_PROBE))
     try:
         backend.read_into(key, 0, memoryview(buffer))
-    except StorageError as error:
-        return Check("readable", "failed", error.message, error.hint)
-    if buffer != b"tierstore":
-        return Check("readable", "failed", "other bytes came back than were written", "check disks")
-    return Check("readable", "ok", "the object came back as it was written")
+    except TierstoreError as error:
+        return _failed(name, error)
+    if buffer != _PROBE:
+        advice = "save nothing here before the disks, and what is between, were checked"
+        return Check(name, "failed", "other bytes came back than were written", advice)
+    return Check(name, "ok", "the object came back as it was written")
 
 
 def _clock(mtime: float) -> Check:
@@ -93,8 +134,10 @@ def _conditional(backend: Backend, key: str) -> Check:
         backend.create(key, b"another", if_absent=True)
     except AlreadyExistsError:
         return Check(name, "ok", "the second of two creates was refused")
-    except StorageError as error:
-        return Check(name, "failed", error.message, "use a store with atomic conditional writes")
+    except TransientError as error:
+        return _failed(name, error)
+    except TierstoreError as error:
+        return _failed(name, error, "use a store with atomic conditional writes")
     return Check(
         name,
         "failed",
@@ -110,21 +153,48 @@ def _checksums(backend: Backend, key: str) -> Check:
             return Check(name, "ok", "blocks are checked by readers; writes stay on this host")
         advice = "every upload is read back, which costs time; turn checksums on if the store can"
         return Check(name, "warning", "the store does not check what it receives", advice)
-    data = b"x" * 64
-    upload = backend.upload(key, len(data))
+    data, wrong = b"x" * 64, crc32c(b"y" * 64)
     try:
-        upload.write(0, data, crc32c(b"y" * 64))
-        upload.commit(crc32c=crc32c(b"y" * 64))
+        upload = backend.upload(key, len(data))
+        try:
+            upload.write(0, data, wrong)
+            upload.commit(crc32c=wrong)
+        finally:
+            with contextlib.suppress(TierstoreError):
+                upload.abort()
     except DamagedInTransitError:
         return Check(name, "ok", "the store refuses bytes whose CRC32C is wrong")
-    except StorageError as error:
-        return Check(name, "failed", error.message, error.hint)
-    finally:
-        with contextlib.suppress(StorageError):
-            upload.abort()
+    except TierstoreError as error:
+        return _failed(name, error)
     return Check(
         name,
         "failed",
         "the store accepted bytes with a wrong CRC32C",
         'set checksum = "none" for this tier: uploads are then read back',
     )
+
+
+def _left_behind(backend: Backend, prefix: str, keys: Iterable[str]) -> Iterator[Check]:
+    """Delete what was written; only what then stays is worth a word."""
+    advice = "old checkpoints would never go: allow deleting below the tier's root"
+    try:
+        backend.delete(keys)
+        left = [info.key for info in backend.list(prefix)]
+    except TierstoreError as error:
+        yield Check("deletable", "warning", error.message, error.hint or advice)
+        return
+    if left:
+        detail = f"still there after deleting: {', '.join(left)}"
+        yield Check("deletable", "warning", detail, advice)
+
+
+def _root(backend: Backend) -> Path | None:
+    """Return the tier's folder, if it is one on this machine."""
+    find: Callable[[str], str | None] | None = getattr(backend, "local_path", None)
+    path = find("doctor") if find else None
+    return Path(path).parent if path else None
+
+
+def _missing_folders(root: Path) -> list[Path]:
+    """Return the folders that a first write makes, innermost first."""
+    return [each for each in (root / SCRATCH, root, *root.parents) if not each.exists()]

@@ -9,6 +9,7 @@ neither stops the other tiers nor turns into success.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections import deque
@@ -216,5 +217,6 @@ def _close_all() -> None:
         saver.close(_EXIT_SECONDS)
 
 
+os.register_at_fork(after_in_child=_open.clear)  # a child has none of the threads to wait for
 # Before the thread pools end, which atexit would be too late for: they register in the same way.
 threading._register_atexit(_close_all)  # type: ignore[attr-defined]  # noqa: SLF001

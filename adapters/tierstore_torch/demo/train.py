@@ -131,6 +131,7 @@ def main() -> None:
             file.flush()
 
         run(args, report)
+    dist.barrier()  # nobody hangs up on a rank that is still in the last collective
     dist.destroy_process_group()
 
 

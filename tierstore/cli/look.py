@@ -1,0 +1,100 @@
+"""The checkpoint that a command is about, and each tier's copy of it.
+
+Unlike a restore, which wants one good copy, a person wants to see every copy, and the tiers that
+answer although another one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tierstore.cli.output import of_tier
+from tierstore.errors import CheckpointNotFoundError, TierstoreError
+
+if TYPE_CHECKING:
+    from tierstore.checkpoint.commit import Commit
+    from tierstore.checkpoint.manifest import Manifest
+    from tierstore.checkpoint.timeline import Launch
+    from tierstore.keys import Attempt
+    from tierstore.ladder.tiers import OpenTier
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checkpoint.
+
+    Attributes:
+        run: the run.
+        attempt: which try.
+        launch: the record of its launch; None if no tier has it.
+        tiers: those that hold its commit, in order.
+        unseen: the tiers that could not be listed, each with its error.
+    """
+
+    run: str
+    attempt: Attempt
+    launch: Launch | None
+    tiers: list[OpenTier]
+    unseen: Mapping[str, TierstoreError]
+
+
+@dataclass(slots=True)
+class Copy:
+    """What one tier holds of a checkpoint.
+
+    Attributes:
+        tier: the tier.
+        commit: its commit; None if it cannot be read.
+        manifest: its manifest; None if it cannot be read, or was not asked for.
+        troubles: (file, what is wrong) of the two.
+    """
+
+    tier: OpenTier
+    commit: Commit | None = None
+    manifest: Manifest | None = None
+    troubles: list[tuple[str, TierstoreError]] = field(default_factory=list)
+
+
+def find(tiers: Sequence[OpenTier], run: str, step: int | None) -> Target:
+    """Return the latest checkpoint of a run, or the latest try at one step of it.
+
+    Raises:
+        CheckpointNotFoundError: there is none.
+        TierstoreError: none is seen, and a tier that may have one cannot be listed.
+    """
+    from tierstore.ladder.find import survey
+
+    seen = survey(tiers, run)
+    line = seen.timeline
+    attempt = next((a for a in line if step in (None, a.step)), None)
+    if attempt is None:
+        for name, error in seen.errors.items():
+            raise of_tier(name, error)
+        what = "checkpoint" if step is None else f"checkpoint of step {step}"
+        steps = [str(a.step) for a in line]
+        have = f"it has steps {', '.join(steps[:10])}{', ...' if steps[10:] else ''}"
+        raise CheckpointNotFoundError(
+            f"run {run!r} has no {what} on {', '.join(tier.name for tier in tiers)}",
+            hint=have if steps else "`tierstore ls` lists every run",
+        )
+    holders = seen.holders(attempt)
+    here = [tier for tier in tiers if tier.name in holders]
+    return Target(run, attempt, seen.launches.get(attempt.launch), here, seen.errors)
+
+
+def open_copy(target: Target, tier: OpenTier) -> Copy:
+    """Read a tier's commit and manifest of a checkpoint; what is wrong with them is noted."""
+    from tierstore.checkpoint.store import RunStore
+
+    store, copy = RunStore(tier.backend, target.run), Copy(tier)
+    key = store.keys.commit(target.attempt)
+    try:
+        commit = copy.commit = store.read_commit(target.attempt)
+        keys = store.keys.attempt(target.attempt, commit.nonce)
+        key = keys.manifest(commit.manifest_crc32c)
+        copy.manifest = store.open_manifest(commit)
+    except TierstoreError as error:
+        copy.troubles.append((key, error))
+    return copy
