@@ -102,9 +102,9 @@ class HdfsClient:
         if not isinstance(body, bytes | bytearray | memoryview):
             headers["Content-Length"] = str(size)  # urllib3 then sends piece by piece, unchunked
         answer = self._open().request(
-            method, url, headers=headers, body=cast("Buffer", body), ok=(200, 201)
+            method, url, headers=headers, body=cast("Buffer", body), ok=(201,)
         )
-        if answer.status not in (200, 201):
+        if answer.status != 201:
             raise answered(answer, doing=f"PUT at {urlsplit(url).netloc}")
 
     def receive(self, url: str, buffers: Sequence[memoryview]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,15 +14,13 @@ from tierstore.errors import (
     NotFoundError,
     StorageError,
     TransientError,
-    TruncatedFileError,
 )
 from tierstore.registry import parse_url
 from tierstore_hdfs.client import HdfsClient
+from tierstore_hdfs.datanodes import address_of, somewhere
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.options import HdfsOptions
 from tierstore_hdfs.paths import Paths
-
-_TRIES = 3  # datanodes, as many as a block commonly has
 
 
 class Files:
@@ -61,21 +59,20 @@ class Files:
     def read(self, path: str, offset: int, *buffers: memoryview) -> None:
         """Fill the buffers; a datanode that fails is left out when another is asked."""
         length = sum(buffer.nbytes for buffer in buffers)
-        excluded: list[str] = []
-        while True:
-            query = {"excludedatanodes": ",".join(excluded)} if excluded else {}
-            url = self.client.place("GET", path, "OPEN", offset=offset, length=length, **query)
-            try:
-                return self.client.receive(url, buffers)
-            except TruncatedFileError:
-                raise
-            except (TransientError, NotFoundError):
-                if len(excluded) + 1 >= _TRIES:
-                    raise
-                excluded.append(self._datanode(path, offset, url))
 
-    def _datanode(self, path: str, offset: int, url: str) -> str:
-        """Return the datanode at an HTTP address as `excludedatanodes` wants it."""
+        def place(**excluded: str) -> str:
+            return self.client.place("GET", path, "OPEN", offset=offset, length=length, **excluded)
+
+        def move(url: str) -> None:
+            self.client.receive(url, buffers)
+
+        def address(url: str) -> str:
+            return self._replica(path, offset, url)
+
+        somewhere(place, move, address, (TransientError, NotFoundError))
+
+    def _replica(self, path: str, offset: int, url: str) -> str:
+        """Return what `excludedatanodes` wants to be told of a datanode that has a replica."""
         place = urlsplit(url)
         with suppress(StorageError, KeyError):
             found = self.client.call("GET", path, "GET_BLOCK_LOCATIONS", offset=offset, length=1)
@@ -84,12 +81,24 @@ class Files:
                     ports = node["infoPort"], node.get("infoSecurePort")
                     if place.port in ports and place.hostname in (node["hostName"], node["ipAddr"]):
                         return f"{node['ipAddr']}:{node['xferPort']}"
-        return str(place.hostname)
+        return address_of(url)
 
     def write(
-        self, path: str, body: Buffer | Iterable[memoryview], size: int, *, parents: bool
-    ) -> None:
-        """Write a new file, which is whole only when this returns: HDFS keeps one cut short."""
+        self,
+        fresh: Callable[[], str],
+        body: Buffer | Callable[[], Iterable[memoryview]],
+        size: int,
+        *,
+        parents: bool,
+    ) -> str:
+        """Write a new file and return its path; it is whole, for HDFS keeps one cut short too.
+
+        Args:
+            fresh: gives a path, never used before, for each try at another datanode.
+            body: the bytes, or what yields them for each try.
+            size: how many.
+            parents: whether to make the folders.
+        """
         query: dict[str, object] = {
             "overwrite": "false",
             "createparent": str(parents).lower(),
@@ -97,15 +106,30 @@ class Files:
             "blocksize": self.options.block_size,
         }
         given = {name: value for name, value in query.items() if value is not None}
-        self.client.send("PUT", self.client.place("PUT", path, "CREATE", **given), body, size)
+        path = ""
+
+        def place(**excluded: str) -> str:
+            nonlocal path
+            path = fresh()
+            return self.client.place("PUT", path, "CREATE", **given, **excluded)
+
+        def move(url: str) -> None:
+            try:
+                self.client.send("PUT", url, body() if callable(body) else body, size)
+            except Exception:
+                with suppress(StorageError):
+                    self.remove(path)
+                raise
+
+        somewhere(place, move, address_of)
+        return path
 
     def create(self, key: str, buffer: Buffer, *, if_absent: bool) -> ObjectInfo:
         """Write a hidden file and rename it."""
         size, crc = memoryview(buffer).nbytes, crc32c(buffer)
         with naming(self.url, key):
-            hidden = self.paths.temporary(key)
+            hidden = self.write(lambda: self.paths.temporary(key), buffer, size, parents=True)
             try:
-                self.write(hidden, buffer, size, parents=True)
                 return self.publish(hidden, key, size, crc, if_absent=if_absent)
             except Exception:
                 with suppress(StorageError):

@@ -133,12 +133,15 @@ class PartsUpload:
             )
         if index < self._joined:
             return  # it is in the file already
-        name = part_name(index, crc32c)
+
+        def fresh() -> str:
+            return f"{self._folder}/{part_name(index, crc32c)}"
+
         with naming(self._files.url, token.key):
             # A late duplicate must not bring back the folder of an upload that is over.
-            self._files.write(f"{self._folder}/{name}", buffer, size, parents=False)
+            path = self._files.write(fresh, buffer, size, parents=False)
         with self._lock:
-            self._names[index] = name
+            self._names[index] = path.rpartition("/")[2]
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Join the parts and rename the whole.
@@ -265,14 +268,16 @@ class PartsUpload:
 
     def _stream(self, names: list[str]) -> str:
         """Write one file from the parts, which are read meanwhile."""
-        path = f"{self._files.paths.folder(self._token.outer)}/{hidden_name()}"
+        outer = self._files.paths.folder(self._token.outer)
 
         def pieces() -> Iterator[memoryview]:
             for index, name in enumerate(names):
                 yield from self._files.blocks(f"{self._folder}/{name}", self._token.length(index))
 
-        self._files.write(path, pieces(), self._token.size, parents=False)
-        return path
+        def fresh() -> str:
+            return f"{outer}/{hidden_name()}"
+
+        return self._files.write(fresh, pieces, self._token.size, parents=False)
 
 
 def _batches(paths: list[str]) -> Iterator[list[str]]:
