@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.hdfs_zone import key_provider
 from tierstore.testing.servers import (
     HdfsServer,
     S3Server,
@@ -96,9 +97,22 @@ def toxics(pytestconfig: pytest.Config) -> Iterator[Toxiproxy]:
 
 
 @pytest.fixture(scope="session")
-def hdfs_server(pytestconfig: pytest.Config) -> Iterator[HdfsServer]:
-    """A real namenode and two datanodes, for the whole session: whoever stops one restarts it."""
-    with _or_skip(pytestconfig, "HDFS", hdfs) as server:
+def hdfs_server(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HdfsServer]:
+    """A real namenode and two datanodes, for the whole session: whoever stops one restarts it.
+
+    A page of its listings is ten names, and it has a key for encryption zones.
+    """
+
+    def start() -> contextlib.AbstractContextManager[HdfsServer]:
+        if os.environ.get("TIERSTORE_TEST_HDFS"):
+            return hdfs()
+        keys = key_provider(tmp_path_factory.mktemp("hdfs-keys"))
+        settings = {"dfs.ls.limit": "10", "hadoop.security.key.provider.path": keys}
+        return hdfs(settings=settings)
+
+    with _or_skip(pytestconfig, "HDFS", start) as server:
         yield server
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.backend import Capabilities, Check, ObjectInfo
 from tierstore.blocks import Buffer
 from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
+from tierstore_hdfs.diagnosis import diagnose
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import listing
@@ -112,6 +113,10 @@ class HdfsBackend:
     def abort_upload(self, upload: OpenUpload) -> None:
         """Remove what an open upload holds. Idempotent."""
         self._uploads.abort(upload)
+
+    def diagnose(self) -> Iterator[Check]:
+        """Yield what `tierstore doctor` shall say about this HDFS. It looks at every folder."""
+        return diagnose(self._files, self._uploads)
 
     def close(self) -> None:
         """Release connections. Idempotent."""

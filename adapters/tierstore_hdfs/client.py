@@ -22,7 +22,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.http import Response, Transport
-from tierstore_hdfs.errors import STANDBY, answered, refusal
+from tierstore_hdfs.errors import STANDBY, answered, nobody, refusal
 from tierstore_hdfs.options import HdfsOptions
 
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
@@ -61,13 +61,13 @@ class HdfsClient:
             )
         http = "https" if scheme == "swebhdfs" else "http"
         self._bases = [f"{http}://{_with_port(name, scheme)}/webhdfs/v1" for name in names]
-        self.user = options.user or os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
+        self.user = options.user or os.environ.get("HADOOP_USER_NAME") or _this_user()
         self._token_file = Path(options.token_file) if options.token_file else None
         self._token: tuple[int, str] | None = None
         self._active = 0
         self._options = options
         self._lock = threading.Lock()
-        self._transport: Transport | None = None
+        self._transports: dict[bool, Transport] = {}
         log = logging.getLogger("urllib3.connectionpool")
         if _MASK not in log.filters:
             log.addFilter(_MASK)
@@ -96,16 +96,21 @@ class HdfsClient:
             raise StorageError(f"{op}: the namenode names no datanode")
         return url
 
-    def send(self, method: str, url: str, body: Buffer | Iterable[memoryview], size: int) -> None:
-        """Send `size` bytes to a datanode, from where they are, and have it answer 201."""
+    def send(self, url: str, body: Buffer) -> None:
+        """Send bytes to a datanode, from where they are, and have it answer 201."""
         headers = {"Content-Type": "application/octet-stream"}
-        if not isinstance(body, bytes | bytearray | memoryview):
-            headers["Content-Length"] = str(size)  # urllib3 then sends piece by piece, unchunked
-        answer = self._open().request(
-            method, url, headers=headers, body=cast("Buffer", body), ok=(201,)
-        )
-        if answer.status != 201:
-            raise answered(answer, doing=f"PUT at {urlsplit(url).netloc}")
+        _created(url, self._open().request("PUT", url, headers=headers, body=body, ok=(201,)))
+
+    def stream(self, url: str, pieces: Iterable[memoryview], size: int) -> None:
+        """Send `size` bytes to a datanode, piece by piece, each read meanwhile; as `send`."""
+        # With a length, urllib3 sends what is no buffer piece by piece and not in chunks.
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        body = cast("Buffer", pieces)
+        total = self._options.total_timeout * -(-size // self._options.part_size)
+        # Whoever holds one of these connections waits for another to read: never of one pool.
+        transport = self._open(streams=True)
+        answer = transport.request("PUT", url, headers=headers, body=body, ok=(201,), total=total)
+        _created(url, answer)
 
     def receive(self, url: str, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers, one behind the other, with a datanode's answer."""
@@ -116,40 +121,40 @@ class HdfsClient:
     def close(self) -> None:
         """Release all connections. Idempotent; a later request opens new ones."""
         with self._lock:
-            transport, self._transport = self._transport, None
-        if transport:
+            opened, self._transports = self._transports, {}
+        for transport in opened.values():
             transport.close()
 
-    def _open(self) -> Transport:
+    def _open(self, *, streams: bool = False) -> Transport:
         with self._lock:
-            if self._transport is None:
+            if streams not in self._transports:
                 options = self._options
-                self._transport = Transport(
-                    # One more: a file that is read and written in one stream takes two.
-                    pool_size=options.concurrency + 1,
+                self._transports[streams] = Transport(
+                    pool_size=options.concurrency,
                     deadlines=options.deadlines,
                     ca_bundle=options.ca_bundle,
                     verify=options.verify,
                 )
-            return self._transport
+            return self._transports[streams]
 
     def _ask(self, method: str, rest: str) -> Response:
         """Ask the active namenode, and if it is not, the others."""
         transport, first = self._open(), self._active
-        failed: Exception | None = None
+        failed: dict[str, TransientError] = {}
         for turn in range(len(self._bases)):
             index = (first + turn) % len(self._bases)
+            name = urlsplit(self._bases[index]).netloc
             try:
                 answer = transport.request(method, self._bases[index] + rest, headers={}, ok=(200,))
             except (UnreachableError, DeadlineError) as error:
-                failed = error
+                failed[name] = error
                 continue
             if answer.status == 403 and refusal(answer)[0] == STANDBY:
-                failed = answered(answer, doing=method)
+                failed[name] = TransientError("it is on standby")
                 continue
             self._active = index
             return answer
-        raise failed or TransientError("no namenode answers")
+        raise nobody(failed)
 
     def _login(self) -> Mapping[str, str]:
         if self._token_file is None:
@@ -165,6 +170,19 @@ class HdfsClient:
                 hint="write the token's URL-safe text into it (GETDELEGATIONTOKEN)",
             ) from None
         return {"delegation": self._token[1]}
+
+
+def _created(url: str, answer: Response) -> None:
+    if answer.status != 201:
+        raise answered(answer, doing=f"PUT at {urlsplit(url).netloc}")
+
+
+def _this_user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:  # as in a container whose user id has no name
+        hint = "set user or HADOOP_USER_NAME"
+        raise ConfigError("this process's user has no name", hint=hint) from error
 
 
 def _with_port(name: str, scheme: str) -> str:

@@ -6,12 +6,13 @@ Names of exceptions: "Error Responses", WebHDFS REST API, Apache Hadoop 3.4.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tierstore.errors import (
     AccessError,
     AlreadyExistsError,
+    DeadlineError,
     InvalidKeyError,
     NotFoundError,
     OutOfSpaceError,
@@ -20,17 +21,24 @@ from tierstore.errors import (
     TransientError,
     TruncatedFileError,
     UnreachableError,
+    UnsupportedError,
 )
 from tierstore.http import Response
 
 STANDBY = "StandbyException"
+_MAKES = ("CREATE", "MKDIRS", "PUT", "RENAME")
 _SPACE = "delete old checkpoints, or raise the folder's quota"
 _RIGHTS = (
     "give the tier's folder to this user (hdfs dfs -mkdir, -chown), or set user or HADOOP_USER_NAME"
 )
+_NAME = "HDFS takes no such name: set user or HADOOP_USER_NAME"
 _LOGIN = "give a delegation token as token_file; Kerberos itself (SPNEGO) is not spoken"
 _RENEW = "renew the delegation token in token_file"
 _WAIT = "hdfs dfsadmin -safemode get tells whether the namenode takes changes"
+_OTHER = "this is not WebHDFS: the URL wants dfs.namenode.http-address, and no proxy in between"
+_START = "start the namenode, or name its HTTP address in the URL (dfs.namenode.http-address)"
+_STATES = "hdfs haadmin -getAllServiceState tells which of them is active"
+_CLASH = "a folder has this name, or a file the name of one of its folders"
 _NODES = "look at the datanodes: hdfs dfsadmin -report"
 
 _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
@@ -41,7 +49,6 @@ _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
     "SecurityException": (AccessError, _LOGIN),
     "AuthenticationException": (AccessError, _LOGIN),
     "InvalidToken": (AccessError, _RENEW),
-    STANDBY: (TransientError, "name all namenodes: hdfs://nn1:9870,nn2:9870/path"),
     "SafeModeException": (TransientError, _WAIT),
     "RetriableException": (TransientError, _WAIT),
     "AlreadyBeingCreatedException": (TransientError, ""),
@@ -59,12 +66,11 @@ _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
     "PathComponentTooLongException": (InvalidKeyError, "shorten the run's name"),
     "MaxDirectoryItemsExceededException": (OutOfSpaceError, "delete old checkpoints"),
     "InvalidPathException": (InvalidKeyError, ""),
-    "ParentNotDirectoryException": (NotFoundError, "a file stands where a folder is needed"),
+    "HadoopIllegalArgumentException": (UnsupportedError, ""),
 }
 
 _BY_STATUS: dict[int, tuple[type[TierstoreError], str]] = {
     401: (AccessError, _LOGIN),
-    404: (NotFoundError, ""),
     408: (UnreachableError, ""),
     502: (UnreachableError, ""),
     504: (UnreachableError, ""),
@@ -80,7 +86,10 @@ _BY_TEXT: tuple[tuple[str, type[TierstoreError], str], ...] = (
     ("All datanodes", TransientError, _NODES),
     ("Failed to find datanode", TransientError, _NODES),
     ("No active nodes", TransientError, _NODES),
-    ("is not a directory", NotFoundError, "a file stands where a folder is needed"),
+    ('parameter "user.name"', AccessError, _NAME),
+    ("must both be directories", UnsupportedError, _CLASH),
+    ("Path is not a directory", UnsupportedError, _CLASH),
+    ("is not a directory", NotFoundError, ""),
     ("is not a file", NotFoundError, "it is a folder"),
     ("is in safe mode", TransientError, _WAIT),
     ("InvalidToken", AccessError, _RENEW),
@@ -101,13 +110,27 @@ def answered(answer: Response, *, doing: str) -> TierstoreError:
     kind, said = refusal(answer)
     status = answer.status
     error, hint = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
+    if not kind and error is StorageError:
+        hint = _OTHER  # a 404 too: a wrong port must not look like an empty tier
     error, hint = _BY_KIND.get(kind, (error, hint))
     for text, meaning, advice in _BY_TEXT:
         if text in said:
             error, hint = meaning, advice
             break
+    if "(is not a directory)" in said and doing.startswith(_MAKES):
+        error, hint = UnsupportedError, _CLASH
     message = f"{doing}: {status} {kind}: {said}".rstrip(": ")
     return error(message, hint=hint) if hint else error(message)
+
+
+def nobody(failed: Mapping[str, TransientError]) -> TransientError:
+    """Return the error of namenodes, by address, none of which serves."""
+    text = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
+    down = all(isinstance(error, UnreachableError | DeadlineError) for error in failed.values())
+    if down:
+        return UnreachableError(f"no namenode answers: {text}", hint=_START)
+    hint = _STATES if len(failed) > 1 else "name all namenodes: hdfs://nn1:9870,nn2:9870/path"
+    return TransientError(f"no namenode is active: {text}", hint=hint)
 
 
 @contextmanager

@@ -115,7 +115,10 @@ class Files:
 
         def move(url: str) -> None:
             try:
-                self.client.send("PUT", url, body() if callable(body) else body, size)
+                if callable(body):
+                    self.client.stream(url, body(), size)
+                else:
+                    self.client.send(url, body)
             except Exception:
                 with suppress(StorageError):
                     self.remove(path)
@@ -234,13 +237,15 @@ class Files:
         for folder in sorted(set(folders), key=len, reverse=True):
             above = folder
             while above:
+                path = self.paths.folder(above)
                 try:
-                    gone = self.client.call(
-                        "DELETE", self.paths.folder(above), "DELETE", recursive="false"
-                    )
+                    # DELETE would take a file of this name, too.
+                    if self.status(path)["type"] != "DIRECTORY":
+                        break
+                    self.client.call("DELETE", path, "DELETE", recursive="false")
+                except NotFoundError:
+                    pass
                 except StorageError:  # not empty, or not ours: it may stay
-                    break
-                if not gone.get("boolean") and self.exists(self.paths.folder(above)):
                     break
                 above = above.rpartition("/")[0]
 

@@ -17,12 +17,14 @@ from tierstore.errors import (
     StorageError,
     TransientError,
     TruncatedFileError,
+    UnsupportedError,
 )
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import entries
 from tierstore_hdfs.paths import hidden_name, parse_part, part_name
 
+_TRIES = 3
 _QUERY = 16_000  # bytes of names in one CONCAT; the namenode takes heads of 64 KiB
 
 
@@ -200,10 +202,22 @@ class PartsUpload:
             held = self._files.read_crc(path, token.size)
             if held != crc:
                 raise DamagedInTransitError(f"the whole has CRC32C {held:08x}, not {crc:08x}")
-        target = self._files.paths.of(token.key).rpartition("/")[0]
-        if target != self._files.paths.folder(token.outer).rpartition("/")[0]:
-            self._files.client.call("PUT", target or "/", "MKDIRS")
-        return self._files.publish(path, token.key, token.size, whole, if_absent=if_absent)
+        return self._publish(path, whole, if_absent=if_absent)
+
+    def _publish(self, path: str, whole: int | None, *, if_absent: bool) -> ObjectInfo:
+        files, token = self._files, self._token
+        folder = files.paths.of(token.key).rpartition("/")[0] or "/"
+        apart = folder != files.paths.folder(token.outer.rpartition("/")[0])
+        tries = _TRIES if apart else 1
+        while True:
+            if apart:
+                files.client.call("PUT", folder, "MKDIRS")
+            try:
+                return files.publish(path, token.key, token.size, whole, if_absent=if_absent)
+            except NotFoundError:  # whoever deletes removes empty folders, as this one was
+                tries -= 1
+                if not tries or not files.exists(path):
+                    raise
 
     def _ordered(self) -> list[str]:
         """Return the names of all parts, "" for those that are joined already."""
@@ -233,8 +247,8 @@ class PartsUpload:
                 if self._check(names):  # only a CONCAT that was done and not answered leaves none
                     raise
                 break
-            except StorageError:
-                # An encryption zone or erasure coding: as one stream.
+            except UnsupportedError:
+                # An encryption zone, or parts that differ in erasure coding.
                 if self._check(names) != rest:
                     raise
                 return self._stream(names)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -15,17 +17,22 @@ import pytest
 from tests.conftest import HdfsRoot
 from tests.loopback import answer, read_request, serving
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
+from tierstore.backend import Check
 from tierstore.blocks import crc32c
+from tierstore.config import TierConfig
 from tierstore.errors import (
     AccessError,
     AlreadyExistsError,
+    ConfigError,
     InvalidKeyError,
     NotFoundError,
     OutOfSpaceError,
     StorageError,
     TransientError,
     TruncatedFileError,
+    UnsupportedError,
 )
+from tierstore.ladder.diagnosis import diagnose
 from tierstore.testing.contract_base import noise
 from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
 
@@ -167,24 +174,6 @@ def test_commas_and_odd_signs(backend: HdfsBackend, hdfs_root: HdfsRoot, key: st
     assert hdfs_root.keys() == [key]
 
 
-def test_a_root_with_a_comma_is_one_stream(hdfs_root: HdfsRoot) -> None:
-    backend = open_hdfs(f"{hdfs_root.url}/r,s", OPTIONS)
-    send(backend).commit(crc32c=crc32c(DATA))
-    assert whole(backend) == DATA
-    assert hdfs_root.keys() == ["r,s/d/x"]
-    backend.close()
-
-
-def test_where_concat_is_refused_it_is_one_stream(
-    behind: HdfsBackend, proxy: Misbehaving, hdfs_root: HdfsRoot
-) -> None:
-    proxy.misdeeds.append(Misdeed(".*op=CONCAT", "answer", status=403))
-    send(behind).commit(crc32c=crc32c(DATA))
-    assert proxy.misdeeds[0].done == 1
-    assert hdfs_root.read("d/x") == DATA
-    assert hdfs_root.keys() == ["d/x"]
-
-
 @pytest.mark.parametrize("key", ["a:b", ".snapshot/x", ".tierstore-0/x", "n" * 256])
 def test_keys_that_hdfs_cannot_hold(backend: HdfsBackend, hdfs_root: HdfsRoot, key: str) -> None:
     with pytest.raises(InvalidKeyError):
@@ -200,12 +189,42 @@ def test_an_existing_target(backend: HdfsBackend, hdfs_root: HdfsRoot) -> None:
     assert hdfs_root.keys() == ["d/x"]
 
 
-def test_names_beyond_ascii_are_in_key_order(backend: HdfsBackend, hdfs_root: HdfsRoot) -> None:
-    keys = ["a", "a!", "b/x", "b-", "é", "bé", "b", "z€", "z", "€/y"]
-    keys.remove("b")
+@pytest.mark.parametrize("user", ["tierstore", "somebody"])
+def test_a_folder_and_a_file_of_one_name(hdfs_root: HdfsRoot, user: str) -> None:
+    hdfs_root.server.client().set_owner(hdfs_root.path, user)
+    options = HdfsOptions(user=user, part_size=PART)
+    with contextlib.closing(open_hdfs(hdfs_root.url, options)) as backend:
+        backend.create("d/x", b"x")
+        for key in ("d", "d/x/y"):
+            for if_absent in (False, True):
+                with pytest.raises(UnsupportedError, match="folder"):
+                    backend.create(key, b"y", if_absent=if_absent)
+                with pytest.raises(UnsupportedError, match="folder"):
+                    send(backend, key).commit(if_absent=if_absent)
+            with pytest.raises(NotFoundError):
+                backend.stat(key)
+            with pytest.raises(NotFoundError):
+                backend.read_into(key, 0, memoryview(bytearray(1)))
+        backend.delete(["d", "d/x/y"])
+        assert [list(backend.list(prefix)) for prefix in ("d/x/", "d/x/y/")] == [[], []]
+        for upload in backend.uploads():  # of "d", which was refused only at its end
+            backend.abort_upload(upload)
+    assert hdfs_root.keys() == ["d/x"]
+    assert hdfs_root.read("d/x") == b"x"
+
+
+def test_pages_are_put_in_key_order(
+    behind: HdfsBackend, proxy: Misbehaving, hdfs_root: HdfsRoot
+) -> None:
+    names = [f"{first}{number:02}" for number in range(8) for first in ("b", "é", "b/x", "€/y")]
+    keys = ["a", "a!", "bé", "z€", "z", *names]
     for key in keys:
         hdfs_root.write(key, b"x")
-    assert [info.key for info in backend.list("")] == sorted(keys, key=str.encode)
+    assert [info.key for info in behind.list("")] == sorted(keys, key=str.encode)
+    wanted = [key for key in keys if key.encode() > b"b/x05"]
+    assert [info.key for info in behind.list("", after="b/x05")] == sorted(wanted, key=str.encode)
+    if hdfs_root.server.cluster:  # its pages are short
+        assert any("startAfter=" in line for line in proxy.requests)
 
 
 def test_rights_users_and_quotas(backend: HdfsBackend, hdfs_root: HdfsRoot) -> None:
@@ -229,17 +248,56 @@ def _standby(sock: socket.socket) -> None:
 @pytest.mark.parametrize("first", ["down", "standby"])
 def test_the_active_namenode_is_found(hdfs_root: HdfsRoot, first: str) -> None:
     with contextlib.ExitStack() as stack:
-        other = "127.0.0.1:1"
+        down, other = "127.0.0.1:2", "127.0.0.1:1"
         if first == "standby":
             other = stack.enter_context(serving(_standby)).removeprefix("http://")
         backend = open_hdfs(hdfs_root.url.replace("hdfs://", f"hdfs://{other},"), OPTIONS)
         stack.callback(backend.close)
         backend.create("x", b"x")
         assert hdfs_root.read("x") == b"x"
-        alone = open_hdfs(f"hdfs://{other}/t", OPTIONS)
+        alone = open_hdfs(f"hdfs://{down},{other}/t", OPTIONS)
         stack.callback(alone.close)
-        with pytest.raises(TransientError):
+        with pytest.raises(TransientError, match=f"{down}: .*{other}: ") as caught:
             alone.stat("x")
+        assert caught.value.hint
+
+
+def test_the_port_of_another_protocol_is_no_empty_tier(hdfs_root: HdfsRoot) -> None:
+    with contextlib.closing(open_hdfs(f"hdfs://{hdfs_root.server.rpc}/t")) as backend:
+        with pytest.raises(StorageError, match=r"dfs\.namenode\.http-address"):
+            list(backend.list(""))
+
+
+def test_users_that_hdfs_does_not_take(
+    hdfs_root: HdfsRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for user in ("a b", "ü", "x@EXAMPLE.COM", "a+b"):
+        with contextlib.closing(open_hdfs(hdfs_root.url, HdfsOptions(user=user))) as backend:
+            with pytest.raises(AccessError, match="HADOOP_USER_NAME"):
+                backend.stat("x")
+    for name in ("HADOOP_USER_NAME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)  # as in a container
+    with pytest.raises(ConfigError, match="HADOOP_USER_NAME"):
+        open_hdfs(hdfs_root.url)
+
+
+def test_only_201_is_a_written_file() -> None:
+    """What stands between may answer 200 for a datanode that never heard."""
+    lines: list[str] = []
+
+    def serve(sock: socket.socket) -> None:
+        line = read_request(sock)[0].split(b"\r\n")[0].decode()
+        lines.append(line)
+        there = {"Location": f"{url}/datanode"} if "op=CREATE" in line else {"boolean": True}
+        sock.sendall(answer(json.dumps(there).encode(), headers="Connection: close\r\n"))
+
+    with serving(serve) as url:
+        with contextlib.closing(open_hdfs(url.replace("http", "hdfs") + "/t")) as backend:
+            with pytest.raises(StorageError, match="proxy"):
+                backend.create("x", b"x")
+    assert [line for line in lines if "RENAME" in line] == []
+    assert "op=DELETE" in lines[-1]
 
 
 def test_a_token_is_never_shown(tmp_path, caplog: pytest.LogCaptureFixture) -> None:
@@ -265,9 +323,21 @@ def test_a_token_is_never_shown(tmp_path, caplog: pytest.LogCaptureFixture) -> N
     assert "SECRETTOKEN" not in shown
 
 
-def test_a_folder_is_no_object(backend: HdfsBackend) -> None:
-    backend.create("d/x", b"x")
-    with pytest.raises(StorageError):
-        backend.create("d", b"x")
-    backend.delete(["d"])
-    assert whole(backend) == b"x"
+def test_doctor(hdfs_root: HdfsRoot) -> None:
+    def looked(**options: object) -> dict[str, Check]:
+        return {c.name: c for c in diagnose(TierConfig("hdfs", hdfs_root.url, options=options))}
+
+    found = looked()
+    warned = {name for name, check in found.items() if check.outcome != "ok"}
+    assert warned <= {"checksums", "free space"}
+    assert {"replication", "free space", "unfinished uploads"} <= set(found)
+    assert looked(replication=1)["replication"].outcome == "warning"
+    left = "runs/.tierstore-0123456789abcdef"
+    hdfs_root.write(left, b"x")
+    assert looked()["unfinished uploads"].outcome == "ok"
+    day = int((time.time() - 90_000) * 1000)
+    path = f"{hdfs_root.path}/{left}"
+    hdfs_root.server.client().call("PUT", path, "SETTIMES", modificationtime=day)
+    check = looked()["unfinished uploads"]
+    assert (check.outcome, left in check.detail) == ("warning", True)
+    assert hdfs_root.keys() == [left]
