@@ -236,16 +236,24 @@ def _threads() -> set[threading.Thread]:
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail if the test leaves threads named tierstore* or open file descriptors behind."""
+    with leaving_nothing():
+        yield
+        for name in {"s3_bucket", "moto_bucket", "minio_bucket"} & set(request.fixturenames):
+            request.getfixturevalue(name).client.close()  # the second path's own connections
+
+
+@contextlib.contextmanager
+def leaving_nothing(kind: str = "") -> Iterator[None]:
+    """Fail if threads named tierstore* or file descriptors, of one kind only, are left behind."""
     gc.collect()
     threads, descriptors = _threads(), _descriptors()
     yield
-    for name in {"s3_bucket", "moto_bucket", "minio_bucket"} & set(request.fixturenames):
-        request.getfixturevalue(name).client.close()  # the second path's own connections
     deadline = time.monotonic() + _GRACE_SECONDS
     while True:
         gc.collect()
         new_threads = sorted(thread.name for thread in _threads() - threads)
         opened = {fd: what for fd, what in _descriptors().items() if descriptors.get(fd) != what}
+        opened = {fd: what for fd, what in opened.items() if what.startswith(kind)}
         if not new_threads and not opened:
             return
         if time.monotonic() > deadline:

@@ -29,6 +29,10 @@ _SETTINGS = {
     # A datanode is given up after 20 s, not ten minutes: 2 * recheck + 10 * interval.
     "dfs.heartbeat.interval": "1",
     "dfs.namenode.heartbeat.recheck-interval": "5000",
+    # Nor does a datanode that reads or writes elsewhere for a client wait for minutes.
+    "dfs.client.socket-timeout": "2000",
+    "dfs.client.retry.window.base": "100",
+    "dfs.ls.limit": "100",  # so that few files are more than one page of a listing
     "dfs.datanode.hostname": "127.0.0.1",
     "dfs.client.use.datanode.hostname": "true",
 }

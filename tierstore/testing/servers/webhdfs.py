@@ -110,13 +110,18 @@ class WebHdfs:
         """Delete a file, or a folder with all that is in it."""
         self.call("DELETE", path, "DELETE", recursive="true")
 
-    def walk(self, path: str) -> Iterator[str]:
-        """Yield the paths of all files below a folder, hidden ones too, in order."""
+    def walk(self, path: str, *, folders: bool = False) -> Iterator[str]:
+        """Yield the paths of all files below a folder, hidden ones too, in order.
+
+        With `folders` those of folders too; they end in a slash.
+        """
         found = self.json("GET", path, "LISTSTATUS")["FileStatuses"]["FileStatus"]
         for entry in sorted(found, key=lambda entry: str(entry["pathSuffix"])):
             below = f"{path.rstrip('/')}/{entry['pathSuffix']}"
             if entry["type"] == "DIRECTORY":
-                yield from self.walk(below)
+                if folders:
+                    yield f"{below}/"
+                yield from self.walk(below, folders=folders)
             else:
                 yield below
 
