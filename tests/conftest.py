@@ -109,7 +109,14 @@ def hdfs_server(
         if os.environ.get("TIERSTORE_TEST_HDFS"):
             return hdfs()
         keys = key_provider(tmp_path_factory.mktemp("hdfs-keys"))
-        settings = {"dfs.ls.limit": "10", "hadoop.security.key.provider.path": keys}
+        closing = "dfs.client.block.write.locateFollowingBlock"
+        settings = {
+            "dfs.ls.limit": "10",
+            "hadoop.security.key.provider.path": keys,
+            # A file that is closed before its block was reported waits for 5 ms, not for 400.
+            f"{closing}.initial.delay.ms": "5",
+            f"{closing}.retries": "10",
+        }
         return hdfs(settings=settings)
 
     with _or_skip(pytestconfig, "HDFS", start) as server:

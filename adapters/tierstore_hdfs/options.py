@@ -30,7 +30,7 @@ class HdfsOptions:
         concurrency: requests in flight at most.
         connect_timeout: seconds to open a connection.
         stall_timeout: seconds without any byte moving.
-        total_timeout: seconds for one request.
+        total_timeout: seconds for one request; one stream of a whole file has them for each part.
     """
 
     user: str | None = None

@@ -107,6 +107,7 @@ class ObjectContract(Hooks):
         results = together(8, lambda _: backend.create("c/x", b"same", if_absent=True))
         assert not [result for result in results if isinstance(result, Exception)]
         assert self.raw_get("c/x") == b"same"
+        assert list(self.raw_uploads()) == []
 
     def test_readers_never_see_a_half(self, backend: Backend) -> None:
         contents = [bytes([value]) * 50_000 for value in range(12)]
