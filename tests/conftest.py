@@ -119,8 +119,11 @@ def hdfs_server(
         }
         return hdfs(settings=settings)
 
-    with _or_skip(pytestconfig, "HDFS", start) as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        # Its JVMs live for minutes: thorough compilation does not pay.
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
+        with _or_skip(pytestconfig, "HDFS", start) as server:
+            yield server
 
 
 @dataclass(frozen=True)
