@@ -239,7 +239,7 @@ class PartsUpload:
         first, token = f"{self._folder}/{names[0]}", self._token
         rest = self._check(names)
         if rest and "," in first:
-            return self._stream(names)
+            return self._stream(names, rest)
         for batch in _batches([f"{self._folder}/{name}" for name in rest]):
             try:
                 self._files.client.call("POST", first, "CONCAT", sources=",".join(batch))
@@ -249,9 +249,7 @@ class PartsUpload:
                 break
             except UnsupportedError:
                 # An encryption zone, or parts that differ in erasure coding.
-                if self._check(names) != rest:
-                    raise
-                return self._stream(names)
+                return self._stream(names, self._check(names))
         if self._files.status(first)["length"] != token.size:
             raise TransientError("the joined file does not have the length of its parts")
         return first
@@ -280,12 +278,15 @@ class PartsUpload:
         self._joined = start if start > 1 else self._joined
         return names[start:]
 
-    def _stream(self, names: list[str]) -> str:
-        """Write one file from the parts, which are read meanwhile."""
+    def _stream(self, names: list[str], rest: list[str]) -> str:
+        """Write one file from the parts, which are read meanwhile; the first holds all but rest."""
         outer = self._files.paths.folder(self._token.outer)
 
         def pieces() -> Iterator[memoryview]:
-            for index, name in enumerate(names):
+            start = len(names) - len(rest)
+            size = sum(self._token.length(index) for index in range(start))
+            yield from self._files.blocks(f"{self._folder}/{names[0]}", size)
+            for index, name in enumerate(rest, start):
                 yield from self._files.blocks(f"{self._folder}/{name}", self._token.length(index))
 
         def fresh() -> str:

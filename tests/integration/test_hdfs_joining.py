@@ -96,15 +96,23 @@ def test_erasure_coded_parts_are_joined(
     assert status["ecPolicy"] == CODED
 
 
+@pytest.mark.parametrize("alike", [1, 2])
 def test_parts_that_differ_in_erasure_coding_get_one_stream(
-    behind: HdfsBackend, proxy: Misbehaving, hdfs_root: HdfsRoot
+    behind: HdfsBackend,
+    proxy: Misbehaving,
+    hdfs_root: HdfsRoot,
+    alike: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tierstore_hdfs.multipart._QUERY", 1)  # one CONCAT for each part
     upload = behind.upload("d/x", len(DATA))
-    upload.write(0, DATA[:PART], crc32c(DATA[:PART]))
-    (part,) = hdfs_root.keys("d/.tierstore-")
-    encode(hdfs_root, f"{hdfs_root.path}/{part.rpartition('/')[0]}")
-    send(behind, "d/x", first=PART, upload=upload).commit(crc32c=crc32c(DATA))
-    assert operations(proxy) == ["CONCAT", "CREATE", "RENAME"]
+    for offset in range(0, alike * PART, PART):
+        part = DATA[offset : offset + PART]
+        upload.write(offset, part, crc32c(part))
+    folder = hdfs_root.keys("d/.tierstore-")[0].rpartition("/")[0]
+    encode(hdfs_root, f"{hdfs_root.path}/{folder}")
+    send(behind, "d/x", first=alike * PART, upload=upload).commit(crc32c=crc32c(DATA))
+    assert operations(proxy) == [*["CONCAT"] * alike, "CREATE", "RENAME"]
     assert hdfs_root.read("d/x") == DATA
     assert hdfs_root.keys() == ["d/x"]
 
