@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -111,19 +110,32 @@ def test_a_dead_datanode_is_given_up_and_taken_back(hdfs_root: HdfsRoot):
 
 @pytest.mark.hdfs
 @pytest.mark.slow
-def test_it_starts_in_time_and_dies_with_its_killed_owner(hdfs_server):
-    """The session's own server shows that HDFS can be had; this one has an owner to kill."""
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "done"])
+def test_it_starts_in_time_and_ends_with_its_owner(hdfs_server, tmp_path, killed):
+    """The session's own server shows that HDFS can be had; this one has an owner to end."""
     code = (
-        "import time; from tierstore.testing.servers import hdfs\n"
+        "from tierstore.testing.servers import hdfs\n"
         "with hdfs(datanodes=1) as server:\n"
-        "    print(server.namenode.pid, server.datanodes[0].pid, flush=True); time.sleep(600)"
+        "    print(server.namenode.pid, server.datanodes[0].pid, flush=True); input()"
     )
     begun = time.monotonic()
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    with owner, owner.stdout:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # a killed one cannot remove its folder
+    )
+    with owner, owner.stdin, owner.stdout:
         daemons = list(map(int, owner.stdout.readline().split()))
         assert time.monotonic() - begun < 30
-        os.kill(owner.pid, signal.SIGKILL)
+        assert len(daemons) == 2
+        if killed:
+            owner.kill()
+        else:
+            owner.communicate("\n", timeout=30)
+            assert owner.returncode == 0
+            assert list(tmp_path.iterdir()) == []
         assert all(_gone(pid, 15) for pid in daemons)
 
 
