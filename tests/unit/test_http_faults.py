@@ -97,14 +97,43 @@ def test_server_stops_receiving(start: Start, transport: Transport) -> None:
     gone.set()
 
 
-def test_answer_stalls_in_the_middle(start: Start, transport: Transport) -> None:
+@pytest.mark.parametrize("size", [1000, 4 << 20])
+def test_answer_stalls_in_the_middle(start: Start, transport: Transport, size: int) -> None:
     def serve(sock: socket.socket) -> None:
         read_request(sock)
-        sock.sendall(answer(bytes(1000))[:-500])
+        sock.sendall(answer(bytes(size))[: -size // 2])
         wait_gone(sock)
 
     with pytest.raises(DeadlineError, match="no byte moved"):
-        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(1000))])
+        transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(size))])
+
+
+@pytest.mark.parametrize("drips", [0, 8])
+def test_a_large_answer_that_comes_in_drips_is_no_stall(
+    start: Start, transport: Transport, drips: int
+) -> None:
+    """A large body is waited for in lumps, but less than a lump still counts as progress."""
+    body = bytes(range(256)) * (1 << 11)
+
+    def serve(sock: socket.socket) -> None:
+        for _ in range(3):
+            read_request(sock)
+            sock.sendall(answer(body)[: -len(body)])
+            time.sleep(0.08)
+            for at in range(drips):
+                sock.sendall(body[at * 1000 : at * 1000 + 1000])
+                time.sleep(0.08)
+            sock.sendall(body[drips * 1000 :])
+        read_request(sock)
+        sock.sendall(answer(b"at once"))
+
+    url = start(serve)
+    for _ in range(3):
+        received = bytearray(len(body))
+        transport.request("GET", url, headers={}, into=[memoryview(received)])
+        assert received == body
+    # The connection wakes for any byte again.
+    assert transport.request("GET", url, headers={}).body == b"at once"
 
 
 @pytest.mark.parametrize("where", ["head", "body"])

@@ -173,7 +173,8 @@ def _read_direct(fd: int, rest: deque[memoryview], offset: int) -> int:
     total = min(os.preadv(fd, [bounce[:pages]], offset - skew) - skew, total)
     at = skew
     for part in cut(wanted, 0, total):
-        part[:] = bounce[at : at + len(part)]
+        source = np.frombuffer(bounce[at : at + len(part)], np.uint8)
+        np.copyto(np.frombuffer(part, np.uint8), source)  # releases the GIL
         at += len(part)
     return total
 

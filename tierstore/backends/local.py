@@ -35,7 +35,7 @@ _CAPABILITIES = Capabilities(
     max_part=1 << 62,
     max_parts=1 << 62,
     part_size=2 * BLOCK_SIZE,
-    concurrency=8,
+    concurrency=min(8, 2 * len(os.sched_getaffinity(0))),
     keeps_alignment=True,
 )
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
