@@ -57,6 +57,8 @@ _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
     "NoRouteToHostException": (UnreachableError, _NODES),
     "ConnectException": (UnreachableError, _NODES),
     "SocketTimeoutException": (UnreachableError, _NODES),
+    "SocketException": (UnreachableError, _NODES),
+    "ConnectTimeoutException": (UnreachableError, _NODES),
     "EOFException": (UnreachableError, _NODES),
     "ClosedChannelException": (UnreachableError, _NODES),
     "NSQuotaExceededException": (OutOfSpaceError, _SPACE),
