@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -18,7 +20,7 @@ from tierstore.errors import ConfigError
 from tierstore.testing.servers.daemon import Daemon
 from tierstore.testing.servers.hadoop import Hadoop
 from tierstore.testing.servers.programs import ServerUnavailableError
-from tierstore.testing.servers.webhdfs import WebHdfs
+from tierstore.testing.servers.webhdfs import HdfsError, WebHdfs
 
 _ADMIN_SECONDS = 60
 _BEANS = "/jmx?qry=Hadoop:service=NameNode,name="
@@ -98,6 +100,26 @@ class HdfsServer:
     def client(self, user: str | None = None) -> WebHdfs:
         """Return a second path to its files, as the superuser or as `user`."""
         return WebHdfs(self.endpoint, user or self.user)
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[str]:
+        """Yield the path of a new folder; remove it at the end, with all that is in it.
+
+        Raises:
+            ServerUnavailableError: it does not answer, or refuses.
+        """
+        path, client = f"/tierstore-{secrets.token_hex(6)}", self.client()
+        try:
+            client.make_folder(path)
+            try:
+                yield path
+            finally:
+                client.remove(path)
+        except (urllib3.exceptions.HTTPError, HdfsError) as error:
+            raise ServerUnavailableError(
+                f"HDFS at {self.endpoint} does not serve {self.user}: {error}",
+                hint="start it, or correct TIERSTORE_TEST_HDFS, which names it and its superuser",
+            ) from error
 
     def admin(self, *arguments: str) -> str:
         """Run `hdfs dfsadmin` and return what it printed. Takes seconds: it is a JVM.
