@@ -187,11 +187,12 @@ def _forget(peers: list[PeerProcess], bucket: str) -> None:
                 found.delete()
 
 
-def _disk_rate(folder: Path) -> float | None:
+def _disk_rate(folder: Path, rest: float) -> float | None:
     files = sorted(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     if not files:
         return None
     machine.drop_caches(folder)
+    time.sleep(rest)
     with contextlib.suppress(OSError):
         return machine.direct_read_rate(files[-1])
     return None
@@ -248,7 +249,7 @@ def _turns(
             results.once |= slow
             results.samples |= {name: warm_up.samples[name] for name in slow}
             peers = [peer for peer in peers if peer.name not in slow]
-        if (rate := _disk_rate(folder)) is not None:
+        if (rate := _disk_rate(folder, options.rest)) is not None:
             results.disk.append(rate)
         _forget(peers, bucket)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import pyarrow.compute  # noqa: F401 - 30 MiB and a third of a second that no save should pay
 import torch.distributed as dist
 
 from tierstore.checkpoint.fragment import ValueEntry

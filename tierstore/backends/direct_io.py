@@ -20,7 +20,7 @@ from itertools import islice
 
 import numpy as np
 
-from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, cut
+from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, copy, cut
 
 _BOUNCE = BLOCK_SIZE + ALIGNMENT  # an unaligned block still takes one request
 _SAMPLE = 16 * ALIGNMENT
@@ -154,7 +154,7 @@ def _whole_pages(data: memoryview) -> memoryview:
     bounce = _bounce()
     count = min(len(data), _BOUNCE)
     padded = -(-count // ALIGNMENT) * ALIGNMENT
-    bounce[:count] = data[:count]
+    copy(bounce[:count], data[:count])
     bounce[count:padded] = bytes(padded - count)
     return bounce[:padded]
 
@@ -173,8 +173,7 @@ def _read_direct(fd: int, rest: deque[memoryview], offset: int) -> int:
     total = min(os.preadv(fd, [bounce[:pages]], offset - skew) - skew, total)
     at = skew
     for part in cut(wanted, 0, total):
-        source = np.frombuffer(bounce[at : at + len(part)], np.uint8)
-        np.copyto(np.frombuffer(part, np.uint8), source)  # releases the GIL
+        copy(part, bounce[at : at + len(part)])
         at += len(part)
     return total
 

@@ -87,7 +87,7 @@ class _File(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer) -> int | None:  # type: ignore[override]
+    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
         sock, view = self._sock, memoryview(buffer)
         self._clock.arm(sock)
         # TLS may wait for less than a lump, of which the socket knows nothing.

@@ -16,7 +16,7 @@ from operator import attrgetter
 import numpy as np
 import numpy.typing as npt
 
-from tierstore.blocks import BLOCK_SIZE, blocks_covering
+from tierstore.blocks import BLOCK_SIZE, blocks_covering, copy
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import FormatError
 
@@ -143,11 +143,7 @@ class Request:
         """Tell the destinations that their bytes have arrived and are verified."""
         for destination, low, high in self._shares():
             if self.overlaps:
-                source = spare[low - self.offset : high - self.offset]
-                np.copyto(  # releases the GIL
-                    np.frombuffer(destination.part(low, high), np.uint8),
-                    np.frombuffer(source, np.uint8),
-                )
+                copy(destination.part(low, high), spare[low - self.offset : high - self.offset])
             destination.filled(high - low)
 
     def block(self, index: int) -> Request:
