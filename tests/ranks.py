@@ -164,6 +164,7 @@ def _run(rank: int, job: _Job) -> Any:
         timeout=timedelta(seconds=30),
     )
     try:
+        dist.barrier()  # a rank that is done early must not close what others still connect to
         return job.function(*job.arguments)
     finally:
         dist.destroy_process_group()

@@ -15,9 +15,16 @@ does not use the code under test::
 
 from __future__ import annotations
 
-from tierstore.testing.contract_listing import ListingContract
-from tierstore.testing.contract_objects import ObjectContract
-from tierstore.testing.contract_uploads import UploadContract
+import pytest
+
+_PARTS = [
+    f"tierstore.testing.contract_{part}" for part in ("base", "listing", "objects", "uploads")
+]
+pytest.register_assert_rewrite(*_PARTS)  # before they are imported: a failure then shows values
+
+from tierstore.testing.contract_listing import ListingContract  # noqa: E402
+from tierstore.testing.contract_objects import ObjectContract  # noqa: E402
+from tierstore.testing.contract_uploads import UploadContract  # noqa: E402
 
 __all__ = ["BackendContract"]
 
