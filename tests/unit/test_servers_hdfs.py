@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -90,6 +91,9 @@ def test_daemons_stop_and_come_back(hdfs_root: HdfsRoot):
         server.wait_ready()
     server.namenode.start()
     server.wait_ready()
+    for _ in server.datanodes:  # each may notice only now that its namenode has hung up
+        with contextlib.suppress(HdfsError):
+            hdfs_root.read("k")
     assert hdfs_root.read("k") == b"x"
     server.datanodes[0].restart()
     server.wait_ready()
