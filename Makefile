@@ -1,5 +1,5 @@
-# Everything a person or CI runs. Each target sets itself up: Python 3.11+, make and (for MinIO) Go
-# are all that has to be there. Installs go to .venv and to the tools' own caches, nowhere else.
+# Everything a person or CI runs. Each target sets itself up: Python 3.11+, make, for MinIO Go and
+# for HDFS Java and Maven have to be there. Installs go to .venv and to the tools' own caches only.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import checkpoint, manifest
+from benchmarks import checkpoint, hdfs, manifest
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("checkpoint")(checkpoint.run)
+app.command("hdfs")(hdfs.run)
 app.command("manifest")(manifest.run)
 
 

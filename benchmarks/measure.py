@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,17 @@ def measure(call: Callable[[], float | None]) -> Sample:
         read=_bytes_read() - read,
         stall=wall if stall is None else stall,
     )
+
+
+def at_once(workers: int, call: Callable[..., object], arguments: Iterable[Sequence[Any]]) -> None:
+    """Call `call` with each of the tuples, so many at a time, and raise its first error."""
+    if workers == 1:
+        for each in arguments:
+            call(*each)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(call, *each) for each in arguments]:
+            future.result()
 
 
 def join_ranks(samples: Sequence[Sample]) -> Sample:

@@ -10,15 +10,20 @@ GB = 1e9
 
 def markdown(document: dict[str, Any]) -> str:
     """Return one table a scenario: medians, with minimum and maximum where they tell."""
-    machine = document["machine"]
-    lines = [
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, torch {machine['torch']}; "
-        f"medians of {document['rounds']} alternating runs (minimum-maximum)",
-    ]
+    lines = [heading(document)]
     for scenario, found in document["scenarios"].items():
         lines += ["", *_scenario(scenario, found)]
     return "\n".join(lines) + "\n"
+
+
+def heading(document: dict[str, Any]) -> str:
+    """Return the line that says on what machine the figures were taken, and how."""
+    machine = document["machine"]
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"Linux {machine['kernel']}, Python {machine['python']}, torch {machine['torch']}; "
+        f"medians of {document['rounds']} alternating runs (minimum-maximum)"
+    )
 
 
 def _scenario(scenario: str, found: dict[str, Any]) -> list[str]:
@@ -69,6 +74,11 @@ def _spread(peer: dict[str, Any], measure: str, figure: str, unit: float, digits
     found = peer.get(measure, {}).get(figure)
     if found is None:
         return ""
+    return spread(found, unit, digits)
+
+
+def spread(found: dict[str, float], unit: float, digits: int) -> str:
+    """Return a figure's median, with minimum and maximum where they tell."""
     low, middle, high = (found[key] * unit for key in ("min", "median", "max"))
-    spread = f" ({low:.{digits}f}-{high:.{digits}f})" if low != high else ""
-    return f"{middle:.{digits}f}{spread}"
+    between = f" ({low:.{digits}f}-{high:.{digits}f})" if low != high else ""
+    return f"{middle:.{digits}f}{between}"

@@ -1,4 +1,4 @@
-"""A proxy in front of a real S3 server that misbehaves once for a request that matches."""
+"""A proxy in front of a real server that misbehaves once for a request that matches."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 CHUNK = 1 << 18
@@ -23,21 +24,30 @@ class Misdeed:
         pattern: a regular expression, such as "PUT .*uploadId".
         deed: "answer" `status` and `code` instead of the server; "refuse" the same without taking
             the body; "lose" the server's answer, after it did what was asked; "reset" before it
-            heard; "halve" its answer's body; "stall" without a word; "flip" a byte of the body.
+            heard; "halve" its answer's body; "stall" without a word; "flip" a byte of the body;
+            "cut" the connection after half of the body; "hold" it there until the client is gone;
+            "late": as "reset", but the server hears after all when `late` is set; "call" `call`
+            with the request line when the first piece of a body, or of the answer, has passed.
         times: how many requests; the others pass.
     """
 
     pattern: str
-    deed: Literal["answer", "refuse", "lose", "reset", "halve", "stall", "flip"]
+    deed: Literal[
+        "answer", "refuse", "lose", "reset", "halve", "stall", "flip", "cut", "hold", "late", "call"
+    ]
     status: int = 503
     code: str = "SlowDown"
     headers: str = ""
     times: int = 1
+    call: Callable[[str], None] = print
     done: int = field(default=0, init=False)
 
 
 class Misbehaving:
-    """The proxy: `endpoint` to talk to, `misdeeds` to fill, `requests` that came by."""
+    """The proxy: `endpoint` to talk to, `misdeeds` to fill, `requests` that came by.
+
+    Who takes it for an HTTP proxy reaches the server that is asked for, not `upstream`.
+    """
 
     def __init__(self, upstream: str) -> None:
         host, _, port = upstream.partition(":")
@@ -45,6 +55,8 @@ class Misbehaving:
         self.misdeeds: list[Misdeed] = []
         self.requests: list[str] = []
         self.over = threading.Event()
+        self.late = threading.Event()
+        self.late_answers: list[str] = []
         self.endpoint = ""
         self._lock = threading.Lock()
 
@@ -82,13 +94,15 @@ def misbehaving(upstream: str) -> Iterator[Misbehaving]:
             yield proxy
         finally:
             proxy.over.set()
+            proxy.late.set()
             server.shutdown()
             thread.join()
 
 
 def _serve(proxy: Misbehaving, client: socket.socket) -> None:
     head, body = _head(client)
-    misdeed = proxy.take(head.split(b" HTTP/", 1)[0].decode())
+    line = head.split(b" HTTP/", 1)[0].decode()
+    misdeed = proxy.take(line)
     deed = misdeed.deed if misdeed else ""
     found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     length = int(found[1]) if found else 0
@@ -96,6 +110,14 @@ def _serve(proxy: Misbehaving, client: socket.socket) -> None:
         _reset(client)
     elif deed == "stall":
         proxy.over.wait(20)
+    elif deed in ("cut", "hold"):
+        _half(proxy, client, head, _pieces(client, body, length // 2), deed)
+    elif deed == "late":
+        pieces = list(_pieces(client, body, length))
+        _reset(client)
+        proxy.late.wait(20)
+        with _upstream(proxy, head) as server:
+            proxy.late_answers.append(_ask(server, pieces))
     elif misdeed and deed in ("answer", "refuse"):
         if deed == "answer":
             for _ in _pieces(client, body, length):
@@ -107,18 +129,23 @@ def _serve(proxy: Misbehaving, client: socket.socket) -> None:
             + (b"" if head.startswith(b"HEAD") else xml)
         )
     else:
-        _forward(proxy, client, head, _pieces(client, body, length), deed)
+        call = partial(misdeed.call, line) if misdeed and deed == "call" else None
+        _forward(proxy, client, head, _pieces(client, body, length), deed, call)
 
 
 def _forward(
-    proxy: Misbehaving, client: socket.socket, head: bytes, body: Iterator[bytes], deed: str
+    proxy: Misbehaving,
+    client: socket.socket,
+    head: bytes,
+    body: Iterator[bytes],
+    deed: str,
+    call: Callable[[], None] | None,
 ) -> None:
-    with socket.create_connection(proxy.upstream, timeout=20) as server:
-        line, _, rest = head.partition(b"\r\n")
-        server.sendall(line + b"\r\nConnection: close\r\n" + rest)
+    with _upstream(proxy, head) as server:
         for number, piece in enumerate(body):
             flip = deed == "flip" and number == 0
             server.sendall(bytes([piece[0] ^ 1]) + piece[1:] if flip else piece)
+            call = call and call()
         left = _cut(server, client) if deed == "halve" else None
         while left is None or left > 0:
             got = server.recv(CHUNK if left is None else min(CHUNK, left))
@@ -128,7 +155,43 @@ def _forward(
                 left -= len(got)
             if deed != "lose":
                 client.sendall(got)
+            call = call and call()
     if deed == "lose":
+        _reset(client)
+
+
+def _ask(server: socket.socket, pieces: list[bytes]) -> str:
+    """Send a body; return the answer, "" if it was refused so early that the answer is lost."""
+    data = b""
+    with contextlib.suppress(OSError):
+        for piece in pieces:
+            server.sendall(piece)
+        while got := server.recv(CHUNK):
+            data += got
+    return data.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _upstream(proxy: Misbehaving, head: bytes) -> Iterator[socket.socket]:
+    """Connect to the server and send it the head of a request."""
+    line, _, rest = head.partition(b"\r\n")
+    host, port = proxy.upstream
+    if asked := re.match(rb"(\w+ )http://([^/:]+):(\d+)", line):  # as an HTTP proxy is asked
+        line, host, port = asked[1] + line[asked.end() :], asked[2].decode(), int(asked[3])
+    with socket.create_connection((host, port), timeout=20) as server:
+        server.sendall(line + b"\r\nConnection: close\r\n" + rest)
+        yield server
+
+
+def _half(
+    proxy: Misbehaving, client: socket.socket, head: bytes, half: Iterator[bytes], deed: str
+) -> None:
+    with _upstream(proxy, head) as server:
+        for piece in half:
+            server.sendall(piece)
+        while deed == "hold" and client.recv(CHUNK):
+            pass
+    if deed == "cut":
         _reset(client)
 
 

@@ -34,7 +34,9 @@ CREDENTIALS_HINT = (
     "credentials come from the environment or from the files that the store's own tools read, "
     "such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
 )
-_SECRET = re.compile(r"secret|passw|token|signature|credential|access_?key|api_?key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|passw|token(?!_file$)|signature|credential|access_?key|api_?key", re.IGNORECASE
+)
 
 Factory = Callable[..., Backend]
 OptionsT = typing.TypeVar("OptionsT")

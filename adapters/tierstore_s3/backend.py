@@ -145,6 +145,9 @@ class S3Backend:
 
     def diagnose(self) -> Iterator[Check]:
         """Yield what `tierstore doctor` shall say about this bucket."""
+        if not self._objects.checked:
+            advice = 'reading back costs time: leave out checksum = "none" if the server can do it'
+            yield Check("checksums", "warning", 'turned off by checksum = "none"', advice)
         before = time.time() - _FORGOTTEN
         old = [each for each in islice(self.uploads(), _LOOKED_AT) if each.begun < before]
         if old:

@@ -118,10 +118,33 @@ def test_compose_offers_minio_on_loopback_with_a_bucket():
     assert all(port.startswith("127.0.0.1:") for port in minio["ports"])
     assert bucket["depends_on"] == {"minio": {"condition": "service_healthy"}}
     assert "mc mb --ignore-existing minio/tierstore" in bucket["command"][0]
-    for service in services.values():
+    for service in (minio, bucket):
         assert re.search(r":RELEASE\.[\dTZ-]+$", service["image"]), "an image has a pinned version"
         for name in ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"):
             assert service["environment"][name].startswith(f"${{{name}:-")
+
+
+def test_compose_offers_hdfs_on_loopback_with_two_datanodes():
+    services = _compose()["services"]
+    assert re.fullmatch(r"apache/hadoop:\d+\.\d+\.\d+", services["namenode"]["image"])
+    ports = set()
+    for name in ("namenode", "datanode1", "datanode2"):
+        service = services[name]
+        assert service["image"] == services["namenode"]["image"]
+        assert service["command"] == ["hdfs", name.rstrip("12")]
+        (published,) = service["ports"]
+        host, outside, inside = published.split(":")
+        assert (host, outside) == ("127.0.0.1", inside), "a redirect names the port inside"
+        assert service["healthcheck"]["test"][-1].endswith(f"/{inside}")
+        site = service["environment"]
+        assert site["HDFS-SITE.XML_dfs.replication"] == "2"
+        assert site["HDFS-SITE.XML_dfs.datanode.hostname"] == host, "clients are on the host"
+        if name != "namenode":
+            assert site["HDFS-SITE.XML_dfs.datanode.http.address"] == f"0.0.0.0:{inside}"
+            assert service["depends_on"] == {"namenode": {"condition": "service_healthy"}}
+            assert not site["ENSURE_NAMENODE_DIR"], "a datanode formats no namenode"
+        ports.add(inside)
+    assert len(ports) == 3
 
 
 def _docker(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ MODULES = (
     "tierstore.config",
     "tierstore.testing",
     "tierstore.testing.servers",
+    "tierstore_hdfs",
     "tierstore_s3",
     "tierstore_torch",
 )

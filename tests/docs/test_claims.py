@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import click
 import pytest
 import typer.main
 
-from tests.conftest import Bucket
+from tests.conftest import Bucket, HdfsRoot
 from tests.docs.pages import PAGES, ROOT, anchors, inline_code, links, name, tables
 from tierstore import errors, registry
 from tierstore.checkpoint.columns import schema
@@ -27,6 +28,7 @@ from tierstore.cli.main import app
 from tierstore.config import Policy, TierConfig, load_config
 from tierstore.keys import Attempt
 from tierstore.ladder.diagnosis import diagnose
+from tierstore_hdfs import open_hdfs
 
 OPERATORS, TORCH, FORMAT = (ROOT / f"docs/{page}.md" for page in ("operators", "torch", "format"))
 COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -97,6 +99,16 @@ def test_the_checks_of_doctor_are_in_the_operators_page(
     bad = TierConfig("t", "file:relative")
     found = {check.name for tier in (*good, bad) for check in diagnose(tier)}
     assert found == documented
+
+
+@pytest.mark.hdfs
+def test_what_doctor_says_of_hdfs_is_in_the_operators_page(hdfs_root: HdfsRoot) -> None:
+    documented = {cells[0].strip("`") for cells in tables(OPERATORS, "check of HDFS")}
+    with closing(open_hdfs(hdfs_root.url)) as backend:
+        hdfs_root.write("k", b"x")
+        found = {check.name for check in backend.diagnose()}
+    assert documented - found == {"joining"}  # only of an encryption zone
+    assert found <= documented
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -136,6 +136,11 @@ def test_background_saves_reach_a_real_s3(ranks: Ranks, minio_bucket: Any, mode:
     expected = [1, *((float(step), {"nested": [step, "x"]}) for step in (1, 2))]
     results = ranks.run(2, cases.async_steps, minio_bucket.url, mode, mode, 2, timeout=120)
     assert results == [expected] * 2
+    minio_bucket.assert_no_uploads()
+
+
+@pytest.mark.minio
+def test_every_layout_comes_back_from_a_real_s3(ranks: Ranks, minio_bucket: Any) -> None:
     for layout in ranks.run(2, cases.load_after_save, minio_bucket.url):
         assert layout == []
     minio_bucket.assert_no_uploads()

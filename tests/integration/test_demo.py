@@ -17,7 +17,8 @@ pytestmark = pytest.mark.torch
 def tierstore(*arguments: str) -> subprocess.CompletedProcess[str]:
     # moto is what somebody without MinIO gets; the other tests of the ladder run on MinIO.
     environment = os.environ | {"PATH": "/usr/bin:/bin"}
-    environment.pop("TIERSTORE_TEST_S3", None)
+    for name in ("TIERSTORE_TEST_S3", "TIERSTORE_TEST_HDFS"):
+        environment.pop(name, None)
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,

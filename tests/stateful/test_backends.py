@@ -95,3 +95,13 @@ def test_s3(s3_bucket):
 
     _run(new_place, 3, steps=12, many_parts=False)  # each step looks at everything
     s3_bucket.assert_no_uploads()
+
+
+@pytest.mark.hdfs
+def test_hdfs(hdfs_root):
+    def new_place() -> Callable[[], Backend]:
+        url = f"{hdfs_root.url}/{next(_numbers)}"
+        return lambda: open_backend(url)
+
+    _run(new_place, 3, steps=12, many_parts=False)  # each step looks at everything
+    assert hdfs_root.keys() == []

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,17 @@ import pytest
 from rich.console import Console
 
 from tests.command import tierstore
+from tests.loopback import answer, read_request, serving
 from tierstore.cli import demo
+from tierstore.config import load_config
 from tierstore.errors import TierstoreError
+from tierstore.testing.servers import S3Server
+
+
+@pytest.fixture(autouse=True)
+def _no_servers_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TIERSTORE_TEST_S3", "TIERSTORE_TEST_HDFS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_folder_that_holds_something(tmp_path: Path) -> None:
@@ -254,8 +265,59 @@ def test_a_server_that_does_not_start_leaves_no_folder(
         raise TierstoreError("moto is not installed", hint="install it")
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("TIERSTORE_TEST_S3", raising=False)
     monkeypatch.setattr("tierstore.testing.servers.moto", away)
     done = tierstore("demo", "--folder", str(tmp_path / "new"))
     assert (done.code, done.err) == (1, "error: moto is not installed\nnext: install it\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_hdfs_is_a_third_tier_where_it_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto_server: S3Server
+) -> None:
+    asked: list[str] = []
+    seen = []
+
+    def namenode(sock: socket.socket) -> None:
+        asked.append(read_request(sock)[0].split(b" HTTP")[0].decode())
+        sock.sendall(answer(b'{"boolean": true}', headers="Connection: close\r\n"))
+
+    def story(one: demo.Demo) -> Any:
+        seen.extend((asked[:], load_config(one.config).tiers, one.environment))
+        raise demo.DemoError("enough")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("tierstore.testing.servers.moto", lambda: nullcontext(moto_server))
+    monkeypatch.setattr(demo, "_story", story)
+    with serving(namenode) as url:
+        address = url.removeprefix("http://")
+        monkeypatch.setenv("TIERSTORE_TEST_HDFS", f"http://me@{address}")
+        done = tierstore("demo", "--folder", str(tmp_path / "new"))
+    assert done.err.startswith("error: enough\n")
+    assert f"HDFS is at {url}\n" in done.out
+    (made,), tiers, environment = seen
+    assert [tier.name for tier in tiers] == ["nvme", "s3", "hdfs"]
+    path = tiers[2].url.removeprefix(f"hdfs://{address}")
+    assert made.startswith(f"PUT /webhdfs/v1{path}?op=MKDIRS&user.name=me&")
+    assert environment["HADOOP_USER_NAME"] == "me"
+    assert environment["AWS_ENDPOINT_URL"] == moto_server.endpoint
+    assert asked[1:] == [f"DELETE /webhdfs/v1{path}?op=DELETE&user.name=me&recursive=true"]
+    left = load_config(tmp_path / "new" / "tierstore.toml").tiers
+    assert [tier.name for tier in left] == ["nvme"]
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "said"),
+    [
+        ("http://me@127.0.0.1:1", 1, "HDFS at http://127.0.0.1:1 does not serve me"),
+        ("127.0.0.1:9870", 2, "not of the form http://user@host:port"),
+    ],
+)
+def test_an_hdfs_that_is_not_there_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, code: int, said: str
+) -> None:
+    monkeypatch.setenv("TIERSTORE_TEST_HDFS", address)
+    done = tierstore("demo", "--folder", str(tmp_path / "new"))
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert "TIERSTORE_TEST_HDFS" in done.err
     assert not (tmp_path / "new").exists()

@@ -155,6 +155,21 @@ def test_slow_drip_ends_at_the_total_deadline(
     assert time.monotonic() - begun < 2
 
 
+def test_a_request_may_have_a_total_of_its_own(start: Start, transport: Transport) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_request(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 24\r\n\r\n")
+        for _ in range(24):
+            sock.sendall(b"x")
+            time.sleep(0.05)
+
+    url, into = start(serve), bytearray(24)
+    transport.request("GET", url, headers={}, into=[memoryview(into)], total=10)
+    assert into == b"x" * 24
+    with pytest.raises(DeadlineError, match=r"not done in 0\.1 s"):
+        transport.request("GET", url, headers={}, into=[memoryview(into)], total=0.1)
+
+
 def test_slow_but_steady_sending_is_no_stall(start: Start) -> None:
     """A whole part may take longer than the stall deadline, as long as bytes move."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +139,16 @@ def test_importing_needs_no_pyarrow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """No search for cycles among millions of objects that are in none."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize(("ranks", "tensors", "per"), [(1000, 1000, 1), (4, 250, 1000)])
 def test_a_million_chunks(tmp_path: Path, ranks: int, tensors: int, per: int) -> None:
     """How long it takes: `python -m benchmarks manifest`."""

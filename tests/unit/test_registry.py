@@ -100,6 +100,7 @@ def test_an_option_in_the_url_and_beside_it_is_ambiguous():
         "s3://b/p?aws_secret_access_key=hidden",
         "s3://b/p?X-Amz-Signature=hidden",
         "s3://b/p?session_token=hidden",
+        "hdfs://h/p?token=hidden",
         "s3://b/p?access_key=hidden",
     ],
 )
@@ -107,6 +108,11 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url):
     with pytest.raises(ConfigError, match="credentials come from the environment") as caught:
         registry.open_backend(url)
     assert "hidden" not in str(caught.value)
+
+
+def test_the_name_of_a_file_with_a_secret_is_none():
+    address = registry.parse_url("hdfs://h/p?token_file=/run/token")
+    assert address.query == {"token_file": "/run/token"}
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import urllib3
 
+from tests.conftest import leaving_nothing
 from tierstore.errors import ConfigError
 from tierstore.testing.servers import S3Server, ServerProcess, ServerUnavailableError, programs
 
@@ -169,6 +171,22 @@ def test_the_leak_detector_detects(tmp_path, mistake, message):
     assert done.returncode == 1
     assert "left behind" in done.stdout
     assert message in done.stdout
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["older", "own"])
+def test_garbage_is_not_left_behind(older):
+    """A cycle that nobody holds, made before the test or by it, has closed all that it owned."""
+
+    class Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    node = Node()
+    with leaving_nothing():
+        if not older:
+            node = Node()
+        weakref.finalize(node, os.close, os.open(__file__, os.O_RDONLY))
+        del node
 
 
 @pytest.mark.parametrize(("required", "status"), [("0", 0), ("1", 1)])

@@ -175,8 +175,9 @@ def run(
 ) -> None:
     """Train a small transformer with FSDP2, kill a rank while it saves, and resume.
 
-    Saves to a local folder and to S3: MinIO if it is on PATH, otherwise moto in this process, or
-    the tiers that --config names. Takes under two minutes.
+    Saves to a local folder, to S3 (MinIO if it is on PATH, otherwise moto in this process) and to
+    the HDFS at TIERSTORE_TEST_HDFS (http://user@namenode:9870), if that is set; or to the tiers
+    that --config names. Takes under two minutes.
     """
     _check_packages(own=bool(config))
     own = _own_tiers(config)
@@ -259,16 +260,32 @@ def _tiers(
     from tierstore.testing import servers
 
     real = bool(shutil.which("minio") or os.environ.get("TIERSTORE_TEST_S3"))
-    with servers.minio() if real else servers.moto() as server:
+    with _hdfs(out) as (hdfs, user), servers.minio() if real else servers.moto() as server:
         out.print(f"S3 is {'MinIO' if real else 'moto, in this process'} at {server.endpoint}")
         bucket = server.new_bucket()
         nvme = _tier("nvme", f"file://{folder}/nvme")
-        path.write_text(nvme + _tier("s3", server.url(bucket)))
+        path.write_text(nvme + _tier("s3", server.url(bucket)) + hdfs)
         try:
-            yield str(path), server.environment()
+            yield str(path), server.environment() | user
         finally:
             server.remove_bucket(bucket)
             path.write_text(nvme)  # who looks there later finds what is still there
+
+
+@contextlib.contextmanager
+def _hdfs(out: Console) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the tier of a new folder on HDFS, and its owner; nothing if no HDFS is configured.
+
+    None is started: its JVMs take ten seconds.
+    """
+    from tierstore.testing import servers
+
+    if not os.environ.get("TIERSTORE_TEST_HDFS"):
+        yield "", {}
+        return
+    with servers.hdfs() as server, server.folder() as folder:
+        out.print(f"HDFS is at {server.endpoint}")
+        yield _tier("hdfs", server.url(folder)), server.environment()
 
 
 def _tier(name: str, url: str) -> str:
@@ -333,7 +350,7 @@ def _print(out: Console, result: dict[str, Any], name: str, look: str) -> None:
     roots = {tier["tier"]: tier["where"].rpartition(f"/runs/{name}/")[0] for tier in tiers}
     out.print("\nThe checkpoints are in")
     for tier, root in roots.items():
-        gone = "" if root.startswith("file:") or name != _RUN else "  (gone with its server)"
+        gone = "" if root.startswith("file:") or name != _RUN else "  (removed again)"
         out.print(f"  {tier}: {root}{gone}", soft_wrap=True)
     out.print("\nLook at them:")
     for command in ("ls", "show", "verify"):

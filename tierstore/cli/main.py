@@ -19,7 +19,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 app = typer.Typer(
     name="tierstore",
-    help="Sharded torch checkpoints over memory, NVMe and S3: look at them, check them, try them.",
+    help="Sharded torch checkpoints over memory, NVMe, HDFS and S3: look at, check and try them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

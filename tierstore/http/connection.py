@@ -22,6 +22,9 @@ SEND_SIZE = 4 * 1024 * 1024
 _LUMP = 512 * 1024  # bytes to be woken for; by default Linux wakes a reader for every segment
 
 
+_CONTINUE = b"HTTP/1.1 100 "
+
+
 @dataclass(frozen=True, slots=True)
 class Deadlines:
     """How long a request may take, in seconds.
@@ -162,7 +165,7 @@ class Connection(HTTPConnection):
                 clock.arm(sock)
                 view = view[sock.send(view[:SEND_SIZE]) :]
                 # With TLS, readable may mean a session ticket; there only a stall asks.
-                if view.nbytes and not tls and wait_for_read(sock, 0.0):
+                if view.nbytes and not tls and wait_for_read(sock, 0.0) and _final(sock):
                     raise BrokenPipeError
         except TimeoutError:
             if clock.left() <= 0 or not wait_for_read(sock, 0.0):
@@ -172,6 +175,20 @@ class Connection(HTTPConnection):
         except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
             clock.body_cut = True
             raise BrokenPipeError from None
+
+
+def _final(sock: socket.socket) -> bool:
+    """Return whether what has come is the answer, not an interim "100 Continue", which is taken.
+
+    HDFS datanodes send one unasked (RFC 9110, section 15.2.1, lets a client ignore it).
+    """
+    head = sock.recv(4096, socket.MSG_PEEK)
+    if not head or not _CONTINUE.startswith(head[: len(_CONTINUE)]):
+        return True
+    end = head.find(b"\r\n\r\n")
+    if end >= 0:
+        sock.recv(end + 4)
+    return False
 
 
 class TLSConnection(Connection, HTTPSConnection):

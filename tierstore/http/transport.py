@@ -9,7 +9,7 @@ import ssl
 import threading
 import urllib.request
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -92,6 +92,7 @@ class Transport:
         body: Buffer | None = None,
         into: Sequence[memoryview] | None = None,
         ok: Container[int] = range(200, 300),
+        total: float | None = None,
     ) -> Response:
         """Send one request and receive its answer.
 
@@ -104,6 +105,7 @@ class Transport:
                 in `ok`.
             ok: the statuses that mean success. Any other is returned too, with what the server
                 says in `Response.body`, and `into` is left alone.
+            total: seconds for this request, if not those of the transport's deadlines.
 
         Raises:
             UnreachableError: no connection, or it was lost before all bytes had moved.
@@ -111,7 +113,8 @@ class Transport:
             TruncatedFileError: the server holds fewer, or more, bytes than `into` asks for.
             AccessError: the server's certificate is not trusted.
         """
-        clock = Clock(self.deadlines)
+        deadlines = self.deadlines if total is None else replace(self.deadlines, total=total)
+        clock = Clock(deadlines)
         token = CLOCK.set(clock)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
@@ -124,10 +127,10 @@ class Transport:
                 headers=dict(headers),
                 preload_content=False,
                 timeout=Timeout(
-                    connect=min(self.deadlines.connect, self.deadlines.total),
-                    read=self.deadlines.stall,
+                    connect=min(deadlines.connect, deadlines.total),
+                    read=deadlines.stall,
                 ),
-                pool_timeout=self.deadlines.total,
+                pool_timeout=deadlines.total,
             )
             return _receive(answer, into, ok, clock)
         except TierstoreError as error:

@@ -151,8 +151,8 @@ def _checksums(backend: Backend, key: str) -> Check:
     if not backend.capabilities.server_checksum:
         if backend.capabilities.durable_on_commit:
             return Check(name, "ok", "blocks are checked by readers; writes stay on this host")
-        advice = "every upload is read back, which costs time; turn checksums on if the store can"
-        return Check(name, "warning", "the store does not check what it receives", advice)
+        # Whether it could is for the backend to say: many a store cannot.
+        return Check(name, "ok", "the store checks none, so every upload is read back")
     data, wrong = b"x" * 64, crc32c(b"y" * 64)
     try:
         upload = backend.upload(key, len(data))

@@ -40,6 +40,9 @@ ODD_KEYS = (
 class Hooks:
     """What a backend's test provides."""
 
+    #: Without those that the store itself cannot hold, such as a colon on HDFS.
+    odd_keys = ODD_KEYS
+
     def open(self) -> Backend:
         """Open a backend on the test's own place; may be called again for the same place."""
         raise NotImplementedError

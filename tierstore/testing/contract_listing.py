@@ -8,7 +8,7 @@ import pytest
 
 from tierstore.backend import Backend
 from tierstore.blocks import crc32c
-from tierstore.testing.contract_base import ODD_KEYS, Hooks, together
+from tierstore.testing.contract_base import Hooks, together
 
 _PREFIXES = ["", "a", "a/", "a/b", "a/b/", "a%", "a-", "b/", "z", "ä", "nothing", "a/b c/"]
 _AFTERS = [None, "", "a", "a-b", "a/", "a/b", "a/b/c", "a/b0", "a0", "b/", "zz", "\U0001f600/x"]
@@ -38,12 +38,12 @@ class ListingContract(Hooks):
 
     @pytest.mark.parametrize("delimiter", [False, True])
     def test_lists_like_the_model(self, backend: Backend, delimiter: bool) -> None:
-        for key in ODD_KEYS:
+        for key in self.odd_keys:
             self.raw_put(key, key.encode())
         for prefix in _PREFIXES:
             for after in _AFTERS:
                 found = [i.key for i in backend.list(prefix, after=after, delimiter=delimiter)]
-                wanted = _expected(ODD_KEYS, prefix, after, delimiter)
+                wanted = _expected(self.odd_keys, prefix, after, delimiter)
                 assert found == wanted, (prefix, after)
 
     def test_tells_what_stat_tells(self, backend: Backend) -> None:

@@ -21,7 +21,7 @@ from tierstore.errors import (
     StorageError,
     TruncatedFileError,
 )
-from tierstore.testing.contract_base import ODD_KEYS, Hooks, noise, read, together
+from tierstore.testing.contract_base import Hooks, noise, read, together
 
 _RANGES = [(0, 1), (1, 100), (4095, 2), (4096, 4096), (4097, 8191), (0, 20_000), (19_999, 1)]
 _BAD_KEYS = ["", "/a", "a/", "a//b", ".", "a/../b", "a\x00b", "a\nb", "k" * 1025, "\ud800"]
@@ -107,6 +107,7 @@ class ObjectContract(Hooks):
         results = together(8, lambda _: backend.create("c/x", b"same", if_absent=True))
         assert not [result for result in results if isinstance(result, Exception)]
         assert self.raw_get("c/x") == b"same"
+        assert list(self.raw_uploads()) == []
 
     def test_readers_never_see_a_half(self, backend: Backend) -> None:
         contents = [bytes([value]) * 50_000 for value in range(12)]
@@ -181,15 +182,15 @@ class ObjectContract(Hooks):
             assert caught.value.url == backend.url
 
     def test_odd_keys(self, backend: Backend) -> None:
-        for key in ODD_KEYS:
+        for key in self.odd_keys:
             backend.create(key, key.encode())
-        assert sorted(self.raw_list()) == sorted(ODD_KEYS)
-        for key in ODD_KEYS:
+        assert sorted(self.raw_list()) == sorted(self.odd_keys)
+        for key in self.odd_keys:
             data = key.encode()
             assert self.raw_get(key) == data
             assert backend.stat(key).key == key
             assert read(backend, key, 0, len(data)) == data
-        backend.delete(ODD_KEYS)
+        backend.delete(self.odd_keys)
         assert self.raw_list() == []
 
     @pytest.mark.parametrize("key", _BAD_KEYS)

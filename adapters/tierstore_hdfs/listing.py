@@ -1,0 +1,96 @@
+"""Listings in pages of the namenode, in the order of whole keys."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from tierstore.backend import ObjectInfo
+from tierstore.errors import InvalidKeyError, NotFoundError
+from tierstore.keys import check_key
+from tierstore_hdfs.errors import naming
+from tierstore_hdfs.files import Files
+from tierstore_hdfs.paths import is_hidden
+
+Entry = tuple[str, dict[str, Any]]
+
+
+def entries(files: Files, folder: str) -> Iterator[Entry]:
+    """Yield what is in a folder, a page a request, in HDFS's own order.
+
+    `folder` is a prefix, "" or ending in "/". A missing folder is empty, and so is a file.
+    """
+    path, after = files.paths.folder(folder), ""
+    while True:
+        query = {"startAfter": after} if after else {}
+        with naming(files.url, folder.rstrip("/")):
+            try:
+                page = files.client.call("GET", path, "LISTSTATUS_BATCH", **query)
+            except NotFoundError:
+                return
+        listing = page["DirectoryListing"]
+        found = listing["partialListing"]["FileStatuses"]["FileStatus"]
+        for status in found:
+            if status["pathSuffix"]:
+                yield status["pathSuffix"], status
+        if not found or not listing["remainingEntries"]:
+            return
+        after = found[-1]["pathSuffix"]
+
+
+def in_key_order(found: Iterator[Entry]) -> Iterator[Entry]:
+    """Yield entries in the order of the UTF-8 bytes of whole keys: a folder "a" sorts as "a/".
+
+    HDFS compares names as signed bytes, so those with a byte above 127 come before ASCII. What
+    comes after a name in ASCII sorts behind it in either order, so all that is held back and
+    smaller can go; nothing is known from any other name.
+    """
+    held: list[tuple[bytes, int, Entry]] = []
+    number = itertools.count()
+    for name, status in found:
+        raw = name.encode()
+        if raw.isascii():
+            while held and held[0][0] < raw:
+                yield heapq.heappop(held)[2]
+        sort = raw + b"/" if status["type"] == "DIRECTORY" else raw
+        heapq.heappush(held, (sort, next(number), (name, status)))
+    while held:
+        yield heapq.heappop(held)[2]
+
+
+def listing(files: Files, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
+    """Yield the objects, or with `delimiter` what is one level down; see `Backend.list`."""
+    folder, _, start = prefix.rpartition("/")
+    if folder:
+        try:
+            files.paths.of(check_key(folder))
+        except InvalidKeyError:
+            return  # no object has such a key
+        folder += "/"
+    elif prefix.startswith("/"):
+        return
+    yield from _below(files, folder, start, after.encode(), delimiter=delimiter)
+
+
+def _below(
+    files: Files, folder: str, start: str, after: bytes, *, delimiter: bool
+) -> Iterator[ObjectInfo]:
+    for name, status in in_key_order(entries(files, folder)):
+        if not name.startswith(start) or is_hidden(name):
+            continue
+        key = folder + name
+        if status["type"] != "DIRECTORY":
+            if key.encode() > after:
+                yield files.info(key, status)
+            continue
+        key += "/"
+        raw = key.encode()
+        if raw <= after and (delimiter or not after.startswith(raw)):
+            continue  # all that is in it sorts before
+        below = _below(files, key, "", b"" if delimiter else after, delimiter=False)
+        if not delimiter:
+            yield from below
+        elif next(below, None):  # a folder without objects is none
+            yield ObjectInfo(key, 0, 0.0)

@@ -1,0 +1,66 @@
+"""What a user can say about an HDFS tier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tierstore.blocks import BLOCK_SIZE
+from tierstore.errors import ConfigError
+from tierstore.http import Deadlines
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HdfsOptions:
+    """The options of an HDFS tier; what is None is the cluster's.
+
+    Clusters with Kerberos are reached with a delegation token: SPNEGO is not spoken.
+
+    Attributes:
+        user: whose files; else `HADOOP_USER_NAME`, else the user of the process.
+        token_file: a text file that holds a delegation token; read anew when it changes.
+        replication: copies of each block.
+        block_size: bytes of an HDFS block.
+        storage_policy: such as "COLD" or "ALL_SSD".
+        ca_bundle: a file of trusted certificates, for swebhdfs.
+        verify: False accepts any certificate.
+        part_size: bytes of one part of an upload; whole 4 MiB blocks.
+        read_size: bytes of one ranged read; whole 4 MiB blocks.
+        concurrency: requests in flight at most.
+        connect_timeout: seconds to open a connection.
+        stall_timeout: seconds without any byte moving.
+        total_timeout: seconds for one request; one stream of a whole file has them for each part.
+    """
+
+    user: str | None = None
+    token_file: str | None = None
+    replication: int | None = None
+    block_size: int | None = None
+    storage_policy: str | None = None
+    ca_bundle: str | None = None
+    verify: bool = True
+    part_size: int = 64 * MIB
+    read_size: int = 32 * MIB
+    concurrency: int = 8
+    connect_timeout: float = 5.0
+    stall_timeout: float = 30.0
+    total_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("part_size", "read_size"):
+            value = getattr(self, name)
+            if value < BLOCK_SIZE or value % BLOCK_SIZE:
+                raise ConfigError(f"{name} = {value} is not a whole number of 4 MiB blocks")
+        for name in (
+            "replication", "block_size", "concurrency",
+            "connect_timeout", "stall_timeout", "total_timeout",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} = {value} is not above zero")
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """Of every request."""
+        return Deadlines(self.connect_timeout, self.stall_timeout, self.total_timeout)

@@ -1,0 +1,135 @@
+"""The uploads of a tier: begun, resumed, found and aborted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.blocks import Buffer
+from tierstore.errors import DamagedInTransitError, InvalidKeyError
+from tierstore.keys import check_key
+from tierstore_hdfs.errors import naming
+from tierstore_hdfs.files import Files
+from tierstore_hdfs.listing import entries
+from tierstore_hdfs.multipart import PartsUpload, ResumeToken
+from tierstore_hdfs.paths import is_hidden, upload_key
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """What was begun and neither finished nor aborted: a folder of parts, or one hidden file.
+
+    Attributes:
+        key: the key below the tier's root; of a small object its hidden file's own.
+        upload_id: the hidden folder or file, relative to the root.
+        begun: seconds since 1970 by the namenode's clock, of the last change.
+    """
+
+    key: str
+    upload_id: str
+    begun: float
+
+
+class EmptyUpload:
+    """An object of no bytes: CONCAT wants no empty part, so it is created at commit."""
+
+    token = ""
+
+    def __init__(self, files: Files, key: str) -> None:
+        self._files = files
+        self._key = key
+
+    @property
+    def done(self) -> list[tuple[int, int]]:
+        """Nothing is ever held."""
+        return []
+
+    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
+        """Take an empty part.
+
+        Raises:
+            ValueError: it is not empty.
+        """
+        if offset or crc32c or memoryview(buffer).nbytes:
+            raise ValueError(
+                f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
+            )
+
+    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
+        """Create the empty object."""
+        if crc32c:
+            text = f"no bytes have CRC32C 0, not {crc32c:08x}"
+            raise DamagedInTransitError(text, url=self._files.url, key=self._key)
+        return self._files.create(self._key, b"", if_absent=if_absent)
+
+    def abort(self) -> None:
+        """Do nothing: HDFS holds nothing."""
+
+
+class Uploads:
+    """The uploads of one tier."""
+
+    def __init__(self, files: Files, capabilities: Capabilities) -> None:
+        self._files = files
+        self._capabilities = capabilities
+
+    def begin(self, key: str, size: int) -> PartsUpload:
+        """Begin an upload of `size` bytes, which is not 0."""
+        files = self._files
+        outer, inner = files.paths.upload_folder(key)
+        token = ResumeToken(key, size, self._capabilities.part_size_for(size), outer, inner)
+        with naming(files.url, key):
+            files.client.call("PUT", files.paths.folder(inner), "MKDIRS")
+            if files.options.storage_policy:
+                path, policy = files.paths.folder(outer), files.options.storage_policy
+                files.client.call("PUT", path, "SETSTORAGEPOLICY", storagepolicy=policy)
+        return PartsUpload(files, token)
+
+    def resume(self, key: str, size: int, token: str) -> PartsUpload:
+        """Go on with the upload that `token` names."""
+        upload = PartsUpload(self._files, ResumeToken.parse(token, key, size))
+        upload.recall()
+        return upload
+
+    def list(self, prefix: str) -> Iterator[OpenUpload]:
+        """Yield what was left open below `prefix`; every folder there is looked at."""
+        folder = prefix.rpartition("/")[0]
+        # Where a folder has a comma, the parts lie above it.
+        folder = "/".join(folder.partition(",")[0].split("/")[:-1]) if "," in folder else folder
+        for upload in self._below(f"{folder}/" if folder else ""):
+            if upload.key.startswith(prefix):
+                yield upload
+
+    def abort(self, upload: OpenUpload) -> None:
+        """Remove what an upload holds; one that is gone is no error.
+
+        Raises:
+            InvalidKeyError: it names something that is not hidden.
+        """
+        above, _, name = check_key(upload.upload_id).rpartition("/")
+        if not is_hidden(name):
+            raise InvalidKeyError(f"{upload.upload_id!r} is not an unfinished upload")
+        with naming(self._files.url, upload.key):
+            self._files.remove(self._files.paths.folder(upload.upload_id), recursive=True)
+        self._files.prune([above])
+
+    def _below(self, folder: str) -> Iterator[OpenUpload]:
+        for name, status in entries(self._files, folder):
+            here = folder + name
+            if is_hidden(name):
+                yield self._found(here, status)
+            elif status["type"] == "DIRECTORY":
+                yield from self._below(f"{here}/")
+
+    def _found(self, outer: str, status: dict[str, Any]) -> OpenUpload:
+        begun, inner = status["modificationTime"], outer
+        while status["type"] == "DIRECTORY":
+            inside = [e for e in entries(self._files, f"{inner}/") if not is_hidden(e[0])]
+            begun = max([begun, *(each["modificationTime"] for _, each in inside)])
+            if not inside or inside[0][1]["type"] != "DIRECTORY":
+                break
+            inner, status = f"{inner}/{inside[0][0]}", inside[0][1]
+        key = upload_key(outer, inner) if inner != outer else outer
+        return OpenUpload(key, outer, begun / 1000)

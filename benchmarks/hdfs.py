@@ -1,0 +1,217 @@
+"""Write files to a real HDFS and read them back, with this project and its peers.
+
+A namenode and two datanodes run on this machine, so they share its processors with the client:
+ratios tell more than rates. Files have one replica, for every peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import hdfs_report, machine
+from benchmarks.hdfs_peers import PEERS, Place
+from benchmarks.hdfs_worker import MIB, RANGES, shapes
+from benchmarks.measure import Sample, summary
+from tierstore.testing.servers import HdfsServer, hdfs
+
+WORKLOADS = {
+    "write one file": "one file",
+    "read one file": "one file",
+    "1 range at once": "",
+    "8 ranges at once": "",
+    "write 16 files": "16 files",
+    "read 16 files": "16 files",
+    "write small files": "small files",
+    "read small files": "small files",
+}
+
+
+class PeerProcess:
+    """One peer in a process of its own.
+
+    Attributes:
+        place: where it stores.
+        left_out: why it cannot run here, "" if it can.
+        settings: what it runs with.
+    """
+
+    def __init__(self, name: str, place: Place, scale: float) -> None:
+        self.name = name
+        self.place = place
+        worker = [sys.executable, "-m", "benchmarks.hdfs_worker"]
+        self._process = subprocess.Popen(
+            [*worker, name, json.dumps(asdict(place)), str(scale)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HADOOP_USER_NAME": place.user},
+        )
+        hello = self._answer()
+        self.left_out: str = hello.get("left_out", "")
+        self.settings: str = hello.get("settings", "")
+
+    def ask(self, workload: str, turn: int) -> dict[str, Any]:
+        """Return the peer's answer: a sample, or an error, or that it is unable."""
+        if self._process.stdin is not None:
+            print(json.dumps({"workload": workload, "round": turn}), file=self._process.stdin)
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            return {"error": f"its process ended with {self._process.wait(60)}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@dataclass
+class Results:
+    """Samples by workload and peer, errors and what was left out by peer.
+
+    Attributes:
+        patience: seconds that a warm-up may take for the workload to be measured again.
+        once: peers and files that took longer; the warm-up is what counts.
+    """
+
+    patience: float
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    once: set[str] = field(default_factory=set)
+
+    def take(self, peer: PeerProcess, workload: str, turn: int, *, counts: bool) -> None:
+        """Ask and keep the answer; a peer that failed once is left out from then on."""
+        both = f"{peer.name}, {workload}"
+        shape = f"{peer.name}, {WORKLOADS[workload] or workload}"
+        if peer.name in self.errors or both in self.left_out or (counts and shape in self.once):
+            return
+        answer = peer.ask(workload, turn)
+        if "error" in answer:
+            self.errors[peer.name] = f"{workload}: {answer['error']}"
+            return
+        if "unable" in answer:
+            self.left_out[both] = answer["unable"]
+            return
+        if answer["wall"] > self.patience and WORKLOADS[workload] != "one file":
+            self.once.add(shape)
+        if counts or shape in self.once:
+            of_all = self.samples.setdefault(workload, {})
+            of_all.setdefault(peer.name, []).append(Sample(**answer))
+
+
+@contextlib.contextmanager
+def _peers(server: HdfsServer, names: list[str], scale: float) -> Iterator[list[PeerProcess]]:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(
+            tempfile.TemporaryDirectory(dir="/dev/shm", ignore_cleanup_errors=True)
+        )
+        running = []
+        for name in names:
+            slug = re.sub(r"\W+", "-", name)
+            folder = f"/bench/{slug}"
+            server.client().make_folder(folder)
+            place = Place(
+                server.endpoint, server.rpc, server.user, folder, str(Path(scratch) / slug)
+            )
+            running.append(PeerProcess(name, place, scale))
+            stack.callback(running[-1].close)
+        yield running
+
+
+def _rounds(server: HdfsServer, peers: list[PeerProcess], rounds: int, results: Results) -> None:
+    """Warm up, then measure round after round; peers take turns at every workload."""
+    for turn in range(rounds + 1):
+        for workload in WORKLOADS:
+            order = peers[turn % len(peers) :] + peers[: turn % len(peers)]
+            for peer in order:
+                os.sync()  # what others left to be written is not this one's to wait for
+                results.take(peer, workload, turn, counts=turn > 0)
+        for peer in peers:
+            server.client().remove(peer.place.folder)
+            server.client().make_folder(peer.place.folder)
+        print(f"round {turn} of {rounds}", file=sys.stderr)
+
+
+def _document(results: Results, settings: dict[str, str], rounds: int, scale: float) -> Any:
+    files = shapes(scale)
+    workloads: dict[str, Any] = {}
+    for workload in [name for name in WORKLOADS if name in results.samples]:
+        found = results.samples[workload]
+        shape = files.get(WORKLOADS[workload])
+        workloads[workload] = {
+            "bytes": shape.count * shape.size if shape else RANGES * MIB,
+            "requests": shape.count if shape else RANGES,
+            "peers": {name: summary(samples) for name, samples in found.items()},
+        }
+    return {
+        "machine": machine.describe(),
+        "rounds": rounds,
+        "settings": settings,
+        "left_out": results.left_out,
+        "errors": results.errors,
+        "measured_once": sorted(results.once),
+        "workloads": workloads,
+    }
+
+
+def run(
+    *,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures here.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
+    peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
+    scale: Annotated[float, typer.Option(min=0.01, max=1, help="Share of 1 GiB.")] = 1.0,
+    patience: Annotated[
+        float, typer.Option(help="Seconds; what a peer takes longer for is measured once.")
+    ] = 45.0,
+) -> None:
+    """Files, ranges and small files on HDFS: rates and client CPU, beside the peers'."""
+    names = peer or list(PEERS)
+    for name in names:
+        if name not in PEERS:
+            raise typer.BadParameter(f"{name!r} is not one of: {', '.join(PEERS)}")
+    results = Results(patience)
+    with hdfs(settings={"dfs.replication": "1"}) as server, _peers(server, names, scale) as peers:
+        results.left_out |= {p.name: p.left_out for p in peers if p.left_out}
+        for name, why in results.left_out.items():
+            print(f"LEFT OUT: {name}: {why}", file=sys.stderr)
+        there = [p for p in peers if not p.left_out]
+        if not there:
+            raise typer.Exit(1)
+        _rounds(server, there, rounds, results)
+        settings = {p.name: p.settings for p in there}
+    document = _document(results, settings, rounds, scale)
+    text = hdfs_report.markdown(document)
+    if json_file:
+        json_file.write_text(json.dumps(document, indent=1))
+    if markdown:
+        markdown.write_text(text)
+    print(text)
+    if results.errors:
+        raise typer.Exit(1)

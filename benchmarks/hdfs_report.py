@@ -1,0 +1,41 @@
+"""The HDFS comparison's figures as Markdown tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.report import GB, heading, spread
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return one table a workload: medians, with minimum and maximum."""
+    lines = [heading(document)]
+    for workload, found in document["workloads"].items():
+        lines += ["", *_workload(workload, found)]
+    lines += ["", *(f"- {name}: {text}" for name, text in document["settings"].items())]
+    lines += [f"- left out: {name}: {why}" for name, why in document["left_out"].items()]
+    lines += [f"- measured once, without a warm-up: {name}" for name in document["measured_once"]]
+    lines += [f"- {name} failed: {error}" for name, error in document["errors"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _workload(workload: str, found: dict[str, Any]) -> list[str]:
+    size, requests = found["bytes"], found["requests"]
+    lines = [
+        f"### {workload}: {requests} of {size / requests / 2**20:.3g} MiB",
+        "",
+        "| | seconds | GB/s | per second | client CPU s/GB | extra memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in found["peers"].items():
+        seconds = figures["wall"]["median"]
+        cells = [
+            name,
+            spread(figures["wall"], 1, 2),
+            f"{size / GB / seconds:.3f}",
+            f"{requests / seconds:.1f}",
+            spread(figures["cpu"], GB / size, 2),
+            spread(figures["extra_memory"], 1 / 2**20, 0),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

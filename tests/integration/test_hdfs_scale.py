@@ -1,0 +1,99 @@
+"""HDFS with many files, and with one that is large."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import HdfsRoot
+from tierstore.backend import Backend
+from tierstore.blocks import combine, crc32c
+from tierstore.config import TierConfig
+from tierstore.wrappers import open_tier
+
+pytestmark = [pytest.mark.hdfs, pytest.mark.slow]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def backend(hdfs_root: HdfsRoot) -> Iterator[Backend]:
+    options = {"part_size": 64 * MIB, "read_size": 32 * MIB, "replication": 1}
+    with closing(open_tier(TierConfig("hdfs", hdfs_root.url, options=options))) as backend:
+        yield backend
+
+
+def test_many_small_files(hdfs_root: HdfsRoot, backend: Backend) -> None:
+    names = [f"d/{number:04d}" for number in range(250)]  # three pages of a listing
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: backend.create(name, name.encode()), names))
+    assert [info.key for info in backend.list("d/")] == names
+    for name in names[::25]:
+        assert hdfs_root.read(name) == name.encode()
+    backend.delete(names)
+    assert hdfs_root.keys() == []
+
+
+def _anonymous() -> int:
+    """Return this process's resident memory that is no file's, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+class Peak:
+    """The most anonymous memory beyond the start, watched from a thread."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._over = threading.Event()
+        self._start = _anonymous()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.01):
+            self.bytes = max(self.bytes, _anonymous() - self._start)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def test_five_gib_in_little_memory(backend: Backend, tmp_path: Path) -> None:
+    """A sparse file with a stamp in each MiB is the image: its pages are the file's, not ours."""
+    size, part, read = 5 << 30, 64 * MIB, 32 * MIB
+    with (tmp_path / "image").open("w+b") as file:
+        file.truncate(size)
+        image = memoryview(mmap.mmap(file.fileno(), size))
+    np.frombuffer(image, "<u8")[:: MIB // 8] = np.arange(1, (size >> 20) + 1, dtype="<u8")
+    # What a reader brings itself. Two memoryviews would be compared byte by byte: 15 times slower.
+    lanes = [bytearray(b"\1") * read for _ in range(4)]
+    with Peak() as peak, ThreadPoolExecutor(4) as pool:
+        upload = backend.upload("big", size)
+
+        def send(at: int) -> int:
+            upload.write(at, image[at : at + part], crc := crc32c(image[at : at + part]))
+            return crc
+
+        crcs = pool.map(send, range(0, size, part))
+        upload.commit(crc32c=reduce(lambda total, crc: combine(total, crc, part), crcs))
+
+        def lane(number: int) -> None:
+            for at in range(number * read, size, 4 * read):
+                backend.read_into("big", at, memoryview(lanes[number]))
+                assert lanes[number] == image[at : at + read], f"other bytes at {at}"
+
+        list(pool.map(lane, range(4)))
+    assert peak.bytes <= 64 * MIB, f"{peak.bytes / MIB:.0f} MiB beyond the image"
