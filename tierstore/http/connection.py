@@ -19,8 +19,8 @@ from tierstore.blocks import Buffer
 SEND_SIZE = 4 * 1024 * 1024
 """Bytes sent before looking at the clock, and for an early refusal, again."""
 
-_LUMP = 512 * 1024  # bytes to be woken for; by default Linux wakes a reader for every segment
-
+LUMP = 512 * 1024
+"""Bytes to be woken for; by default Linux wakes a reader for every segment."""
 
 _CONTINUE = b"HTTP/1.1 100 "
 
@@ -44,11 +44,13 @@ class Clock:
     """The deadlines of one request, as it runs.
 
     Attributes:
+        lump: bytes of a large body to be woken for.
         body_cut: the body was not sent to its end, so the connection cannot be used again.
     """
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: Deadlines, lump: int = LUMP) -> None:
         self.deadlines = deadlines
+        self.lump = lump
         self.end = time.monotonic() + deadlines.total
         self.body_cut = False
 
@@ -91,7 +93,9 @@ class _File(io.RawIOBase):
         sock, view = self._sock, memoryview(buffer)
         self._clock.arm(sock)
         # TLS may wait for less than a lump, of which the socket knows nothing.
-        self._wait_for_lumps(on=view.nbytes >= _LUMP and not isinstance(sock, ssl.SSLSocket))
+        self._wait_for_lumps(
+            on=view.nbytes >= self._clock.lump and not isinstance(sock, ssl.SSLSocket)
+        )
         try:
             count = sock.recv_into(view)
         except TimeoutError:
@@ -102,7 +106,8 @@ class _File(io.RawIOBase):
 
     def _wait_for_lumps(self, *, on: bool) -> None:
         if on != self._lumps:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _LUMP if on else 1)
+            least = self._clock.lump if on else 1
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
             self._lumps = on
 
     def _rest(self, view: memoryview) -> int:
