@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import logging
 import os
 import re
 import threading
@@ -22,25 +21,13 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.http import Response, Transport
-from tierstore_hdfs.errors import STANDBY, answered, nobody, refusal
+from tierstore_hdfs.errors import STANDBY, Who, answered, nobody, refusal
+from tierstore_hdfs.masking import QUERIES, mask
 from tierstore_hdfs.options import HdfsOptions
+from tierstore_hdfs.session import Session
 
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
 _LUMP = 64 * 1024  # datanodes wait for acknowledgements: more made 1 MiB take 80 ms instead of 10
-_SECRET = re.compile(r"(delegation=)[^&\s\"]+")
-
-
-class _Masked(logging.Filter):
-    """Keeps tokens, which WebHDFS wants in the query, out of urllib3's own debug log."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        if _SECRET.search(text):
-            record.msg, record.args = _SECRET.sub(r"\1***", text), ()
-        return True
-
-
-_MASK = _Masked()
 
 
 class HdfsClient:
@@ -62,16 +49,20 @@ class HdfsClient:
             )
         http = "https" if scheme == "swebhdfs" else "http"
         self._bases = [f"{http}://{_with_port(name, scheme)}/webhdfs/v1" for name in names]
-        self.user = options.user or os.environ.get("HADOOP_USER_NAME") or _this_user()
+        self._options = options
         self._token_file = Path(options.token_file) if options.token_file else None
         self._token: tuple[int, str] | None = None
+        self._sessions: list[Session] = []
+        self._who: Who = "token" if options.token_file else "name"
+        if options.auth:
+            self._who = "ticket"
+            self._sessions = [Session(base, options.user, self._alone) for base in self._bases]
+        elif not options.token_file:
+            self._user = options.user or os.environ.get("HADOOP_USER_NAME") or _this_user()
         self._active = 0
-        self._options = options
         self._lock = threading.Lock()
         self._transports: dict[bool, Transport] = {}
-        log = logging.getLogger("urllib3.connectionpool")
-        if _MASK not in log.filters:
-            log.addFilter(_MASK)
+        mask("urllib3.connectionpool", QUERIES)
 
     def call(self, method: str, path: str, op: str, **query: object) -> dict[str, Any]:
         """Carry out one operation of the namenode and return its decoded answer.
@@ -83,7 +74,7 @@ class HdfsClient:
         asked = urlencode({"op": op, **query, **self._login()})
         answer = self._ask(method, f"{quote(path, safe='/')}?{asked}")
         if answer.status != 200:
-            raise answered(answer, doing=op)
+            raise answered(answer, doing=op, who=self._who)
         try:
             decoded = json.loads(answer.body or b"{}")
         except ValueError as error:
@@ -100,7 +91,8 @@ class HdfsClient:
     def send(self, url: str, body: Buffer) -> None:
         """Send bytes to a datanode, from where they are, and have it answer 201."""
         headers = {"Content-Type": "application/octet-stream"}
-        _created(url, self._open().request("PUT", url, headers=headers, body=body, ok=(201,)))
+        answer = self._open().request("PUT", url, headers=headers, body=body, ok=(201,))
+        self._created(url, answer)
 
     def stream(self, url: str, pieces: Iterable[memoryview], size: int) -> None:
         """Send `size` bytes to a datanode, piece by piece, each read meanwhile; as `send`."""
@@ -111,13 +103,13 @@ class HdfsClient:
         # Whoever holds one of these connections waits for another to read: never of one pool.
         transport = self._open(streams=True)
         answer = transport.request("PUT", url, headers=headers, body=body, ok=(201,), total=total)
-        _created(url, answer)
+        self._created(url, answer)
 
     def receive(self, url: str, buffers: Sequence[memoryview]) -> None:
         """Fill the buffers, one behind the other, with a datanode's answer."""
         answer = self._open().request("GET", url, headers={}, into=buffers, ok=(200,))
         if answer.status != 200:
-            raise answered(answer, doing=f"OPEN at {urlsplit(url).netloc}")
+            raise answered(answer, doing=f"OPEN at {urlsplit(url).netloc}", who=self._who)
 
     def close(self) -> None:
         """Release all connections. Idempotent; a later request opens new ones."""
@@ -129,25 +121,35 @@ class HdfsClient:
     def _open(self, *, streams: bool = False) -> Transport:
         with self._lock:
             if streams not in self._transports:
-                options = self._options
-                self._transports[streams] = Transport(
-                    pool_size=options.concurrency,
-                    deadlines=options.deadlines,
-                    ca_bundle=options.ca_bundle,
-                    verify=options.verify,
-                    lump=_LUMP,
-                )
+                self._transports[streams] = self._transport(self._options.concurrency)
             return self._transports[streams]
+
+    def _alone(self) -> Transport:
+        return self._transport(1)
+
+    def _transport(self, connections: int) -> Transport:
+        options = self._options
+        return Transport(
+            pool_size=connections,
+            deadlines=options.deadlines,
+            ca_bundle=options.ca_bundle,
+            verify=options.verify,
+            lump=_LUMP,
+        )
+
+    def _created(self, url: str, answer: Response) -> None:
+        if answer.status != 201:
+            raise answered(answer, doing=f"PUT at {urlsplit(url).netloc}", who=self._who)
 
     def _ask(self, method: str, rest: str) -> Response:
         """Ask the active namenode, and if it is not, the others."""
-        transport, first = self._open(), self._active
+        first = self._active
         failed: dict[str, TransientError] = {}
         for turn in range(len(self._bases)):
             index = (first + turn) % len(self._bases)
             name = urlsplit(self._bases[index]).netloc
             try:
-                answer = transport.request(method, self._bases[index] + rest, headers={}, ok=(200,))
+                answer = self._request(method, index, rest)
             except (UnreachableError, DeadlineError) as error:
                 failed[name] = error
                 continue
@@ -158,9 +160,23 @@ class HdfsClient:
             return answer
         raise nobody(failed)
 
+    def _request(self, method: str, index: int, rest: str) -> Response:
+        """Send a request to one namenode, with its cookie, if that is how it knows who asks."""
+        transport, url = self._open(), self._bases[index] + rest
+        if not self._sessions:
+            return transport.request(method, url, headers={}, ok=(200,))
+        cookie = self._sessions[index].cookie()
+        answer = transport.request(method, url, headers={"Cookie": cookie}, ok=(200,))
+        if answer.status == 401:
+            cookie = self._sessions[index].cookie(refused=cookie)
+            answer = transport.request(method, url, headers={"Cookie": cookie}, ok=(200,))
+        return answer
+
     def _login(self) -> Mapping[str, str]:
+        if self._sessions:
+            return {}
         if self._token_file is None:
-            return {"user.name": self.user}
+            return {"user.name": self._user}
         try:
             changed = self._token_file.stat().st_mtime_ns
             if self._token is None or self._token[0] != changed:
@@ -172,11 +188,6 @@ class HdfsClient:
                 hint="write the token's URL-safe text into it (GETDELEGATIONTOKEN)",
             ) from None
         return {"delegation": self._token[1]}
-
-
-def _created(url: str, answer: Response) -> None:
-    if answer.status != 201:
-        raise answered(answer, doing=f"PUT at {urlsplit(url).netloc}")
 
 
 def _this_user() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 from tierstore.errors import (
     AccessError,
@@ -32,7 +33,10 @@ _RIGHTS = (
     "give the tier's folder to this user (hdfs dfs -mkdir, -chown), or set user or HADOOP_USER_NAME"
 )
 _NAME = "HDFS takes no such name: set user or HADOOP_USER_NAME"
-_LOGIN = "give a delegation token as token_file; Kerberos itself (SPNEGO) is not spoken"
+_LOGIN = 'give a delegation token as token_file, or a Kerberos ticket by auth = "spnego"'
+TICKET = (
+    "run kinit, klist shows tickets; pip install 'tierstore[hdfs-kerberos]' brings what reads them"
+)
 _RENEW = "renew the delegation token in token_file"
 _WAIT = "hdfs dfsadmin -safemode get tells whether the namenode takes changes"
 _OTHER = "this is not WebHDFS: the URL wants dfs.namenode.http-address, and no proxy in between"
@@ -40,6 +44,31 @@ _START = "start the namenode, or name its HTTP address in the URL (dfs.namenode.
 _STATES = "hdfs haadmin -getAllServiceState tells which of them is active"
 _CLASH = "a folder has this name, or a file the name of one of its folders"
 _NODES = "look at the datanodes: hdfs dfsadmin -report"
+
+Who = Literal["name", "token", "ticket"]
+"""What a request says who asks with."""
+
+# The hints for whoever sends a name, in the words of those who do not.
+_INSTEAD: dict[Who, dict[str, str]] = {
+    "name": {},
+    "token": {
+        _RIGHTS: "give the tier's folder to the token's user (hdfs dfs -mkdir, -chown)",
+        _LOGIN: (
+            "put a new delegation token into token_file, or show a Kerberos ticket instead: "
+            'auth = "spnego"'
+        ),
+    },
+    "ticket": {
+        _RIGHTS: "give the tier's folder to the user whom klist shows (hdfs dfs -mkdir, -chown)",
+        _LOGIN: TICKET,
+        _RENEW: "the namenode gave this token: run kinit if klist shows no ticket that is valid",
+    },
+}
+_NOBODY = "user=dr.who"  # hadoop.http.staticuser.user
+_IGNORED = (
+    "this HDFS has no Kerberos and looks at no token: leave token_file out, and set user or "
+    "HADOOP_USER_NAME"
+)
 
 _BY_KIND: dict[str, tuple[type[TierstoreError], str]] = {
     "FileNotFoundException": (NotFoundError, ""),
@@ -107,8 +136,8 @@ def refusal(answer: Response) -> tuple[str, str]:
         return "", ""
 
 
-def answered(answer: Response, *, doing: str) -> TierstoreError:
-    """Return the error that an answer means; `doing` names the operation."""
+def answered(answer: Response, *, doing: str, who: Who) -> TierstoreError:
+    """Return the error that an answer means; `doing` names the operation, `who` how one asked."""
     kind, said = refusal(answer)
     status = answer.status
     error, hint = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
@@ -121,6 +150,9 @@ def answered(answer: Response, *, doing: str) -> TierstoreError:
             break
     if "(is not a directory)" in said and doing.startswith(_MAKES):
         error, hint = UnsupportedError, _CLASH
+    hint = _INSTEAD[who].get(hint, hint)
+    if who == "token" and _NOBODY in said:
+        hint = _IGNORED
     message = f"{doing}: {status} {kind}: {said}".rstrip(": ")
     return error(message, hint=hint) if hint else error(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.errors import ConfigError
@@ -15,11 +16,13 @@ MIB = 1024 * 1024
 class HdfsOptions:
     """The options of an HDFS tier; what is None is the cluster's.
 
-    Clusters with Kerberos are reached with a delegation token: SPNEGO is not spoken.
+    Clusters with Kerberos are reached with a delegation token or with a ticket.
 
     Attributes:
-        user: whose files; else `HADOOP_USER_NAME`, else the user of the process.
+        user: whose files; else `HADOOP_USER_NAME`, else the user of the process. With `auth` the
+            principal whose ticket is used, else the default one.
         token_file: a text file that holds a delegation token; read anew when it changes.
+        auth: "spnego" shows namenodes the Kerberos ticket of the process.
         replication: copies of each block.
         block_size: bytes of an HDFS block.
         storage_policy: such as "COLD" or "ALL_SSD".
@@ -35,6 +38,7 @@ class HdfsOptions:
 
     user: str | None = None
     token_file: str | None = None
+    auth: Literal["spnego"] | None = None
     replication: int | None = None
     block_size: int | None = None
     storage_policy: str | None = None
@@ -48,6 +52,11 @@ class HdfsOptions:
     total_timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        if self.auth and self.token_file:
+            raise ConfigError(
+                "both auth and token_file are given",
+                hint="a token needs no ticket: leave out one of them",
+            )
         for name in ("part_size", "read_size"):
             value = getattr(self, name)
             if value < BLOCK_SIZE or value % BLOCK_SIZE:

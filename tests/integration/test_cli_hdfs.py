@@ -218,5 +218,7 @@ def test_a_token_that_is_missing_or_not_looked_at(hdfs_root: HdfsRoot, tmp_path:
     file.write_text("hunter2")
     done = tierstore("doctor", "-c", url)
     assert done.code == 1
-    assert "user=dr.who, access=WRITE" in done.out.partition("  failed  writable: ")[2]
+    refused = done.out.partition("  failed  writable: ")[2]
+    assert "user=dr.who, access=WRITE" in refused
+    assert "looks at no token: leave token_file out" in refused
     assert "hunter2" not in done.out + done.err
