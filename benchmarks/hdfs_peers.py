@@ -110,8 +110,7 @@ class _Library:
 class Tierstore(_Library):
     """This project's backend, parts and ranges in flight as its transfers have them."""
 
-    settings = "upload in parts, 8 in flight; reads of 32 MiB, 4 in flight"
-    _WRITES, _READS, _RANGE = 8, 4, 32 << 20
+    settings = "upload in parts of 128 MiB; reads of as much at most; 8 in flight"
 
     def __init__(self, place: Place) -> None:
         from tierstore.errors import ConfigError
@@ -123,8 +122,8 @@ class Tierstore(_Library):
             self._backend = open_backend(url)
         except ConfigError as error:
             raise LeftOutError(str(error)) from None
-        self._writers = ThreadPoolExecutor(self._WRITES)
-        self._readers = ThreadPoolExecutor(self._READS)
+        self._width = self._backend.capabilities.concurrency
+        self._pool = ThreadPoolExecutor(self._width)
 
     def write_one(self, name: str, data: memoryview) -> None:
         from tierstore.blocks import crc32c
@@ -139,17 +138,21 @@ class Tierstore(_Library):
             part = data[offset : offset + part_size]
             upload.write(offset, part, crc32c(part))
 
-        list(self._writers.map(send, range(0, len(data), part_size)))
+        list(self._pool.map(send, range(0, len(data), part_size)))
         upload.commit()
 
     def read_one(self, name: str, into: memoryview) -> None:
-        def fetch(offset: int) -> None:
-            self._backend.read_into(name, offset, into[offset : offset + self._RANGE])
+        from tierstore.transfer.plan import even_size
 
-        if len(into) <= self._RANGE:
+        step = even_size(len(into), self._backend.capabilities.read_size, self._width)
+
+        def fetch(offset: int) -> None:
+            self._backend.read_into(name, offset, into[offset : offset + step])
+
+        if len(into) <= step:
             fetch(0)
         else:
-            list(self._readers.map(fetch, range(0, len(into), self._RANGE)))
+            list(self._pool.map(fetch, range(0, len(into), step)))
 
     def ranges(
         self,
@@ -161,8 +164,7 @@ class Tierstore(_Library):
         at_once(workers, lambda offset, into: self._backend.read_into(name, offset, into), wanted)
 
     def close(self) -> None:
-        self._writers.shutdown()
-        self._readers.shutdown()
+        self._pool.shutdown()
         self._backend.close()
 
 

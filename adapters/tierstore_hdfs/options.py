@@ -44,8 +44,8 @@ class HdfsOptions:
     storage_policy: str | None = None
     ca_bundle: str | None = None
     verify: bool = True
-    part_size: int = 64 * MIB
-    read_size: int = 32 * MIB
+    part_size: int = 128 * MIB  # an HDFS block, as clusters have it by default
+    read_size: int = 128 * MIB
     concurrency: int = 8
     connect_timeout: float = 5.0
     stall_timeout: float = 30.0

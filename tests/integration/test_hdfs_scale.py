@@ -25,8 +25,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def backend(hdfs_root: HdfsRoot) -> Iterator[Backend]:
-    options = {"part_size": 64 * MIB, "read_size": 32 * MIB, "replication": 1}
-    with closing(open_tier(TierConfig("hdfs", hdfs_root.url, options=options))) as backend:
+    tier = TierConfig("hdfs", hdfs_root.url, options={"replication": 1})
+    with closing(open_tier(tier)) as backend:
         yield backend
 
 
@@ -73,7 +73,8 @@ class Peak:
 
 def test_five_gib_in_little_memory(backend: Backend, tmp_path: Path) -> None:
     """A sparse file with a stamp in each MiB is the image: its pages are the file's, not ours."""
-    size, part, read = 5 << 30, 64 * MIB, 32 * MIB
+    size, read = 5 << 30, 32 * MIB
+    part = backend.capabilities.part_size_for(size)
     with (tmp_path / "image").open("w+b") as file:
         file.truncate(size)
         image = memoryview(mmap.mmap(file.fileno(), size))
