@@ -2,8 +2,7 @@
 
 Bytes go straight into the tensor where the part is one run of the file and the tensor takes it as
 it is (same dtype, contiguous, on the CPU). Otherwise they come in bounded pieces, each seen with
-the chunk's strides and copied, so dtype, device and stride of the tensor do not matter. Pieces for
-a GPU come in page-locked memory.
+the chunk's strides and copied, so dtype, device and stride of the tensor do not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import torch
 from tierstore.image.dtypes import item_size
 from tierstore.transfer.plan import Want
 from tierstore_torch.items import byte_view, dtype_name
-from tierstore_torch.staging import page_locked
 
 PIECE = 8 * 1024 * 1024
 """Bytes of the file that one piece spans at most."""
@@ -57,8 +55,7 @@ def region_wants(
     for at, part in _pieces(into, strides, width):
         span = _span(tuple(part.shape), strides) * width
         sink = _Piece(part, dtype, strides)
-        memory = page_locked if part.is_cuda else None
-        yield Want(file, first + width * at, span, sink=sink, memory=memory)
+        yield Want(file, first + width * at, span, sink=sink)
 
 
 def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:

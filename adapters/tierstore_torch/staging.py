@@ -113,11 +113,6 @@ def image_bytes(image: Image) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(image.buffer, np.uint8))
 
 
-def page_locked(size: int) -> memoryview:
-    """Return memory that a GPU copies from by itself, out of torch's own cache of it."""
-    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
-
-
 def pin(image: Image) -> bool:
     """Page-lock an image's memory for the GPU, once in its life; False where CUDA refuses.
 

@@ -58,7 +58,8 @@ print(image.shared)
     assert images(folder) == []
 
 
-def test_a_small_tmpfs_is_left_to_its_other_users(folder):
+def on_a_small_tmpfs(code: str, folder: Path, *args: str) -> str:
+    """Return what `code` prints whose first argument is a tmpfs of 1 MiB."""
     folder.mkdir()
     mount = f"mount -t tmpfs -o size=1m tmpfs '{folder}'"
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -66,6 +67,11 @@ def test_a_small_tmpfs_is_left_to_its_other_users(folder):
         subprocess.run([*inside, mount], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this kernel does not let us mount a small tmpfs")
+    command = [*inside, f'{mount} && exec "$@"', "sh", sys.executable, "-c", code, folder, *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_small_tmpfs_is_left_to_its_other_users(folder):
     code = """
 import os, sys
 from tierstore.image.pool import StagingPool
@@ -75,9 +81,29 @@ large = pool.acquire(900 << 10, timeout=1)
 large.buffer[:] = bytes(len(large.buffer))
 print(small.shared, large.shared, len(os.listdir(sys.argv[1])))
 """
-    command = f"{mount} && exec '{sys.executable}' -c '{code}' '{folder}'"
-    done = subprocess.run([*inside, command], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["True", "False", "1"]
+    assert on_a_small_tmpfs(code, folder).split() == ["True", "False", "1"]
+
+
+@pytest.mark.parametrize("advice", ["populate", "older"])
+def test_a_full_tmpfs_is_an_error_and_no_signal(folder, advice):
+    """Its other users may take the room between the question for it and the use of it."""
+    code = """
+import errno, os, sys
+from pathlib import Path
+from tierstore.image import memory
+if sys.argv[2] == "older":
+    memory._POPULATE_WRITE = 12345
+memory.tmpfs_room = lambda folder: None
+folder = Path(sys.argv[1])
+made = memory.create_shared(folder, 1 << 19)
+made.view[:] = bytes(1 << 19)
+made.discard(unlink=True)
+try:
+    memory.create_shared(folder, 64 << 20)
+except OSError as error:
+    print(errno.errorcode[error.errno], os.listdir(folder), memory.tmpfs_room(folder))
+"""
+    assert on_a_small_tmpfs(code, folder, advice) == "ENOSPC [] None\n"
 
 
 HOLD = """

@@ -243,17 +243,6 @@ def test_requests_of_one_size_keep_all_workers_busy_to_the_end(wanted: int, size
     assert even_size(wanted * BLOCK_SIZE, 16 * BLOCK_SIZE, 8) == size * BLOCK_SIZE
 
 
-def test_a_sink_brings_its_own_memory(local: Backend) -> None:
-    own, seen = bytearray(BLOCK_SIZE), bytearray()
-
-    def memory(length: int) -> memoryview:
-        return memoryview(own)[:length]
-
-    want = Want(NAMES[0], 9, 1000, sink=seen.extend, memory=memory)
-    fetch([want], FILES, [replica(local)])
-    assert seen == own[:1000] == CONTENTS[NAMES[0]][9:1009]
-
-
 def test_an_error_of_a_sink_ends_the_fetch(good: Backend) -> None:
     def sink(view: memoryview) -> None:
         raise RuntimeError(f"no room for {len(view)} bytes")

@@ -32,8 +32,6 @@ class Want:
         into: filled in place; writable, contiguous, `length` bytes. Or:
         sink: called once, from a worker thread, with a view of the verified bytes, whose memory
             is the sink's to keep. Sinks of different wants may run at once.
-        memory: returns a sink's memory of the given bytes when the first of them is on its way;
-            by default it is memory like any other.
     """
 
     file: str
@@ -41,7 +39,6 @@ class Want:
     length: int
     into: memoryview | None = None
     sink: Callable[[memoryview], None] | None = None
-    memory: Callable[[int], memoryview] | None = None
 
     def __post_init__(self) -> None:
         if (self.into is None) == (self.sink is None):
@@ -72,9 +69,7 @@ class Destination:
         if self._array is None:
             with self._lock:
                 if self._array is None:
-                    length, memory = self.want.length, self.want.memory
-                    given = np.empty(length, np.uint8) if memory is None else memory(length)
-                    self._array = np.frombuffer(given, np.uint8)
+                    self._array = np.empty(self.want.length, np.uint8)
         return self._array
 
     def part(self, start: int, end: int) -> memoryview:
