@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from select import select
 from typing import Annotated, Any
 
 import typer
@@ -50,24 +51,37 @@ class PeerProcess:
     def __init__(self, name: str, place: Place, scale: float) -> None:
         self.name = name
         self.place = place
-        worker = [sys.executable, "-m", "benchmarks.hdfs_worker"]
-        self._process = subprocess.Popen(
-            [*worker, name, json.dumps(asdict(place)), str(scale)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HADOOP_USER_NAME": place.user},
-        )
+        self._command = [sys.executable, "-m", "benchmarks.hdfs_worker", name]
+        self._command += [json.dumps(asdict(place)), str(scale)]
+        self._process = self._start()
         hello = self._answer()
         self.left_out: str = hello.get("left_out", "")
         self.settings: str = hello.get("settings", "")
 
-    def ask(self, workload: str, turn: int) -> dict[str, Any]:
-        """Return the peer's answer: a sample, or an error, or that it is unable."""
+    def ask(self, workload: str, turn: int, deadline: float) -> dict[str, Any]:
+        """Return the peer's answer: a sample, or an error, or that it is unable.
+
+        One that has not answered after `deadline` seconds is ended and started anew.
+        """
         if self._process.stdin is not None:
             print(json.dumps({"workload": workload, "round": turn}), file=self._process.stdin)
             self._process.stdin.flush()
-        return self._answer()
+        if self._process.stdout and select([self._process.stdout], [], [], deadline)[0]:
+            return self._answer()
+        self._process.kill()
+        self._process.communicate()
+        self._process = self._start()
+        self._answer()
+        return {"unable": f"it hung: no end after {deadline:.0f} s"}
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HADOOP_USER_NAME": self.place.user},
+        )
 
     def _answer(self) -> dict[str, Any]:
         line = self._process.stdout.readline() if self._process.stdout else ""
@@ -94,10 +108,13 @@ class Results:
 
     Attributes:
         patience: seconds that a warm-up may take for the workload to be measured again.
+        deadline: seconds after which a peer is taken to hang; that workload, and the reading of
+            what it should have written, is then left out.
         once: peers and files that took longer; the warm-up is what counts.
     """
 
     patience: float
+    deadline: float
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -109,12 +126,13 @@ class Results:
         shape = f"{peer.name}, {WORKLOADS[workload] or workload}"
         if peer.name in self.errors or both in self.left_out or (counts and shape in self.once):
             return
-        answer = peer.ask(workload, turn)
+        answer = peer.ask(workload, turn, self.deadline)
         if "error" in answer:
             self.errors[peer.name] = f"{workload}: {answer['error']}"
             return
         if "unable" in answer:
-            self.left_out[both] = answer["unable"]
+            for each in {workload, workload.replace("write", "read")}:
+                self.left_out[f"{peer.name}, {each}"] = answer["unable"]
             return
         if answer["wall"] > self.patience and WORKLOADS[workload] != "one file":
             self.once.add(shape)
@@ -190,13 +208,16 @@ def run(
     patience: Annotated[
         float, typer.Option(help="Seconds; what a peer takes longer for is measured once.")
     ] = 45.0,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds after which a peer is taken to hang.")
+    ] = 180.0,
 ) -> None:
     """Files, ranges and small files on HDFS: rates and client CPU, beside the peers'."""
     names = peer or list(PEERS)
     for name in names:
         if name not in PEERS:
             raise typer.BadParameter(f"{name!r} is not one of: {', '.join(PEERS)}")
-    results = Results(patience)
+    results = Results(patience, deadline)
     with hdfs(settings={"dfs.replication": "1"}) as server, _peers(server, names, scale) as peers:
         results.left_out |= {p.name: p.left_out for p in peers if p.left_out}
         for name, why in results.left_out.items():

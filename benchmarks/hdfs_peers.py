@@ -123,6 +123,7 @@ class Tierstore(_Library):
         except ConfigError as error:
             raise LeftOutError(str(error)) from None
         self._width = self._backend.capabilities.concurrency
+        self._step = self._backend.capabilities.read_size
         self._pool = ThreadPoolExecutor(self._width)
 
     def write_one(self, name: str, data: memoryview) -> None:
@@ -141,10 +142,15 @@ class Tierstore(_Library):
         list(self._pool.map(send, range(0, len(data), part_size)))
         upload.commit()
 
-    def read_one(self, name: str, into: memoryview) -> None:
+    def read(self, files: Mapping[str, memoryview], workers: int) -> None:
         from tierstore.transfer.plan import even_size
 
-        step = even_size(len(into), self._backend.capabilities.read_size, self._width)
+        wanted = sum(map(len, files.values()))
+        self._step = even_size(wanted, self._backend.capabilities.read_size, self._width)
+        super().read(files, workers)
+
+    def read_one(self, name: str, into: memoryview) -> None:
+        step = self._step
 
         def fetch(offset: int) -> None:
             self._backend.read_into(name, offset, into[offset : offset + step])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import measure, report
+from benchmarks.hdfs import WORKLOADS
 from benchmarks.measure import Sample
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.torch
 
 
-def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", "checkpoint", *arguments]
+def compare(*arguments: str, what: str = "checkpoint") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", what, *arguments]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False, env=os.environ
     )
@@ -44,6 +45,28 @@ def test_a_short_comparison(tmp_path: Path) -> None:
     assert 4 * 2**20 <= found["peers"]["tierstore"]["slice"]["read"]["median"] < 9 * 2**20
     assert "| tierstore |" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.hdfs
+@pytest.mark.usefixtures("hdfs_root")  # not without a real HDFS, although it starts its own
+@pytest.mark.parametrize("deadline", ["60", "0.001"], ids=["in time", "hanging"])
+def test_a_short_comparison_on_hdfs(tmp_path: Path, deadline: str) -> None:
+    written = tmp_path / "figures.json"
+    done = compare(
+        *("--rounds", "1", "--scale", "0.01", "--deadline", deadline, "--json", str(written)),
+        *("--peer", "tierstore"),
+        what="hdfs",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(written.read_text())
+    assert found["errors"] == {}
+    if deadline == "60":
+        assert set(found["workloads"]) == set(WORKLOADS)
+        assert found["workloads"]["read one file"]["peers"]["tierstore"]["cpu"]["median"] > 0
+        assert found["left_out"] == {}
+    else:
+        assert found["workloads"] == {}
+        assert "it hung" in found["left_out"]["tierstore, read one file"]
 
 
 def test_wrong_names_are_explained() -> None:
