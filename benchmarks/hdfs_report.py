@@ -22,7 +22,7 @@ def markdown(document: dict[str, Any]) -> str:
 def _workload(workload: str, found: dict[str, Any]) -> list[str]:
     size, requests = found["bytes"], found["requests"]
     lines = [
-        f"### {workload}: {requests} of {size / requests / 2**20:.3g} MiB",
+        f"### {workload}: {requests} of {_size(size / requests)}",
         "",
         "| | seconds | GB/s | per second | client CPU s/GB | extra memory, MiB |",
         "|---|---|---|---|---|---|",
@@ -39,3 +39,7 @@ def _workload(workload: str, found: dict[str, Any]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 2**20:.4g} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KiB"
