@@ -9,6 +9,7 @@ import pytest
 from tests.collect_rules import CollectRules
 from tests.conftest import HdfsRoot
 from tests.integration import reshard_cases
+from tests.layouts import LAYOUTS
 from tests.ranks import Ranks
 from tests.store_rules import StoreRules
 from tierstore.backend import Backend
@@ -27,8 +28,10 @@ class TestHdfs(StoreRules, CollectRules):
 
 @pytest.mark.hdfs
 @pytest.mark.torch
-def test_two_ranks_save_and_three_restore(ranks: Ranks, hdfs_root: HdfsRoot) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_save_and_three_restore(ranks: Ranks, hdfs_root: HdfsRoot, layout: str) -> None:
     urls = [f"{hdfs_root.url}?user={hdfs_root.server.user}"]
-    assert len(set(ranks.run(2, reshard_cases.save, urls, "fsdp", 7))) == 1
-    for step, wrong in ranks.run(3, reshard_cases.load, urls, "fsdp", "fsdp", 2):
-        assert (step, wrong) == (7, [])
+    assert len(set(ranks.run(2, reshard_cases.save, urls, layout, 7))) == 1
+    for into in {layout, "fsdp"}:
+        for step, wrong in ranks.run(3, reshard_cases.load, urls, layout, into, 2):
+            assert (step, wrong) == (7, [])
