@@ -8,10 +8,9 @@ from __future__ import annotations
 import html
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
 
 from tierstore.errors import (
     AccessError,
@@ -30,13 +29,6 @@ from tierstore.errors import (
 )
 from tierstore.http import Response
 
-T = TypeVar("T")
-
-
-class DeniedError(AccessError):
-    """The server says AccessDenied: it knows the caller, who may not do this."""
-
-
 RENEW = "renew the credentials (aws sso login, or a new session token)"
 WRONG_KEY = "check the access key and the secret key"
 NO_PERMISSION = (
@@ -52,7 +44,7 @@ _BY_CODE: dict[str, tuple[type[TierstoreError], str]] = {
     **dict.fromkeys(EXPIRED | _UNKNOWN_TOKEN, (AccessError, RENEW)),
     "InvalidAccessKeyId": (AccessError, WRONG_KEY),
     "SignatureDoesNotMatch": (AccessError, WRONG_KEY),
-    "AccessDenied": (DeniedError, NO_PERMISSION),
+    "AccessDenied": (AccessError, NO_PERMISSION),
     "RequestTimeTooSkewed": (AccessError, "set this machine's clock; the server's differs"),
     "NoSuchKey": (NotFoundError, ""),
     NO_UPLOAD: (NotFoundError, "the upload was aborted or has expired: begin it again"),
@@ -131,18 +123,6 @@ def answered(response: Response, *, doing: str) -> TierstoreError:
 def error_code(response: Response) -> str:
     """Return the S3 error code of an answer, or ""; an answer to HEAD has no body to hold one."""
     return _tag(response.body, "Code") or response.headers.get("x-minio-error-code", "")
-
-
-def despite_denials(work: Callable[[], T]) -> T:
-    """Return what `work` returns, which is tried three times if the server denies it.
-
-    MinIO over a plain folder denies one in a thousand of the new objects that come just as the
-    deletion of their last neighbour removes the folder. (A denied complete loses its parts there.)
-    """
-    for _ in range(2):
-        with suppress(DeniedError):
-            return work()
-    return work()
 
 
 @contextmanager

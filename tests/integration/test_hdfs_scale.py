@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 
 from tests.conftest import HdfsRoot
 from tierstore.backend import Backend
-from tierstore.blocks import combine, crc32c
+from tierstore.blocks import crc32c
 from tierstore.config import TierConfig
 from tierstore.wrappers import open_tier
 
@@ -83,13 +82,9 @@ def test_five_gib_in_little_memory(backend: Backend, tmp_path: Path) -> None:
     lanes = [bytearray(b"\1") * read for _ in range(4)]
     with Peak() as peak, ThreadPoolExecutor(4) as pool:
         upload = backend.upload("big", size)
-
-        def send(at: int) -> int:
-            upload.write(at, image[at : at + part], crc := crc32c(image[at : at + part]))
-            return crc
-
-        crcs = pool.map(send, range(0, size, part))
-        upload.commit(crc32c=reduce(lambda total, crc: combine(total, crc, part), crcs))
+        parts = [image[at : at + part] for at in range(0, size, part)]
+        list(pool.map(lambda p: upload.write(p[0] * part, p[1], crc32c(p[1])), enumerate(parts)))
+        upload.commit(crc32c=crc32c(image))
 
         def lane(number: int) -> None:
             for at in range(number * read, size, 4 * read):

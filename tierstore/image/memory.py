@@ -61,9 +61,7 @@ class Memory:
         self._mapping = mapping
         self._fd = fd
         self._callbacks: list[Callable[[], None]] = []
-        first = ctypes.c_char.from_buffer(mapping)
-        self.address = ctypes.addressof(first)
-        del first  # it would keep the mapping from being closed
+        self.address = _address(mapping)
         self.view = memoryview(mapping)[:size]
         self.size = size
         self.path = path
@@ -243,19 +241,20 @@ def _paged_in(fd: int, size: int) -> mmap.mmap:
     """
     flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     mapping = mmap.mmap(fd, size, flags=flags)
-    first = ctypes.c_char.from_buffer(mapping)
-    address = ctypes.addressof(first)
-    del first  # it would keep the mapping from being closed
+    address = _address(mapping)
 
-    def page_in(offset: int, length: int) -> None:
-        at = ctypes.c_void_p(address + offset)
-        if _libc.madvise(at, ctypes.c_size_t(length), _POPULATE_WRITE):
+    def page_in(offset: int) -> None:
+        at, length = ctypes.c_void_p(address + offset), ctypes.c_size_t(min(_PIECE, size - offset))
+        if _libc.madvise(at, length, _POPULATE_WRITE):
             code = ctypes.get_errno()
             code = errno.ENOSPC if code == errno.EFAULT else code
             raise OSError(code, os.strerror(code))
 
+    # The kernel clears 1.5 to 2 GB/s for one thread, for which a first save would stall.
+    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     try:
-        _in_pieces(size, page_in)
+        with ThreadPoolExecutor(threads, thread_name_prefix="tierstore-pages") as pool:
+            list(pool.map(page_in, range(0, size, _PIECE)))
     except OSError as error:
         mapping.close()
         if error.errno != errno.EINVAL:
@@ -273,15 +272,9 @@ def _paged_in_by_one(fd: int, size: int, flags: int) -> mmap.mmap:
     return mmap.mmap(fd, size, flags=flags | mmap.MAP_POPULATE)
 
 
-def _in_pieces(size: int, work: Callable[[int, int], None]) -> None:
-    """Call `work(offset, length)` for pieces of `size` bytes, from several threads.
-
-    The kernel clears 1.5 to 2 GB/s for one thread, for which a first save would stall.
-    """
-    threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads, thread_name_prefix="tierstore-pages") as pool:
-        offsets = range(0, size, _PIECE)
-        list(pool.map(lambda at: work(at, min(_PIECE, size - at)), offsets))
+def _address(mapping: mmap.mmap) -> int:
+    # What is made from the buffer must be gone at once: it keeps the mapping from being closed.
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
 def _lock(fd: int, kind: int) -> bool:
