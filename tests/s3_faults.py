@@ -6,12 +6,13 @@ import contextlib
 import re
 import socket
 import socketserver
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
+
+from tests.loopback import read_head, reset
 
 CHUNK = 1 << 18
 
@@ -43,8 +44,17 @@ class Misdeed:
     done: int = field(default=0, init=False)
 
 
+@dataclass
+class Body:
+    """A request's body as it came by: bytes that were promised and that were received."""
+
+    line: str
+    length: int
+    received: int = 0
+
+
 class Misbehaving:
-    """The proxy: `endpoint` to talk to, `misdeeds` to fill, `requests` that came by.
+    """The proxy: `endpoint` to talk to, `misdeeds` to fill, `requests` and `bodies` that came by.
 
     Who takes it for an HTTP proxy reaches the server that is asked for, not `upstream`.
     """
@@ -54,6 +64,7 @@ class Misbehaving:
         self.upstream = host, int(port)
         self.misdeeds: list[Misdeed] = []
         self.requests: list[str] = []
+        self.bodies: list[Body] = []
         self.over = threading.Event()
         self.late = threading.Event()
         self.late_answers: list[str] = []
@@ -106,15 +117,16 @@ def _serve(proxy: Misbehaving, client: socket.socket) -> None:
     deed = misdeed.deed if misdeed else ""
     found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     length = int(found[1]) if found else 0
+    pieces = _counted(proxy, Body(line, length), _pieces(client, body, length))
     if deed == "reset":
-        _reset(client)
+        reset(client)
     elif deed == "stall":
         proxy.over.wait(20)
     elif deed in ("cut", "hold"):
         _half(proxy, client, head, _pieces(client, body, length // 2), deed)
     elif deed == "late":
         pieces = list(_pieces(client, body, length))
-        _reset(client)
+        reset(client)
         proxy.late.wait(20)
         with _upstream(proxy, head) as server:
             proxy.late_answers.append(_ask(server, pieces))
@@ -130,7 +142,14 @@ def _serve(proxy: Misbehaving, client: socket.socket) -> None:
         )
     else:
         call = partial(misdeed.call, line) if misdeed and deed == "call" else None
-        _forward(proxy, client, head, _pieces(client, body, length), deed, call)
+        _forward(proxy, client, head, pieces, deed, call)
+
+
+def _counted(proxy: Misbehaving, body: Body, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    proxy.bodies.append(body)
+    for piece in pieces:
+        body.received += len(piece)
+        yield piece
 
 
 def _forward(
@@ -157,7 +176,7 @@ def _forward(
                 client.sendall(got)
             call = call and call()
     if deed == "lose":
-        _reset(client)
+        reset(client)
 
 
 def _ask(server: socket.socket, pieces: list[bytes]) -> str:
@@ -192,7 +211,7 @@ def _half(
         while deed == "hold" and client.recv(CHUNK):
             pass
     if deed == "cut":
-        _reset(client)
+        reset(client)
 
 
 def _cut(server: socket.socket, client: socket.socket) -> int:
@@ -206,13 +225,7 @@ def _cut(server: socket.socket, client: socket.socket) -> int:
 
 
 def _head(sock: socket.socket) -> tuple[bytes, bytes]:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        got = sock.recv(65536)
-        if not got:
-            raise ConnectionResetError
-        data += got
-    head, _, rest = data.partition(b"\r\n\r\n")
+    head, _, rest = read_head(sock).partition(b"\r\n\r\n")
     return head + b"\r\n\r\n", rest
 
 
@@ -226,8 +239,3 @@ def _pieces(sock: socket.socket, first: bytes, length: int) -> Iterator[bytes]:
             raise ConnectionResetError
         left -= len(got)
         yield got
-
-
-def _reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()

@@ -16,11 +16,12 @@ How a caller uses one::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from tierstore.blocks import BLOCK_SIZE, Buffer
+from tierstore.errors import TruncatedFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Capabilities:
 
     Attributes:
         atomic_create: `if_absent=True` has exactly one winner, also between hosts.
+        clean_create: a `create` that is cut off by a kill leaves nothing behind for good.
         parallel_parts: `Upload.write` may be called from several threads and in any order.
         resumable_upload: `Upload.token` can be given to a later `upload(resume=...)`.
         server_checksum: the store itself refuses bytes whose CRC32C is not the given one.
@@ -39,10 +41,15 @@ class Capabilities:
         part_size: bytes of a write request that serve this store well; whole blocks.
         read_size: bytes of a read request that serve this store well; whole blocks.
         concurrency: requests in flight that serve this store well.
+        small_concurrency: the same of requests of a few KiB, which wait more than they move; 0
+            where it is the same.
         keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
+        flushes: many objects that are created with `durable=False` and flushed together cost far
+            less than each by itself.
     """
 
     atomic_create: bool = False
+    clean_create: bool = False
     parallel_parts: bool = False
     resumable_upload: bool = False
     server_checksum: bool = False
@@ -53,7 +60,9 @@ class Capabilities:
     part_size: int = 4 * BLOCK_SIZE
     read_size: int = BLOCK_SIZE
     concurrency: int = 4
+    small_concurrency: int = 0
     keeps_alignment: bool = False
+    flushes: bool = False
 
     def part_size_for(self, size: int) -> int:
         """Return the bytes of every part but the last of an upload of `size` bytes.
@@ -74,12 +83,14 @@ class ObjectInfo:
         size: bytes; 0 for a common prefix.
         mtime: seconds since 1970 by the store's own clock; 0.0 where there is none.
         crc32c: of the whole object, if the store knows it.
+        tag: what the store changes with the content, such as S3's ETag; empty where it has none.
     """
 
     key: str
     size: int
     mtime: float
     crc32c: int | None = None
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,14 @@ class Upload(Protocol):
             offset: where the part starts; a multiple of the part size in use.
             buffer: the bytes; the caller keeps them unchanged until the call returns.
             crc32c: of `buffer`; the store checks it where it can.
+        """
+        ...
+
+    def read_back(self, offset: int, buffer: memoryview) -> bool:
+        """Fill the buffer with what the store holds of a part that was written.
+
+        Returns:
+            False where that cannot be read before the commit; the buffer is left alone.
         """
         ...
 
@@ -186,14 +205,35 @@ class Backend(Protocol):
         """
         ...
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """Fill the buffer with a whole small object; return what the store knows of that very one.
+
+        Raises:
+            NotFoundError: there is no such object.
+            TruncatedFileError: the object is not as long as the buffer.
+        """
+        ...
+
+    def create(
+        self, key: str, buffer: Buffer, *, if_absent: bool = False, durable: bool = True
+    ) -> ObjectInfo:
         """Write a whole small object at once, atomically and durably.
+
+        Args:
+            key: of the object.
+            buffer: its bytes.
+            if_absent: only if there is none.
+            durable: False where a crash of the host may lose it until `flush` has returned.
 
         Raises:
             AlreadyExistsError: `if_absent` and the key exists with other content. An object that
                 already holds exactly `buffer` counts as created, so a request may be repeated
                 when its answer was lost.
         """
+        ...
+
+    def flush(self) -> None:
+        """Make all objects durable that were created so far with `durable=False`."""
         ...
 
     def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
@@ -207,3 +247,27 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release connections, threads and file descriptors. Idempotent."""
         ...
+
+
+def check_whole(url: str, info: ObjectInfo, buffer: memoryview) -> ObjectInfo:
+    """Return `info` of an object that fills the buffer exactly, as every `Backend.fetch` has to.
+
+    Raises:
+        TruncatedFileError: it is longer or shorter.
+    """
+    if info.size != buffer.nbytes:
+        raise TruncatedFileError(
+            f"{url}/{info.key}: has {info.size} bytes, {buffer.nbytes} are wanted"
+        )
+    return info
+
+
+def abort_uploads(backend: Backend, key: str) -> None:
+    """Free every unfinished upload of one key, and what `create` has left, whoever began it.
+
+    For whoever was killed between beginning an upload and noting its token. A backend on which
+    such things stay has a method `abort_uploads(key)`; one without has nothing to free.
+    """
+    abort: Callable[[str], None] | None = getattr(backend, "abort_uploads", None)
+    if abort:
+        abort(key)

@@ -5,6 +5,7 @@ Read the tree as the list of outcomes a caller can meet::
     TierstoreError
     |- ConfigError              the configuration or a URL is wrong
     |- InvalidKeyError          a key, run or step is not a legal name
+    |- ModelError               a number cannot be what it is said to be, or points are missing
     |- StorageError             a tier answered, or failed to answer, about one key
     |  |- NotFoundError         the key does not exist
     |  |- AlreadyExistsError    an if-absent create lost to an existing object
@@ -45,6 +46,7 @@ __all__ = [
     "IncompleteError",
     "IntegrityError",
     "InvalidKeyError",
+    "ModelError",
     "NewerFormatError",
     "NotFoundError",
     "OutOfSpaceError",
@@ -96,6 +98,10 @@ class ConfigError(TierstoreError):
 
 class InvalidKeyError(TierstoreError, ValueError):
     """A key, run name, step or rank is not a legal name."""
+
+
+class ModelError(TierstoreError, ValueError):
+    """The storage-time model was given a number outside its domain, or too few measured points."""
 
 
 class StorageError(TierstoreError):

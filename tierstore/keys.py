@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tierstore.errors import InvalidKeyError
 
@@ -22,6 +23,7 @@ RUNS = "runs/"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _ATTEMPT = re.compile(r"(\d{12})-(\d{6})-(\d{2})")
 _NONCE = re.compile(r"[0-9a-f]{16}")
+_COMPONENT = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")  # that no key may have
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -32,7 +34,7 @@ def check_key(key: str) -> str:
         InvalidKeyError: it is empty, longer than 1,024 UTF-8 bytes, absolute, has an empty, "." or
             ".." component, or a control character or a lone surrogate.
     """
-    if not key or any(part in ("", ".", "..") for part in key.split("/")):
+    if _COMPONENT.search(key):
         raise InvalidKeyError(f"key {key!r} has an empty, '.' or '..' component")
     if _CONTROL.search(key):
         raise InvalidKeyError(f"key {key!r} has a control character")
@@ -147,7 +149,11 @@ class RunKeys:
         """The keys of an attempt's files; `nonce` is its launch's 16 hexadecimal digits."""
         if not _NONCE.fullmatch(nonce):
             raise InvalidKeyError(f"{nonce!r} is not a nonce of 16 hexadecimal digits")
-        return AttemptKeys(f"{self.data}{attempt}-{nonce}/")
+        return AttemptKeys(f"{self.rivals(attempt)}{nonce}/")
+
+    def rivals(self, attempt: Attempt) -> str:
+        """The prefix of an attempt's files, whosever: rivals differ in the nonce."""
+        return f"{self.data}{attempt}-"
 
     def parse_launch(self, key: str) -> int | None:
         """Return the number of a launch record's key, or None for any other key."""
@@ -168,6 +174,55 @@ class RunKeys:
         if not (_ATTEMPT.fullmatch(text) and _NONCE.fullmatch(nonce)):
             return None
         return Attempt.parse(text), nonce
+
+
+_PART = re.compile(
+    rf"(?P<root>(?:.*/)?)(?:(?P<commits>commits)/(?P<committed>{_ATTEMPT.pattern})\.json"
+    rf"|(?P<data>data)/(?P<attempt>{_ATTEMPT.pattern})-{_NONCE.pattern}/.+"
+    r"|(?P<launches>launches)/\d{6}\.json)"
+)
+
+
+class Part(NamedTuple):
+    """What a key is of a run, wherever the run lies.
+
+    Attributes:
+        root: the prefix of everything of the run; empty for a key that is below it.
+        kind: "commits", "data" or "launches".
+        group: the prefix of the data that it is part of or that a commit is of, or `launches`.
+    """
+
+    root: str
+    kind: str
+    group: str
+
+    @property
+    def launches(self) -> str:
+        """The prefix of the run's launch records."""
+        return f"{self.root}launches/"
+
+
+def commit_of(key: str) -> tuple[str, Attempt]:
+    """Return the run and the attempt of the key of a commit.
+
+    Raises:
+        InvalidKeyError: it is another key.
+    """
+    run = key.removeprefix(RUNS).partition("/")[0]
+    attempt = RunKeys(run).parse_commit(key)
+    if attempt is None:
+        raise InvalidKeyError(f"{key!r} is not the key of a commit")
+    return run, attempt
+
+
+def parse_part(key: str) -> Part | None:
+    """Return what a key is of a run, or None for any other key."""
+    match = _PART.fullmatch(key)
+    if match is None:
+        return None
+    root, kind = match["root"], match["commits"] or match["data"] or match["launches"]
+    attempt = match["committed"] or match["attempt"]
+    return Part(root, kind, f"{root}data/{attempt}-" if attempt else f"{root}launches/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tierstore.backend import Capabilities, Check, ObjectInfo
+from tierstore.backend import Capabilities, Check, ObjectInfo, check_whole
 from tierstore.blocks import Buffer
 from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
@@ -13,7 +13,7 @@ from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import listing
 from tierstore_hdfs.multipart import PartsUpload
-from tierstore_hdfs.options import HdfsOptions
+from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.uploads import EmptyUpload, OpenUpload, Uploads
 
 
@@ -45,6 +45,7 @@ class HdfsBackend:
             part_size=options.part_size,
             read_size=options.read_size,
             concurrency=options.concurrency,
+            small_concurrency=SMALL * options.concurrency,
         )
         self._uploads = Uploads(self._files, self._capabilities)
 
@@ -80,9 +81,25 @@ class HdfsBackend:
         elif self.stat(key).size < offset:
             raise TruncatedFileError(f"{self.url}/{key}: it ends before byte {offset}")
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """Receive a whole file, and then its status: a datanode does not tell it."""
+        if buffer.nbytes:
+            self.read_into(key, 0, buffer)
+        return check_whole(self.url, self.stat(key), buffer)
+
+    def create(
+        self,
+        key: str,
+        buffer: Buffer,
+        *,
+        if_absent: bool = False,
+        durable: bool = True,  # noqa: ARG002 - there is one way
+    ) -> ObjectInfo:
         """Write a hidden file and rename it; with `if_absent` the rename refuses a target."""
         return self._files.create(key, buffer, if_absent=if_absent)
+
+    def flush(self) -> None:
+        """Do nothing: nothing was put off."""
 
     def upload(
         self, key: str, size: int, *, resume: str | None = None
@@ -113,6 +130,10 @@ class HdfsBackend:
     def abort_upload(self, upload: OpenUpload) -> None:
         """Remove what an open upload holds. Idempotent."""
         self._uploads.abort(upload)
+
+    def abort_uploads(self, key: str) -> None:
+        """Free every open upload of one key; see `tierstore.backend.abort_uploads`."""
+        self._uploads.abort_all(key)
 
     def diagnose(self) -> Iterator[Check]:
         """Yield what `tierstore doctor` shall say about this HDFS. It looks at every folder."""

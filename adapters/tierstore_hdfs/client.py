@@ -23,7 +23,7 @@ from tierstore.errors import (
 from tierstore.http import Response, Transport
 from tierstore_hdfs.errors import STANDBY, Who, answered, nobody, refusal
 from tierstore_hdfs.masking import QUERIES, mask
-from tierstore_hdfs.options import HdfsOptions
+from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.session import Session
 
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
@@ -121,7 +121,7 @@ class HdfsClient:
     def _open(self, *, streams: bool = False) -> Transport:
         with self._lock:
             if streams not in self._transports:
-                self._transports[streams] = self._transport(self._options.concurrency)
+                self._transports[streams] = self._transport(SMALL * self._options.concurrency)
             return self._transports[streams]
 
     def _alone(self) -> Transport:

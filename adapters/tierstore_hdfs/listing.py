@@ -17,12 +17,12 @@ from tierstore_hdfs.paths import is_hidden
 Entry = tuple[str, dict[str, Any]]
 
 
-def entries(files: Files, folder: str) -> Iterator[Entry]:
-    """Yield what is in a folder, a page a request, in HDFS's own order.
+def entries(files: Files, folder: str, *, after: str = "") -> Iterator[Entry]:
+    """Yield what is in a folder behind the name `after`, a page a request, in HDFS's own order.
 
     `folder` is a prefix, "" or ending in "/". A missing folder is empty, and so is a file.
     """
-    path, after = files.paths.folder(folder), ""
+    path = files.paths.folder(folder)
     while True:
         query = {"startAfter": after} if after else {}
         with naming(files.url, folder.rstrip("/")):

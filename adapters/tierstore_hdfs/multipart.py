@@ -145,6 +145,16 @@ class PartsUpload:
         with self._lock:
             self._names[index] = path.rpartition("/")[2]
 
+    def read_back(self, offset: int, buffer: memoryview) -> bool:
+        """Read a part from a datanode; False for what an earlier CONCAT has joined."""
+        with self._lock:
+            name = self._names.get(offset // self._token.part_size, "")
+        if not name or offset < self._joined * self._token.part_size:
+            return False
+        with naming(self._files.url, self._token.key):
+            self._files.read(f"{self._folder}/{name}", 0, buffer)
+        return True
+
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Join the parts and rename the whole.
 

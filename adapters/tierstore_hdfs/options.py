@@ -10,6 +10,8 @@ from tierstore.errors import ConfigError
 from tierstore.http import Deadlines
 
 MIB = 1024 * 1024
+SMALL = 4
+"""Small requests that are in flight for each large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class HdfsOptions:
         verify: False accepts any certificate.
         part_size: bytes of one part of an upload; whole 4 MiB blocks.
         read_size: bytes of one ranged read; whole 4 MiB blocks.
-        concurrency: requests in flight at most.
+        concurrency: requests in flight at most; of a few KiB four times as many.
         connect_timeout: seconds to open a connection.
         stall_timeout: seconds without any byte moving.
         total_timeout: seconds for one request; one stream of a whole file has them for each part.

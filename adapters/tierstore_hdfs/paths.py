@@ -3,9 +3,10 @@
 ::
 
     <root>/runs/r/x                                      an object
-    <root>/runs/r/.tierstore-<nonce>                     a small object before its rename
+    <root>/runs/r/.tierstore-<name>                      a small object before its rename
     <root>/runs/r/.tierstore-<nonce>/x/<part>            an upload of runs/r/x
     <part> = <index:05d>-<crc32c:08x>-<nonce>
+    <name> = <CRC32C of the object's name:08x><nonce:08x>
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import secrets
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from tierstore.blocks import crc32c
 from tierstore.errors import ConfigError, InvalidKeyError
 from tierstore.keys import check_key
 
@@ -55,7 +57,8 @@ class Paths:
 
     def temporary(self, key: str) -> str:
         """Return a path, never used before, for a small object before its rename."""
-        return f"{self.of(key).rpartition('/')[0]}/{hidden_name()}"
+        folder, _, name = self.of(key).rpartition("/")
+        return f"{folder}/{HIDDEN}{_mark(name)}{secrets.token_hex(4)}"
 
     def upload_folder(self, key: str) -> tuple[str, str]:
         """Return new folders, outer and inner, for the parts of an upload.
@@ -75,6 +78,12 @@ class Paths:
 def hidden_name() -> str:
     """Return a new name that no listing shows."""
     return f"{HIDDEN}{secrets.token_hex(8)}"
+
+
+def is_temporary(hidden: str, key: str) -> bool:
+    """Return whether a key is that of a hidden file of an object, by 32 bits of its name."""
+    (above, _, name), (folder, _, own) = hidden.rpartition("/"), key.rpartition("/")
+    return above == folder and name.startswith(HIDDEN + _mark(own))
 
 
 def is_hidden(name: str) -> bool:
@@ -98,6 +107,10 @@ def upload_key(outer: str, inner: str) -> str:
     above = outer.rpartition("/")[0]
     below = "/".join(unquote(name) for name in inner.removeprefix(f"{outer}/").split("/"))
     return f"{above}/{below}".lstrip("/")
+
+
+def _mark(name: str) -> str:
+    return f"{crc32c(name.encode()):08x}"
 
 
 def _plain(name: str) -> str:

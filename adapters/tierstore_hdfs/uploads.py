@@ -14,7 +14,7 @@ from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import entries
 from tierstore_hdfs.multipart import PartsUpload, ResumeToken
-from tierstore_hdfs.paths import is_hidden, upload_key
+from tierstore_hdfs.paths import HIDDEN, is_hidden, is_temporary, upload_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,10 @@ class EmptyUpload:
             raise ValueError(
                 f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
             )
+
+    def read_back(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: there is nothing to read."""
+        return False
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Create the empty object."""
@@ -114,6 +118,21 @@ class Uploads:
         with naming(self._files.url, upload.key):
             self._files.remove(self._files.paths.folder(upload.upload_id), recursive=True)
         self._files.prune([above])
+
+    def abort_all(self, key: str) -> None:
+        """Free every upload of one key; only what is hidden where it may lie is looked at."""
+        for place in {self._files.paths.upload_folder(key)[0], key}:
+            above = place.rpartition("/")[0]
+            for upload in list(self._hidden(f"{above}/" if above else "")):
+                if upload.key == key or is_temporary(upload.key, key):
+                    self.abort(upload)
+
+    def _hidden(self, folder: str) -> Iterator[OpenUpload]:
+        for name, status in entries(self._files, folder, after=HIDDEN):
+            if not name.startswith(HIDDEN):
+                return
+            if is_hidden(name):
+                yield self._found(folder + name, status)
 
     def _below(self, folder: str) -> Iterator[OpenUpload]:
         for name, status in entries(self._files, folder):

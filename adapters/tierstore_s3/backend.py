@@ -12,8 +12,8 @@ from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
 from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
-from tierstore_s3.objects import Objects
-from tierstore_s3.options import MIB, S3Options
+from tierstore_s3.objects import Objects, listed
+from tierstore_s3.options import MIB, SMALL, S3Options
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
 
 _DELETE_BATCH = 1000
@@ -42,6 +42,7 @@ class S3Backend:
         self._objects = Objects(url, options)
         self._capabilities = Capabilities(
             atomic_create=True,
+            clean_create=True,
             parallel_parts=True,
             resumable_upload=True,
             server_checksum=self._objects.checked,
@@ -51,6 +52,7 @@ class S3Backend:
             part_size=options.part_size,
             read_size=options.read_size,
             concurrency=options.concurrency,
+            small_concurrency=SMALL * options.concurrency,
         )
         self._uploads = Uploads(self._objects, options, self._capabilities)
 
@@ -83,10 +85,7 @@ class S3Backend:
             wanted["Delimiter"] = "/"
         while True:
             page = self._objects.call("list_objects_v2", None, **wanted)
-            found = [
-                ObjectInfo(o["Key"][len(root) :], o["Size"], o["LastModified"].timestamp())
-                for o in page.get("Contents", ())
-            ]
+            found = [listed(o, root) for o in page.get("Contents", ())]
             folders = page.get("CommonPrefixes", ())
             found += (ObjectInfo(folder["Prefix"][len(root) :], 0, 0.0) for folder in folders)
             for info in sorted(found, key=lambda info: info.key.encode()):
@@ -104,9 +103,23 @@ class S3Backend:
         elif self.stat(key).size < offset:
             raise TruncatedFileError(f"{self.url}/{key}: it ends before byte {offset}")
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """Get a whole object and, of one written with it, its CRC32C, by one request."""
+        return self._objects.fetch(key, buffer)
+
+    def create(
+        self,
+        key: str,
+        buffer: Buffer,
+        *,
+        if_absent: bool = False,
+        durable: bool = True,  # noqa: ARG002 - always
+    ) -> ObjectInfo:
         """Put a whole object; with `if_absent` by `If-None-Match: *`."""
         return self._objects.put(key, buffer, if_absent=if_absent)
+
+    def flush(self) -> None:
+        """Do nothing: S3 answers when an object is durable."""
 
     def upload(
         self, key: str, size: int, *, resume: str | None = None
@@ -142,6 +155,10 @@ class S3Backend:
     def abort_upload(self, upload: OpenUpload) -> None:
         """Free what an open upload holds. Idempotent."""
         self._uploads.abort(upload.key, upload.upload_id)
+
+    def abort_uploads(self, key: str) -> None:
+        """Free every open upload of one key; see `tierstore.backend.abort_uploads`."""
+        self._uploads.abort_all(key)
 
     def diagnose(self) -> Iterator[Check]:
         """Yield what `tierstore doctor` shall say about this bucket."""

@@ -128,6 +128,10 @@ class PartsUpload:
         with self._lock:
             self._parts[index + 1] = _Part(index + 1, size, etag, crc32c)
 
+    def read_back(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: parts cannot be read."""
+        return False
+
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Complete the upload; the server checks the CRC32C of the whole.
 

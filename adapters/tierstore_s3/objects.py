@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from tierstore.backend import ObjectInfo
@@ -57,12 +61,18 @@ class Objects:
             )
             if answer.status != 200:
                 self._refuse(answer, "HeadObject")
-            return ObjectInfo(
-                key,
-                int(answer.headers.get("content-length", 0)),
-                _seconds(answer.headers.get("last-modified")),
-                decode_crc(answer.headers.get(CRC_HEADER)),
+            return _told(key, answer)
+
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """Receive a whole object; see `stat` for what is returned."""
+        with naming(self.url, key):
+            # Without a range: of a part of an object no server tells a checksum.
+            answer = self._client.request(
+                "GET", self.path(key), headers={"x-amz-checksum-mode": "ENABLED"}, into=(buffer,)
             )
+            if answer.status != 200:
+                self._refuse(answer, "GetObject")
+            return _told(key, answer)
 
     def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """Receive the bytes from `offset` straight into the buffers, at least one of them."""
@@ -102,7 +112,8 @@ class Objects:
             if answer.status != 200:
                 self._refuse(answer, "PutObject")
             self._confirm(answer)
-            return ObjectInfo(key, size, _seconds(answer.headers.get("date")), crc)
+            written, tag = _seconds(answer.headers.get("date")), answer.headers.get("etag", "")
+            return ObjectInfo(key, size, written, crc, tag)
 
     def put_part(self, key: str, query: str, buffer: Buffer, crc: int) -> str:
         """Send one part of a multipart upload and return its ETag."""
@@ -137,7 +148,7 @@ class Objects:
         if info.size != size:
             return None
         held = self._read_crc(info) if info.crc32c is None else info.crc32c
-        return ObjectInfo(key, size, info.mtime, held) if crc in (None, held) else None
+        return replace(info, crc32c=held) if crc in (None, held) else None
 
     def call(self, operation: str, key: str | None, /, **parameters: object) -> dict[str, Any]:
         """Carry out an operation of the control plane, on `key` or on the bucket."""
@@ -202,5 +213,23 @@ class Objects:
         self._bucket_seen = True
 
 
+def listed(each: Mapping[str, Any], root: str) -> ObjectInfo:
+    """Return what a listing says of one object, whose key begins with `root`."""
+    written: datetime = each["LastModified"]
+    key = each["Key"][len(root) :]
+    return ObjectInfo(key, each["Size"], written.timestamp(), tag=each.get("ETag", ""))
+
+
+def _told(key: str, answer: Response) -> ObjectInfo:
+    return ObjectInfo(
+        key,
+        int(answer.headers.get("content-length", 0)),
+        _seconds(answer.headers.get("last-modified")),
+        decode_crc(answer.headers.get(CRC_HEADER)),
+        answer.headers.get("etag", ""),
+    )
+
+
+@lru_cache(maxsize=64)
 def _seconds(date: str | None) -> float:
     return parsedate_to_datetime(date).timestamp() if date else 0.0

@@ -10,6 +10,8 @@ from tierstore.errors import ConfigError
 from tierstore.http import Deadlines
 
 MIB = 1024 * 1024
+SMALL = 4
+"""Small requests that are in flight for each large one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class S3Options:
         kms_key: the key's id or ARN, for `sse="aws:kms"`.
         part_size: bytes of one part of an upload; whole 4 MiB blocks, at least 8 MiB.
         read_size: bytes of one ranged read; whole 4 MiB blocks.
-        concurrency: requests in flight at most.
+        concurrency: requests in flight at most; of a few KiB four times as many.
         connect_timeout: seconds to open a connection.
         stall_timeout: seconds without any byte moving.
         total_timeout: seconds for one request.

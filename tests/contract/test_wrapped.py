@@ -19,7 +19,10 @@ from tierstore.wrappers.limit import Limited
 from tierstore.wrappers.metrics import Metered
 from tierstore.wrappers.retry import Budget, Retrying
 
-_ANSWERS = ("create", "write", "commit", "abort", "delete", "read_into", "stat", "list")
+_ANSWERS = (
+    *("create", "write", "commit", "abort", "delete", "read_into", "fetch", "stat", "list"),
+    "flush",
+)
 _FLAKY = [
     Fault("*", nth=2, every=3, error=UnreachableError("gone")),
     Fault("*", nth=5, every=11, error=ThrottledError("slow down", retry_after=0.001)),

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import HdfsRoot
 from tests.loopback import answer, read_request, serving
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
-from tierstore.backend import Check
+from tierstore.backend import Check, abort_uploads
 from tierstore.blocks import crc32c
 from tierstore.config import TierConfig
 from tierstore.errors import (
@@ -165,6 +165,23 @@ def test_leftovers_are_collected(backend: HdfsBackend, hdfs_root: HdfsRoot) -> N
     for upload in found * 2:
         backend.abort_upload(upload)
     assert hdfs_root.keys() == []
+
+
+@pytest.mark.parametrize("key", ["d/k", "k", "a,b/c/k"])
+def test_what_is_unfinished_of_one_key_is_freed(
+    backend: HdfsBackend, hdfs_root: HdfsRoot, key: str
+) -> None:
+    """Uploads, and the hidden file of a small object, whose writers were killed."""
+    others = [f"{key}2", f"else/{key}", "d/other"]
+    for each in (key, key, *others):
+        backend.upload(each, 2 * PART).write(0, DATA[:PART], crc32c(DATA[:PART]))
+        hidden = backend._files.paths.temporary(each)
+        hdfs_root.write(hidden.removeprefix(f"{hdfs_root.path}/"), b"half")
+    abort_uploads(backend, key)
+    left = list(backend.uploads())
+    assert sorted(upload.key for upload in left if "tierstore" not in upload.key) == sorted(others)
+    assert len(left) == 2 * len(others)
+    abort_uploads(backend, "nothing/there")
 
 
 @pytest.mark.parametrize("key", ["a,b/x", "a b/c%2C+ü,x", "plain"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Bucket, Certificate
+from tierstore.backend import abort_uploads
 from tierstore.blocks import crc32c
 from tierstore.errors import (
     AccessError,
@@ -182,6 +183,17 @@ def test_orphans_are_found_by_any_prefix(opened: Open, minio_bucket: Bucket) -> 
     for upload in [*backend.uploads(), *beside.uploads()]:
         for owner in (backend, beside, backend):  # again, or of another key, is no error
             owner.abort_upload(upload)
+    minio_bucket.assert_no_uploads()
+
+
+def test_all_uploads_of_one_key_are_aborted(opened: Open, minio_bucket: Bucket) -> None:
+    backend = opened()
+    for key in ("k", "k", "k2", "k/k"):
+        backend.upload(key, 2 * PART)
+    abort_uploads(backend, "k")
+    assert sorted(minio_bucket.uploads()) == ["t/k/k", "t/k2"]
+    for key in ("k/k", "k2", "nothing/there"):
+        abort_uploads(backend, key)
     minio_bucket.assert_no_uploads()
 
 

@@ -58,6 +58,20 @@ def test_body_and_answer_travel_between_memories(start: Start, transport: Transp
     assert b"\r\nX-A: b" in seen[0]
 
 
+def test_every_request_says_who_asks(start: Start, transport: Transport) -> None:
+    seen = []
+
+    def serve(sock: socket.socket) -> None:
+        for _ in range(2):
+            seen.append(read_head(sock))
+            sock.sendall(answer(b""))
+
+    url = start(serve)
+    for _ in range(2):
+        transport.request("GET", url, headers={})
+    assert [head.count(b"\r\nUser-Agent: tierstore\r\n") for head in seen] == [1, 1]
+
+
 def test_nothing_is_copied(start: Start, transport: Transport) -> None:
     import tracemalloc
 

@@ -26,6 +26,7 @@ from tierstore.errors import (
     OutOfSpaceError,
     StorageError,
     TransientError,
+    TruncatedFileError,
     UnsupportedError,
 )
 from tierstore.registry import open_backend
@@ -77,6 +78,20 @@ def test_a_folder_is_not_an_object(tmp_path: Path):
     assert [item.key for item in backend.list("")] == ["a/b"]
 
 
+@pytest.mark.parametrize("size", [2, 6])
+def test_fetch_of_a_file_that_somebody_changes_meanwhile(tmp_path: Path, monkeypatch, size):
+    backend = open_local(f"file://{tmp_path}")
+    backend.create("x", b"four")
+
+    def change_and_read(fd, buffers, offset):
+        os.truncate(tmp_path / "x", size)
+        return read_at(fd, buffers, offset)
+
+    monkeypatch.setattr("tierstore.backends.local.read_at", change_and_read)
+    with pytest.raises(TruncatedFileError, match=f"has {size} bytes, 4 are wanted"):
+        backend.fetch("x", memoryview(bytearray(4)))
+
+
 def test_local_path_can_be_mapped(tmp_path: Path):
     backend = open_local(f"file://{tmp_path}")
     backend.create("m/x", b"mapped")
@@ -100,6 +115,18 @@ def test_deleting_prunes_up_to_the_root(tmp_path: Path):
     backend.delete(["a/b/c/x"])
     assert list((root / "a").iterdir()) == [root / "a" / "y"]
     backend.delete(["a/y"])
+    assert list(root.iterdir()) == [root / ".tierstore-tmp"]
+
+
+def test_deleting_again_completes_what_was_interrupted(tmp_path: Path):
+    root = tmp_path / "root"
+    backend = open_local(f"file://{root}")
+    backend.create("a/b/x", b"")
+    (root / "a/b/x").unlink()
+    (root / "a/c").mkdir()
+    backend.delete(["a/b/x"])
+    assert list((root / "a").iterdir()) == [root / "a/c"]
+    backend.delete(["a/c/gone/y"])
     assert list(root.iterdir()) == [root / ".tierstore-tmp"]
 
 

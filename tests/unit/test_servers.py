@@ -16,7 +16,13 @@ import urllib3
 
 from tests.conftest import leaving_nothing
 from tierstore.errors import ConfigError
-from tierstore.testing.servers import S3Server, ServerProcess, ServerUnavailableError, programs
+from tierstore.testing.servers import (
+    S3Server,
+    ServerProcess,
+    ServerUnavailableError,
+    minio,
+    programs,
+)
 
 
 def _alive(pid: int) -> bool:
@@ -130,6 +136,30 @@ def test_a_malformed_address_is_refused_without_its_secret(address):
     with pytest.raises(ConfigError) as caught:
         S3Server.parse(address)
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.minio
+@pytest.mark.usefixtures("minio_server")  # not without a MinIO
+def test_four_minio_servers_hold_every_object_together(tmp_path, monkeypatch):
+    monkeypatch.delenv("TIERSTORE_TEST_S3", raising=False)
+    with minio(tmp_path, nodes=4) as server:
+        client = server.client()
+        client.create_bucket(Bucket="bucket")
+        client.put_object(Bucket="bucket", Key="k", Body=bytes(1 << 20))
+        assert client.get_object(Bucket="bucket", Key="k")["Body"].read() == bytes(1 << 20)
+        client.close()
+    parts = [
+        sum(path.stat().st_size for path in folder.rglob("part.*"))
+        for folder in sorted(tmp_path.glob("data?/bucket"))
+    ]
+    assert len(parts) == 4
+    assert sum(size > 1 << 18 for size in parts) >= 3  # one server may have missed the write
+
+
+def test_two_minio_servers_are_no_set():
+    with pytest.raises(ConfigError, match="2 MinIO servers make no set"):
+        with minio(nodes=2):
+            pass
 
 
 @pytest.mark.minio

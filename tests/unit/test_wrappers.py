@@ -201,6 +201,33 @@ class TestLimited:
             with pytest.raises(NotFoundError):
                 backend.stat("x")
 
+    def test_fewer_while_the_store_asks_for_fewer_and_then_more(self, memory):
+        lock, now, capacity, most, refused = threading.Lock(), 0, 4, 0, 0
+
+        def enter(_) -> None:
+            nonlocal now, most, refused
+            with lock:
+                now += 1
+                most = max(most, now)
+                full = now > capacity
+                refused += full
+            threading.Event().wait(0.002)
+            with lock:
+                now -= 1
+            if full:
+                raise ThrottledError("slow down")
+
+        memory.create("x", b"x")
+        limited = Limited(Faulty(memory, Fault("*", times=10**9, action=enter)))
+        backend = Retrying(limited, budget=Budget(1e9), pause=lambda _: False)
+        together(16, lambda _: [backend.stat("x").size for _ in range(40)])
+        few = refused
+        assert few < 400  # for 640 that are answered; without a limit some 2,000
+        capacity, most = 100, 0
+        together(16, lambda _: [backend.stat("x").size for _ in range(40)])
+        assert most > 8
+        assert refused == few
+
 
 class TestThrottled:
     def test_a_rate_after_a_burst(self, time):

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -112,6 +113,23 @@ def reserve(fd: int, size: int) -> None:
         code = ctypes.get_errno()
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(code, os.strerror(code))
+
+
+def sync_file_system(fd: int) -> None:
+    """Write all that the file system of an open folder has in memory to its disk (syncfs(2)).
+
+    Raises:
+        OSError: something that was written since the folder was opened could not be.
+    """
+    if _libc.syncfs(fd):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def sync_tells() -> bool:
+    """Whether `sync_file_system` reports what could not be written: since Linux 5.8."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (5, 8)
 
 
 def is_cached(fd: int, offset: int, length: int) -> bool:

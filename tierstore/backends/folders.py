@@ -67,6 +67,8 @@ class Folders:
             self._durable.pop(folder, None)
             try:
                 os.rmdir(folder)
+            except FileNotFoundError:
+                pass  # an earlier try was interrupted
             except OSError:
                 return
             folder = os.path.dirname(folder)

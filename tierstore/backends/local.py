@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import stat as st
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from tierstore.backend import Capabilities, Check, ObjectInfo
-from tierstore.backends.direct_io import is_cached, read_at, set_direct
+from tierstore.backend import Capabilities, Check, ObjectInfo, check_whole
+from tierstore.backends.direct_io import is_cached, read_at, set_direct, sync_tells
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_diagnosis import diagnose
 from tierstore.backends.local_errors import translated
+from tierstore.backends.local_flush import Flushed
 from tierstore.backends.local_list import walk
 from tierstore.backends.local_upload import LocalUpload, Site
 from tierstore.backends.scratch import NAME, Scratch
@@ -30,14 +31,18 @@ from tierstore.registry import declares, parse_url
 
 _CAPABILITIES = Capabilities(
     atomic_create=True,
+    clean_create=True,
     parallel_parts=True,
+    resumable_upload=True,
     durable_on_commit=True,
     max_part=1 << 62,
     max_parts=1 << 62,
     part_size=2 * BLOCK_SIZE,
     concurrency=min(8, 2 * len(os.sched_getaffinity(0))),
     keeps_alignment=True,
+    flushes=sync_tells(),
 )
+_NAME_MAX = 255  # bytes
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
 
 
@@ -86,6 +91,7 @@ class LocalBackend:
         self._direct = options.direct
         folders = Folders(self._root, sync=options.fsync)
         self._site = Site(self.url, folders, Scratch(folders), options.fsync)
+        self._hasty = Flushed(self._site)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -99,7 +105,10 @@ class LocalBackend:
             InvalidKeyError: a component is longer than 255 bytes or reserved.
         """
         first = check_key(key).partition("/")[0]
-        if first == NAME or any(len(part.encode()) > 255 for part in key.split("/")):
+        long = len(key) > _NAME_MAX // 4 and any(  # a character takes four bytes at most
+            len(part.encode()) > _NAME_MAX for part in key.split("/")
+        )
+        if first == NAME or long:
             raise InvalidKeyError(f"key {key!r} cannot be a file name")
         return os.path.join(self._root, key)
 
@@ -143,10 +152,34 @@ class LocalBackend:
         if count < length:
             raise TruncatedFileError(f"{self.url}/{key}: ended at byte {offset + count}")
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """See `tierstore.backend.Backend.fetch`."""
+        with self._translated(key):
+            fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                before = os.fstat(fd)
+                if st.S_ISDIR(before.st_mode):
+                    raise NotFoundError("is a folder, not an object", url=self.url, key=key)
+                count = before.st_size
+                if count == buffer.nbytes:
+                    count = read_at(fd, [buffer], 0)
+                status = os.fstat(fd)  # of the very file that was read, once it was
+            finally:
+                os.close(fd)
+        size = status.st_size if count == buffer.nbytes else count
+        return check_whole(self.url, ObjectInfo(key, size, status.st_mtime), buffer)
+
+    def create(
+        self, key: str, buffer: Buffer, *, if_absent: bool = False, durable: bool = True
+    ) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""
         size = memoryview(buffer).nbytes
-        upload = LocalUpload(self._site, key, self.local_path(key), size, "never")
+        path = self.local_path(key)
+        with self._translated(key):
+            if not durable and if_absent and (status := self._hasty.create(path, buffer)):
+                return ObjectInfo(key, size, status.st_mtime)
+            site = self._site if durable else self._hasty.site()
+        upload = LocalUpload(site, key, path, size, "never")
         try:
             if size:
                 upload.write(0, buffer, crc32c(buffer))
@@ -154,21 +187,34 @@ class LocalBackend:
         finally:
             upload.abort()
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> LocalUpload:  # noqa: ARG002 - local uploads begin anew
-        """See `tierstore.backend.Backend.upload`."""
-        return LocalUpload(self._site, key, self.local_path(key), size, self._direct)
+    def flush(self) -> None:
+        """See `tierstore.backend.Backend.flush`: one sync of the whole file system."""
+        with self._translated(""):
+            self._hasty.flush()
+
+    def upload(self, key: str, size: int, *, resume: str | None = None) -> LocalUpload:
+        """See `tierstore.backend.Backend.upload`; for a week somebody can go on with it.
+
+        Raises:
+            NotFoundError: the upload to resume was committed, aborted, or forgotten.
+        """
+        path = self.local_path(key)
+        return LocalUpload(self._site, key, path, size, self._direct, resume=resume or "")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """See `tierstore.backend.Backend.delete`; folders left empty are removed."""
+        """See `tierstore.backend.Backend.delete`; folders left empty are removed.
+
+        Also those of keys that are gone: deleting again completes what was interrupted.
+        """
         parents = set()
         for key in keys:
             path = self.local_path(key)
-            with self._translated(key):
-                try:
-                    os.unlink(path)
-                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    continue
             parents.add(os.path.dirname(path))
+            with (
+                self._translated(key),
+                suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            ):
+                os.unlink(path)
         for parent in sorted(parents, key=len, reverse=True):
             self._site.folders.prune(parent)
 
@@ -177,9 +223,10 @@ class LocalBackend:
         return diagnose(self._root)
 
     def close(self) -> None:
-        """Abort the uploads that are still open."""
+        """Abort the uploads that are still open and whose token nobody has asked for."""
         for upload in self._site.uploads.copy():
-            upload.abort()
+            upload.let_go()
+        self._hasty.close()
 
     def _reads_direct(self, fd: int, offset: int, length: int) -> bool:
         if self._direct != "auto":

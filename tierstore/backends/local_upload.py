@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tierstore.backend import ObjectInfo
-from tierstore.backends.direct_io import reserve, set_direct, write_at
+from tierstore.backends.direct_io import read_at, reserve, set_direct, write_at
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_errors import translated
+from tierstore.backends.local_parts import PartsList
 from tierstore.backends.scratch import Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, combine, crc32c
 from tierstore.errors import (
@@ -47,9 +49,15 @@ class LocalUpload:
         path: the key's path.
         size: bytes of the whole object.
         direct: "always", "auto" or "never" bypass the page cache.
+        resume: the token of the upload to go on with, or empty.
+
+    Raises:
+        NotFoundError: the upload to resume was committed, aborted, or forgotten.
     """
 
-    def __init__(self, site: Site, key: str, path: str, size: int, direct: str) -> None:
+    def __init__(
+        self, site: Site, key: str, path: str, size: int, direct: str, *, resume: str = ""
+    ) -> None:
         self._site, self._key, self._path, self._size = site, key, path, size
         self._parts: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
@@ -57,13 +65,22 @@ class LocalUpload:
         self._over = False
         self._info: ObjectInfo | None = None
         self._scratch = ""
+        self._list: PartsList | None = None
         with self._translated():
-            self._fd, self._scratch = site.scratch.open()
+            try:
+                self._fd, self._scratch = (
+                    site.scratch.reopen(resume) if resume else site.scratch.open()
+                )
+            except FileNotFoundError:
+                raise self._gone() from None
         try:
             with self._translated():
+                if resume:
+                    self._list = PartsList(self._scratch)
+                    self._recall(self._list)
                 self._prepare(direct)
         except BaseException:
-            self.abort()
+            self.let_go()  # a wrong token does not end another's upload
             raise
         site.uploads.add(self)
 
@@ -72,10 +89,38 @@ class LocalUpload:
         if direct != "never" and not set_direct(self._fd, on=True) and direct == "always":
             raise self._error(UnsupportedError, "the file system refuses O_DIRECT")
 
+    def _recall(self, parts: PartsList) -> None:
+        """Take the parts that the list names and the file holds."""
+        try:
+            if not parts.is_of(self._key, self._size):
+                raise self._error(StorageError, "the token is of another upload")
+        except FileNotFoundError:
+            raise self._gone() from None
+        with closing(mmap.mmap(-1, BLOCK_SIZE)) as mapping, memoryview(mapping) as memory:
+            for offset, length, crc in parts.read():
+                self._parts.pop(offset, None)
+                if self._crc_of(offset, length, memory) == crc:
+                    self._parts[offset] = length, crc
+
+    def _crc_of(self, offset: int, length: int, memory: memoryview) -> int:
+        total, end = 0, min(offset + length, self._size)
+        for at in range(offset, end, BLOCK_SIZE):
+            part = memory[: min(BLOCK_SIZE, end - at)]
+            read_at(self._fd, [part], at)
+            total = crc32c(part, total)
+        return total
+
     @property
     def token(self) -> str:
-        """Empty: a local upload cannot be resumed."""
-        return ""
+        """Asking for it makes the upload outlive this process, until it is resumed or forgotten."""
+        with self._lock:
+            if self._list is None and not self._over:
+                self._list = PartsList(self._scratch)
+                with self._translated():
+                    self._list.begin(self._key, self._size)
+                    for offset, (length, crc) in self._parts.items():
+                        self._list.add(offset, length, crc)
+        return os.path.basename(self._scratch)
 
     @property
     def done(self) -> list[tuple[int, int]]:
@@ -91,8 +136,17 @@ class LocalUpload:
             raise ValueError(f"part {offset}:{end} is outside of {self._size} bytes")
         with self._open_fd() as fd, self._translated():
             write_at(fd, data, offset, final=end == self._size)
-        with self._lock:
+        with self._lock, self._translated():
             self._parts[offset] = (len(data), crc32c)
+            if self._list is not None:
+                self._list.add(offset, len(data), crc32c)
+
+    def read_back(self, offset: int, buffer: memoryview) -> bool:
+        """See `tierstore.backend.Upload.read_back`; from the disk where it was written direct."""
+        with self._open_fd() as fd, self._translated():
+            if read_at(fd, [buffer], offset) < buffer.nbytes:
+                raise TruncatedFileError(f"{self._site.url}/{self._key}: it ends too early")
+        return True
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """Publish the file; see `tierstore.backend.Upload.commit`."""
@@ -116,6 +170,13 @@ class LocalUpload:
 
     def abort(self) -> None:
         """Remove what is not published and free the disk. Idempotent."""
+        self._leave_off(keep=False)
+
+    def let_go(self) -> None:
+        """Keep what can be resumed, abort what cannot. Idempotent."""
+        self._leave_off(keep=self._list is not None)
+
+    def _leave_off(self, *, keep: bool) -> None:
         with self._lock:
             if self._over:
                 return
@@ -124,8 +185,13 @@ class LocalUpload:
         self._site.uploads.discard(self)
         if idle:
             self._release()
+        if keep:
+            return
         with self._only_logged(), suppress(FileNotFoundError):  # renamed
             os.unlink(self._scratch)
+        if self._list is not None:
+            with self._only_logged():
+                self._list.remove()
 
     def _whole_crc(self) -> int:
         """Return the CRC32C of all parts, which must be all bytes."""
@@ -177,6 +243,9 @@ class LocalUpload:
         if size != self._size or found != crc:
             raise self._error(AlreadyExistsError, "exists with other content")
         return True
+
+    def _gone(self) -> NotFoundError:
+        return NotFoundError("no such upload", url=self._site.url, key=self._key)
 
     def _error(self, kind: type[StorageError], message: str) -> StorageError:
         return kind(message, url=self._site.url, key=self._key)

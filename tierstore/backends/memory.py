@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tierstore.backend import Capabilities, ObjectInfo
+from tierstore.backend import Capabilities, ObjectInfo, check_whole
 from tierstore.blocks import Buffer, combine, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
@@ -27,6 +27,7 @@ from tierstore.registry import declares, parse_url
 
 _CAPABILITIES = Capabilities(
     atomic_create=True,
+    clean_create=True,
     parallel_parts=True,
     resumable_upload=True,
     server_checksum=True,
@@ -150,10 +151,27 @@ class MemoryBackend:
             buffer.cast("B")[:] = memoryview(data)[offset : offset + buffer.nbytes]
             offset += buffer.nbytes
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """See `tierstore.backend.Backend.fetch`."""
+        data, info = self._find(key)
+        check_whole(self.url, info, buffer)
+        buffer.cast("B")[:] = data
+        return info
+
+    def create(
+        self,
+        key: str,
+        buffer: Buffer,
+        *,
+        if_absent: bool = False,
+        durable: bool = True,  # noqa: ARG002 - memory never is
+    ) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""
         data = bytes(buffer)
         return self._space.put(self.url, check_key(key), data, crc32c(data), if_absent=if_absent)
+
+    def flush(self) -> None:
+        """Do nothing."""
 
     def upload(self, key: str, size: int, *, resume: str | None = None) -> MemoryUpload:
         """See `tierstore.backend.Backend.upload`."""
@@ -208,6 +226,12 @@ class MemoryUpload:
                 raise StorageError("the upload is over", url=self._url, key=self._parts.key)
             self._parts.data[offset:end] = data
             self._parts.written[offset] = len(data), crc32c
+
+    def read_back(self, offset: int, buffer: memoryview) -> bool:
+        """See `tierstore.backend.Upload.read_back`."""
+        with self._space.lock:
+            buffer.cast("B")[:] = self._parts.data[offset : offset + buffer.nbytes]
+        return True
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """See `tierstore.backend.Upload.commit`."""

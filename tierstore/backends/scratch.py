@@ -2,7 +2,8 @@
 
 They are in one folder at the root, `.tierstore-tmp`, which is never listed and is on the same file
 system, so that link(2) and rename(2) can publish them. The writer holds a flock(2): a file whose
-lock is free was left by a process that died, and the next writer removes it.
+lock is free was left by a process that died, and the next writer removes it, unless it can be
+resumed: see `tierstore.backends.local_parts`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import os
 import secrets
 import socket
 import threading
+from contextlib import suppress
 
 from tierstore.backends.folders import Folders
+from tierstore.backends.local_parts import SUFFIX, PartsList, is_kept
 
 NAME = ".tierstore-tmp"
 _FOREIGN_AGE = 3600.0  # where flock is local to a host, only age tells about other hosts
@@ -53,6 +56,17 @@ class Scratch:
                 return fd, path
             os.close(fd)  # a sweep was faster than the lock
 
+    def reopen(self, name: str) -> tuple[int, str]:
+        """Open the file of an upload that another process began; return as `open`.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        path = os.path.join(self._path, os.path.basename(name))
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        _lock(fd, wait=False)  # for the sweep; two that write alike do no harm
+        return fd, path
+
     def _sweep_once(self, now: float) -> None:
         with self._lock:
             if self._swept:
@@ -63,6 +77,13 @@ class Scratch:
                 self._sweep(entry.path, entry.name, now)
 
     def _sweep(self, path: str, name: str, now: float) -> None:
+        if is_kept(path, now):
+            return
+        if name.endswith(SUFFIX):
+            if not os.path.exists(path.removesuffix(SUFFIX)):
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            return
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -71,6 +92,7 @@ class Scratch:
             ours = name.startswith(f"{self._host}-")
             if _lock(fd, wait=False) and (ours or os.fstat(fd).st_mtime < now - _FOREIGN_AGE):
                 os.unlink(path)
+                PartsList(path).remove()
                 _log.info("removed %s, left by a process that died", path)
         except OSError as error:
             _log.debug("cannot sweep %s: %s", path, error)

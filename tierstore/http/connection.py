@@ -7,6 +7,8 @@ import io
 import socket
 import ssl
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import wait_for_read
 
 from tierstore.blocks import Buffer
+from tierstore.http.head import Answer, head
 
 SEND_SIZE = 4 * 1024 * 1024
 """Bytes sent before looking at the clock, and for an early refusal, again."""
@@ -22,6 +25,7 @@ SEND_SIZE = 4 * 1024 * 1024
 LUMP = 512 * 1024
 """Bytes to be woken for; by default Linux wakes a reader for every segment."""
 
+_SMALL = 64 * 1024  # bytes of a body that are sent in one piece with the head
 _CONTINUE = b"HTTP/1.1 100 "
 
 
@@ -148,6 +152,42 @@ class Connection(HTTPConnection):
         self.raw = http.client.HTTPResponse(_Makefile(sock), method=method)  # type: ignore[arg-type]
         return self.raw
 
+    def exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None
+    ) -> Answer:
+        """Send a request while the connection stands; return the answer, its head read.
+
+        Raises:
+            OSError: the connection failed.
+            HTTPException: what came is no answer.
+            ValueError: a header has a line break in it.
+        """
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = host if self.port == self.default_port else f"{host}:{self.port}"
+        first = head(host, method, target, headers, body)
+        together = body is None or memoryview(body).nbytes <= _SMALL
+        with suppress(BrokenPipeError):  # it has answered already
+            self.send(first + bytes(body or b"") if together else first)
+            if not together and body is not None:
+                self.send(body)
+        answer = Answer(_Makefile(self.sock), method=method)  # type: ignore[arg-type]
+        self.raw = answer
+        answer.begin()
+        return answer
+
+    def settle(self, *, clean: bool) -> None:
+        """Let go of the answer; stay open only if nothing more of it can come.
+
+        Args:
+            clean: False where the request was cut short, or the answer was none.
+        """
+        raw, self.raw = self.raw, None
+        if clean and raw is not None and raw.isclosed() and not raw.will_close:
+            return
+        if raw is not None:
+            raw.close()
+        self.close()
+
     def connect(self) -> None:
         """Open the connection."""
         super().connect()
@@ -200,13 +240,33 @@ class TLSConnection(Connection, HTTPSConnection):
     """The same over TLS."""
 
 
-class Pool(HTTPConnectionPool):
+class _Standing(HTTPConnectionPool):
+    """A pool that lends a connection that stands."""
+
+    def lend(self, seconds: float) -> Connection | None:
+        """Return one, to be given back; None if the next one has to be opened first.
+
+        Raises:
+            EmptyPoolError: all of them are in use for so long.
+        """
+        connection = self._get_conn(timeout=seconds)
+        if isinstance(connection, Connection) and connection.sock is not None:
+            return connection
+        self._put_conn(connection)
+        return None
+
+    def give_back(self, connection: Connection) -> None:
+        """Take it back, open or closed."""
+        self._put_conn(connection)
+
+
+class Pool(_Standing):
     """A pool of such connections."""
 
     ConnectionCls = Connection
 
 
-class TLSPool(HTTPSConnectionPool):
+class TLSPool(_Standing, HTTPSConnectionPool):
     """The same over TLS."""
 
     ConnectionCls = TLSConnection

@@ -28,6 +28,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.http.connection import CLOCK, LUMP, Clock, Connection, Deadlines, Pool, TLSPool
+from tierstore.http.head import AGENT
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Transport:
         self._tls = _trust(ca_bundle, verify=verify)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._routes: dict[tuple[str, str], Pool | TLSPool] = {}
         self._proxies: dict[tuple[str, str], str] = {}  # reading the environment takes 0.2 ms
         self._pid = os.getpid()
         self._closed = False
@@ -122,21 +124,12 @@ class Transport:
         token = CLOCK.set(clock)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
-            answer = self._manager(url).urlopen(
-                method,
-                url,
-                redirect=False,
-                retries=False,
-                body=body,
-                headers=dict(headers),
-                preload_content=False,
-                timeout=Timeout(
-                    connect=min(deadlines.connect, deadlines.total),
-                    read=deadlines.stall,
-                ),
-                pool_timeout=deadlines.total,
-            )
-            return _receive(answer, into, ok, clock)
+            plain = body is None or isinstance(body, Buffer)
+            if plain and (route := self._route(url)) and (standing := route.lend(deadlines.total)):
+                target = "/" + url.partition("://")[2].partition("/")[2]
+                return _over(route, standing, (method, target, headers, body), (into, ok))
+            answer = self._opened(method, url, headers, body, deadlines)
+            return _taken(_raw(answer), answer.status, answer.headers, into, ok)
         except TierstoreError as error:
             if isinstance(error, StorageError) and not error.url:
                 error.url = _place(url)
@@ -148,11 +141,51 @@ class Transport:
                 _release(answer, clock)
             CLOCK.reset(token)
 
+    def _opened(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Buffer | None,
+        deadlines: Deadlines,
+    ) -> urllib3.BaseHTTPResponse:
+        """Have urllib3 open a connection, or ask a proxy, and send a request."""
+        return self._manager(url).urlopen(
+            method,
+            url,
+            redirect=False,
+            retries=False,
+            body=body,
+            headers={**headers, "User-Agent": AGENT},
+            preload_content=False,
+            timeout=Timeout(
+                connect=min(deadlines.connect, deadlines.total),
+                read=deadlines.stall,
+            ),
+            pool_timeout=deadlines.total,
+        )
+
+    def _route(self, url: str) -> Pool | TLSPool | None:
+        """Return the pool of a server that is reached directly, once it was met."""
+        scheme, _, rest = url.partition("://")
+        server = rest.partition("/")[0]
+        pool = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
+        if pool is None or pool.pool is None:  # evicted, and closed, where servers are many
+            manager = self._manager(url)
+            if manager.proxy is not None:
+                return None
+            found = manager.connection_from_url(url)
+            pool = found if isinstance(found, Pool | TLSPool) else None
+            if pool is not None:
+                self._routes[scheme, server] = pool
+        return pool
+
     def close(self) -> None:
         """Close all idle connections; one in use is closed when its request ends. Idempotent."""
         with self._lock:
             self._closed = True
             managers, self._managers = self._managers, {}
+            self._routes = {}
         for manager in managers.values():
             manager.clear()
 
@@ -171,7 +204,7 @@ class Transport:
                 raise StorageError("the transport is closed", url=_place(url))
             if self._pid != os.getpid():
                 # After a fork the sockets are the parent's: two may not talk on one.
-                self._pid, self._managers = os.getpid(), {}
+                self._pid, self._managers, self._routes = os.getpid(), {}, {}
             if proxy not in self._managers:
                 self._managers[proxy] = self._new_manager(proxy)
             return self._managers[proxy]
@@ -210,6 +243,23 @@ def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
     return context
 
 
+def _over(
+    pool: Pool | TLSPool,
+    connection: Connection,
+    request: tuple[str, str, Mapping[str, str], Buffer | None],
+    wanted: tuple[Sequence[memoryview] | None, Container[int]],
+) -> Response:
+    """Send a request over a connection that stands, receive its answer, and give it back."""
+    answer = None
+    try:
+        raw = connection.exchange(*request)
+        answer = _taken(raw, raw.status, raw.found, *wanted)
+        return answer
+    finally:
+        connection.settle(clean=answer is not None and not CLOCK.get().body_cut)
+        pool.give_back(connection)
+
+
 def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
     connection = answer.connection
     if not isinstance(connection, Connection) or connection.raw is None:
@@ -217,23 +267,23 @@ def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
     return connection.raw
 
 
-def _receive(
-    answer: urllib3.BaseHTTPResponse,
+def _taken(
+    raw: http.client.HTTPResponse,
+    status: int,
+    headers: Mapping[str, str],
     into: Sequence[memoryview] | None,
     ok: Container[int],
-    clock: Clock,
 ) -> Response:
-    raw = _raw(answer)
-    if answer.status not in ok:
+    if status not in ok:
         try:
             said = raw.read(ERROR_BODY)
         except (http.client.HTTPException, OSError):
             said = b""  # the status is what matters
-        return Response(answer.status, answer.headers, said)
-    if clock.body_cut:
-        raise UnreachableError(f"answered {answer.status} before the body was sent")
+        return Response(status, headers, said)
+    if CLOCK.get().body_cut:
+        raise UnreachableError(f"answered {status} before the body was sent")
     if into is None:
-        return Response(answer.status, answer.headers, raw.read())
+        return Response(status, headers, raw.read())
     wanted = sum(view.nbytes for view in into)
     if raw.length is not None and raw.length != wanted:
         raise TruncatedFileError(
@@ -242,7 +292,7 @@ def _receive(
     got = sum(_fill(raw, view.cast("B")) for view in into)
     if got < wanted:
         raise UnreachableError(f"the connection was lost after {got} of {wanted} bytes")
-    return Response(answer.status, answer.headers, b"")
+    return Response(status, headers, b"")
 
 
 def _fill(raw: http.client.HTTPResponse, view: memoryview) -> int:
@@ -256,11 +306,8 @@ def _fill(raw: http.client.HTTPResponse, view: memoryview) -> int:
 def _release(answer: urllib3.BaseHTTPResponse, clock: Clock) -> None:
     """Give the connection back, closed unless both directions are known to be clean."""
     connection = answer.connection
-    if isinstance(connection, Connection) and connection.raw is not None:
-        raw, connection.raw = connection.raw, None
-        if clock.body_cut or not raw.isclosed():
-            raw.close()
-            connection.close()
+    if isinstance(connection, Connection):
+        connection.settle(clean=not clock.body_cut)
     answer.release_conn()
 
 

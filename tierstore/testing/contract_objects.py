@@ -30,6 +30,7 @@ _USES: list[Callable[[Backend, str], object]] = [
     lambda backend, key: backend.upload(key, 1),
     lambda backend, key: backend.stat(key),
     lambda backend, key: backend.read_into(key, 0, memoryview(bytearray(1))),
+    lambda backend, key: backend.fetch(key, memoryview(bytearray(1))),
 ]
 
 
@@ -46,6 +47,15 @@ class ObjectContract(Hooks):
         assert can.part_size % BLOCK_SIZE == can.read_size % BLOCK_SIZE == 0
         assert can.concurrency >= 1
 
+    def test_a_tag_changes_with_the_content(self, backend: Backend) -> None:
+        tags = set()
+        for data in (b"one", b"two"):  # of one size, within a second
+            written = backend.create("a/x", data)
+            (listed,) = backend.list("a/")
+            assert written.tag == listed.tag == backend.stat("a/x").tag
+            tags.add(listed.tag)
+        assert tags == {""} or len(tags) == 2
+
     @pytest.mark.parametrize("size", [0, 1, 4096, 100_001])
     @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
     def test_create_stores_the_bytes(
@@ -57,6 +67,42 @@ class ObjectContract(Hooks):
         assert info.crc32c in (None, crc32c(data))
         assert self.raw_get("runs/r/x") == data
         assert self.raw_list() == ["runs/r/x"]
+
+    @pytest.mark.parametrize("size", [0, 1, 4096, 100_001])
+    def test_fetch_is_read_and_stat_in_one(self, backend: Backend, size: int) -> None:
+        data = noise(size)
+        created = backend.create("runs/r/x", data)
+        into = memoryview(bytearray(b"\1") * size)
+        told = backend.fetch("runs/r/x", into)
+        assert into == data
+        assert told == backend.stat("runs/r/x")
+        assert (told.size, told.tag) == (size, created.tag)
+
+    def test_fetch_wants_the_whole(self, backend: Backend) -> None:
+        backend.create("x", b"four")
+        for size in (0, 3, 5):
+            with pytest.raises(TruncatedFileError):
+                backend.fetch("x", memoryview(bytearray(size)))
+        with pytest.raises(NotFoundError):
+            backend.fetch("y", memoryview(bytearray(4)))
+        assert read(backend, "x", 0, 4) == b"four"
+
+    @pytest.mark.parametrize("if_absent", [True, False])
+    def test_many_may_be_flushed_together(self, backend: Backend, *, if_absent: bool) -> None:
+        backend.flush()
+        wanted = {f"deep/{n % 3}/x{n}": noise(n * 100) for n in range(20)}
+        for key, data in wanted.items():
+            info = backend.create(key, data, if_absent=if_absent, durable=False)
+            assert (info.key, info.size) == (key, len(data))
+            assert read(backend, key, 0, len(data)) == data
+            again = backend.create(key, data, if_absent=if_absent, durable=False)
+            assert again.size == len(data)
+        if if_absent:
+            with pytest.raises(AlreadyExistsError):
+                backend.create("deep/0/x0", b"other", if_absent=True, durable=False)
+        backend.flush()
+        backend.flush()
+        assert {key: self.raw_get(key) for key in self.raw_list()} == wanted
 
     def test_stat_tells_what_create_told(self, backend: Backend) -> None:
         created = backend.create("a/x", b"hello")

@@ -207,6 +207,19 @@ class UploadContract(Hooks):
         assert self.raw_list() == []
         assert list(self.raw_uploads()) == []
 
+    def test_parts_may_be_read_back_before_the_commit(self, backend: Backend, part: int) -> None:
+        data = noise(part + 9)
+        upload = backend.upload("u/x", len(data))
+        for offset, length in ((part, 9), (0, part)) if backend.capabilities.parallel_parts else ():
+            piece = data[offset : offset + length]
+            upload.write(offset, piece, crc32c(piece))
+            into = memoryview(bytearray(b"\1") * length)
+            if upload.read_back(offset, into):
+                assert into == piece
+            else:
+                assert into == b"\1" * length
+        upload.abort()
+
     def test_uploads_of_one_key_do_not_mix(self, backend: Backend) -> None:
         one, two = backend.upload("u/x", 3), backend.upload("u/x", 5)
         one.write(0, b"one", crc32c(b"one"))

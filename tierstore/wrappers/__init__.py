@@ -25,7 +25,6 @@ def open_tier(tier: TierConfig) -> Metered:
     backend = open_backend(tier.url, tier.options)
     if policy.read_bandwidth or policy.write_bandwidth:
         backend = Throttled(backend, read=policy.read_bandwidth, write=policy.write_bandwidth)
-    if policy.max_requests:
-        backend = Limited(backend, policy.max_requests)
+    backend = Limited(backend, policy.max_requests)
     backend = Retrying(backend, seconds=policy.retry_seconds, on_retry=tally.retried)
     return Metered(backend, tally)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
-from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload
+from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import Buffer
 from tierstore.errors import StorageError
 
 T = TypeVar("T")
 _PAGE = 256
 
-READS = frozenset({"read_into"})
+READS = frozenset({"read_into", "fetch"})
 WRITES = frozenset({"create", "write"})
 
 
@@ -27,9 +27,9 @@ class Call:
     """One request on its way through a wrapper.
 
     Attributes:
-        operation: "stat", "list" (one page of it), "read_into", "create", "upload", "write",
-            "commit", "abort" or "delete".
-        key: the key or prefix; empty for "delete".
+        operation: "stat", "list" (one page of it), "read_into", "fetch", "create", "flush",
+            "upload", "write", "commit", "abort" or "delete".
+        key: the key or prefix; empty for "delete" and "flush".
         offset: where in the object, for "read_into" and "write".
         buffers: what is read into or written; a wrapper may put others here.
     """
@@ -101,12 +101,24 @@ class Delegate:
             call, lambda: self.inner.read_into(key, offset, *(memoryview(b) for b in call.buffers))
         )
 
-    def create(self, key: str, buffer: Buffer, *, if_absent: bool = False) -> ObjectInfo:
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        """See `tierstore.backend.Backend.fetch`."""
+        call = Call("fetch", key, 0, (buffer,))
+        return self.around(call, lambda: self.inner.fetch(key, memoryview(call.buffers[0])))
+
+    def create(
+        self, key: str, buffer: Buffer, *, if_absent: bool = False, durable: bool = True
+    ) -> ObjectInfo:
         """See `tierstore.backend.Backend.create`."""
         call = Call("create", key, 0, (buffer,))
         return self.around(
-            call, lambda: self.inner.create(key, call.buffers[0], if_absent=if_absent)
+            call,
+            lambda: self.inner.create(key, call.buffers[0], if_absent=if_absent, durable=durable),
         )
+
+    def flush(self) -> None:
+        """See `tierstore.backend.Backend.flush`."""
+        self.around(Call("flush", ""), self.inner.flush)
 
     def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
         """See `tierstore.backend.Backend.upload`."""
@@ -114,6 +126,10 @@ class Delegate:
             Call("upload", key), lambda: self.inner.upload(key, size, resume=resume)
         )
         return DelegatedUpload(self, key, inner)
+
+    def abort_uploads(self, key: str) -> None:
+        """See `tierstore.backend.abort_uploads`."""
+        self.around(Call("abort", key), lambda: abort_uploads(self.inner, key))
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `tierstore.backend.Backend.delete`."""
@@ -145,6 +161,13 @@ class DelegatedUpload:
         """See `tierstore.backend.Upload.write`."""
         call = Call("write", self._key, offset, (buffer,))
         self._owner.around(call, lambda: self._inner.write(offset, call.buffers[0], crc32c))
+
+    def read_back(self, offset: int, buffer: memoryview) -> bool:
+        """See `tierstore.backend.Upload.read_back`."""
+        call = Call("read_into", self._key, offset, (buffer,))
+        return self._owner.around(
+            call, lambda: self._inner.read_back(offset, memoryview(call.buffers[0]))
+        )
 
     def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
         """See `tierstore.backend.Upload.commit`."""
