@@ -6,6 +6,8 @@ import contextlib
 import gc
 import os
 import secrets
+import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +39,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As shells start what runs in the background; programs under test would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_LEFT_OUT] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist, in a worker
+        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker of pytest-xdist left out into the summary."""
+    node.config.stash[_LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", {}))
 
 
 def pytest_terminal_summary(
@@ -46,6 +62,13 @@ def pytest_terminal_summary(
     for server, why in config.stash[_LEFT_OUT].items():
         terminalreporter.section(f"LEFT OUT: every test that needs {server}", red=True, bold=True)
         terminalreporter.line(why, red=True)
+
+
+@pytest.fixture
+def shm_path() -> Iterator[Path]:
+    """An empty folder in memory, where pools stage: a disk may lack the reserve they leave."""
+    with tempfile.TemporaryDirectory(prefix="tierstore-test-", dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +86,7 @@ def _isolated_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
 
 
 @contextlib.contextmanager
-def _or_skip(config: pytest.Config, name: str, start: Callable[[], Any]) -> Iterator[Any]:
+def or_skip(config: pytest.Config, name: str, start: Callable[[], Any]) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(start())
@@ -78,21 +101,21 @@ def _or_skip(config: pytest.Config, name: str, start: Callable[[], Any]) -> Iter
 @pytest.fixture(scope="session")
 def minio_server(pytestconfig: pytest.Config) -> Iterator[S3Server]:
     """A real MinIO, one for the whole session."""
-    with _or_skip(pytestconfig, "MinIO", minio) as server:
+    with or_skip(pytestconfig, "MinIO", minio) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def moto_server(pytestconfig: pytest.Config) -> Iterator[S3Server]:
     """moto's S3, in this process, one for the whole session."""
-    with _or_skip(pytestconfig, "moto", moto) as server:
+    with or_skip(pytestconfig, "moto", moto) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def toxics(pytestconfig: pytest.Config) -> Iterator[Toxiproxy]:
     """A real toxiproxy, one for the whole session; each test makes proxies of its own."""
-    with _or_skip(pytestconfig, "toxiproxy", toxiproxy) as server:
+    with or_skip(pytestconfig, "toxiproxy", toxiproxy) as server:
         yield server
 
 
@@ -122,7 +145,7 @@ def hdfs_server(
     with pytest.MonkeyPatch.context() as patch:
         # Its JVMs live for minutes: thorough compilation does not pay.
         patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
-        with _or_skip(pytestconfig, "HDFS", start) as server:
+        with or_skip(pytestconfig, "HDFS", start) as server:
             yield server
 
 
@@ -137,9 +160,9 @@ class HdfsRoot:
     def url(self) -> str:
         return self.server.url(self.path)
 
-    def keys(self, prefix: str = "") -> list[str]:
-        """The files below it, hidden ones too, relative to it."""
-        found = self.server.client().walk(self.path)
+    def keys(self, prefix: str = "", *, folders: bool = False) -> list[str]:
+        """The files below it, hidden ones too, and on demand the folders, relative to it."""
+        found = self.server.client().walk(self.path, folders=folders)
         keys = [path.removeprefix(f"{self.path}/") for path in found]
         return [key for key in keys if key.startswith(prefix)]
 
@@ -198,7 +221,8 @@ class Bucket:
 
 
 @contextlib.contextmanager
-def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket_of(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """Make a fresh bucket; AWS_* point at its server from then on."""
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     client = server.client()
@@ -213,14 +237,14 @@ def _bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucke
 @pytest.fixture
 def minio_bucket(minio_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A fresh bucket on MinIO; AWS_* point at it for the length of the test."""
-    with _bucket(minio_server, monkeypatch) as bucket:
+    with bucket_of(minio_server, monkeypatch) as bucket:
         yield bucket
 
 
 @pytest.fixture
 def moto_bucket(moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     """A fresh bucket on moto; AWS_* point at it for the length of the test."""
-    with _bucket(moto_server, monkeypatch) as bucket:
+    with bucket_of(moto_server, monkeypatch) as bucket:
         yield bucket
 
 

@@ -76,12 +76,17 @@ def _chunks(tensor: Tensor) -> list[ChunkStorageMetadata]:
 
 
 def _path_of(found: Tensor | ValueEntry) -> Path:
-    steps = json.loads(found.path) if found.path else []
+    return path_of(found.name, found.path)
+
+
+def path_of(name: str, path: str) -> Path:
+    """Return where DCP's planners have what is stored; its name where that is all that is known."""
+    steps = json.loads(path) if path else []
     if isinstance(steps, dict):
         return tuple(steps["dcp"])
     parts = [step if isinstance(step, str) else _part(step) for step in steps]
     known = tuple(part for part in parts if part is not None)
-    return known if known and len(known) == len(parts) else (found.name,)
+    return known if known and len(known) == len(parts) else (name,)
 
 
 def _part(step: dict[str, Any]) -> str | int | None:

@@ -17,8 +17,8 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch, next_try
 from tierstore.config import Config
 from tierstore.keys import Attempt, RunKeys
+from tierstore.ladder.claim import claim_number, next_number, survey_all
 from tierstore.ladder.tiers import OpenTier
-from tierstore_torch.launch import claim_number, next_number, survey_all
 
 Key = tuple[str, tuple[str, ...]]
 

@@ -25,6 +25,7 @@ Step = str | dict[str, Any]
 """One step of a path, as its JSON holds it."""
 
 
+_quote = json.encoder.encode_basestring_ascii  # a tenth of the time of json.dumps
 _SCALARS = frozenset((int, float, str, bool, type(None), bytes))
 
 
@@ -70,6 +71,9 @@ class Node:
     held: Any = None
 
 
+_LEAF = Node("leaf", object)  # one for all: a state may have a million
+
+
 class Tree:
     """The shape of a state dict; made once, compared at every save.
 
@@ -88,7 +92,7 @@ class Tree:
         self._optimizers: list[torch.optim.Optimizer] = []
         self._values: list[Any] = []
         self._rank = rank
-        self._root = self._scan(state, (), own=False)
+        self._root = self._scan(state, "", "", own=False)
 
     @property
     def values(self) -> list[Any]:
@@ -124,41 +128,52 @@ class Tree:
                 f"a {type(state).__name__} cannot be restored in place", hint="put it into a dict"
             )
 
-    def _scan(self, value: Any, path: tuple[tuple[str, Step], ...], *, own: bool) -> Node:
+    def _scan(self, value: Any, name: str, path: str, *, own: bool) -> Node:
+        """Look at one value; `path` is the JSON of its steps without the brackets around them."""
+        if type(value) is torch.Tensor:  # most are
+            return self._take(value, name, path, own=own)
         if isinstance(value, PerRank):
-            inner = self._scan(value.value, path, own=True)
+            inner = self._scan(value.value, name, path, own=True)
             return Node("rank", PerRank, children=[inner])
         if is_stateful(value):
             state = _state_of(value)
             if self._hold and isinstance(value, torch.optim.Optimizer):
                 self._optimizers.append(value)
-            inner = self._scan(state, path, own=own)
+            inner = self._scan(state, name, path, own=own)
             held = state if self._hold else None
             return Node("stateful", type(value), children=[inner], held=held)
         if isinstance(value, dict) and value:
             plain = all(type(key) is str for key in value)
             children = [
-                self._scan(v, (*path, (str(k), _step(k))), own=own) for k, v in value.items()
+                self._scan(v, *_below(name, path, str(k), _step(k)), own=own)
+                for k, v in value.items()
             ]
             types = None if plain else {key: type(key) for key in value}
             return Node("dict", type(value), dict.fromkeys(value), types, children)
         if isinstance(value, (list, tuple)) and _is_inner(value):
             children = [
-                self._scan(v, (*path, (str(i), {"item": i})), own=own) for i, v in enumerate(value)
+                self._scan(v, *_below(name, path, str(i), {"item": i}), own=own)
+                for i, v in enumerate(value)
             ]
             kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
             return Node(kind, type(value), children=children)
-        self._values.append(value)
-        self.leaves.append(self._leaf(path, own=own))
-        return Node("leaf", type(value))
+        return self._take(value, name, path, own=own)
 
-    def _leaf(self, path: tuple[tuple[str, Step], ...], *, own: bool) -> Leaf:
-        name = ".".join(label for label, _ in path)
-        steps = tuple(step for _, step in path)
-        if not own:
-            return Leaf(name, json.dumps(steps))
-        steps = ({"rank": self._rank}, *steps)
-        return Leaf(f"rank{self._rank:05d}/{name}", json.dumps(steps), self._rank)
+    def _take(self, value: Any, name: str, path: str, *, own: bool) -> Node:
+        rank = None
+        if own:
+            rank = self._rank
+            name = f"rank{rank:05d}/{name}"
+            path = ", ".join(filter(None, (json.dumps({"rank": rank}), path)))
+        self._values.append(value)
+        self.leaves.append(Leaf(name, f"[{path}]", rank))
+        return _LEAF
+
+
+def _below(name: str, path: str, label: str, step: Step) -> tuple[str, str]:
+    """Return name and path of what lies one step below; only the top has an empty path."""
+    text = _quote(step) if isinstance(step, str) else json.dumps(step)
+    return (f"{name}.{label}", f"{path}, {text}") if path else (label, text)
 
 
 def is_per_rank(path: str) -> bool:

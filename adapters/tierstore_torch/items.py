@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import torch
@@ -14,25 +15,35 @@ from tierstore_torch import private
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """Return torch's name without "torch.", as the manifest holds it."""
     return str(dtype).removeprefix("torch.")
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a leaf is a tensor that is simply its own elements, on whatever device."""
+    return (
+        type(value) in _PLAIN
+        and _is_dense(value)
+        and not value.is_meta
+        and private.local_shards(value) is None
+    )
+
+
+def _is_dense(value: torch.Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_quantized or value.is_nested)
+
+
 def is_storable(value: Any) -> bool:
     """Whether `tensor_chunks` takes this leaf; sparse, quantised and nested tensors it does not."""
-    if (
-        type(value) in _PLAIN
-        and value.layout is torch.strided
-        and not (value.is_quantized or value.is_nested)
-    ):
+    if type(value) in _PLAIN and _is_dense(value):
         return True
     if not isinstance(value, torch.Tensor):
         return hasattr(value, "local_shards") and hasattr(value, "metadata")
     if isinstance(value, DTensor) or private.local_shards(value) is not None:
         return True
-    plain = value.layout is torch.strided and not value.is_quantized and not value.is_nested
-    return plain and (private.is_fake(value) or not private.is_wrapper(value))
+    return _is_dense(value) and (private.is_fake(value) or not private.is_wrapper(value))
 
 
 def tensor_chunks(
@@ -51,6 +62,8 @@ def tensor_chunks(
         PlanError: it has no numbers (meta), is a pending sum (Partial), or its local tensor does
             not have the shape that its placements say.
     """
+    if is_plain(value):
+        return [(_whole(name, value, path), local_tensor(value))]  # most are; half the time
     with torch.no_grad():
         return [
             (chunk, local)
@@ -61,6 +74,8 @@ def tensor_chunks(
 
 def local_tensor(value: torch.Tensor) -> torch.Tensor:
     """Return the elements that this rank holds, detached; call it under `torch.no_grad`."""
+    if type(value) is torch.Tensor and not value.requires_grad:
+        return value  # half a KiB less than an alias
     local = value.to_local() if isinstance(value, DTensor) else value
     return local.detach()
 
@@ -72,22 +87,21 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
 
 def _all_chunks(name: str, value: torch.Tensor, path: str) -> list[tuple[Chunk, torch.Tensor]]:
     _check(name, value)
-    shape = tuple(value.shape)
-    dtype = dtype_name(value.dtype)
+    whole = _whole(name, value, path)
     shards = private.local_shards(value)
     if shards is not None:
-        shape = tuple(getattr(value, "global_shape", shape))
+        shape = tuple(getattr(value, "global_shape", whole.shape))
         return [
-            (Chunk(name, dtype, shape, offsets, tuple(t.shape), path), t.detach())
+            (Chunk(name, whole.dtype, shape, offsets, tuple(t.shape), path), t.detach())
             for offsets, t in shards
         ]
     local = local_tensor(value)
-    if not _elements(shape):
-        empty = local if tuple(local.shape) == shape else local.new_empty(shape)
-        return [(Chunk(name, dtype, shape, (0,) * len(shape), shape, path), empty)]
+    if not _elements(whole.shape):
+        empty = local if tuple(local.shape) == whole.shape else local.new_empty(whole.shape)
+        return [(whole, empty)]
     if not isinstance(value, DTensor):
-        return [(Chunk(name, dtype, shape, (0,) * len(shape), shape, path), local)]
-    return _dtensor_chunks(Chunk(name, dtype, shape, (0,) * len(shape), shape, path), value, local)
+        return [(whole, local)]
+    return _dtensor_chunks(whole, value, local)
 
 
 def _dtensor_chunks(
@@ -110,6 +124,17 @@ def _dtensor_chunks(
         )
         for start, offsets, sizes in boxes
     ]
+
+
+def _whole(name: str, value: torch.Tensor, path: str) -> Chunk:
+    shape = _shared(tuple(value.shape))
+    return Chunk(name, dtype_name(value.dtype), shape, _shared((0,) * len(shape)), shape, path)
+
+
+@lru_cache(maxsize=4096)
+def _shared(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same tuple for equal ones: a state has many tensors and few shapes."""
+    return numbers
 
 
 def _check(name: str, value: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,36 @@ from tierstore.checkpoint.manifest import Tensor
 from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk
 from tierstore.transfer.read import Want
-from tierstore_torch.items import dtype_name
-from tierstore_torch.regions import region_wants
+from tierstore_torch.items import byte_view, dtype_name, is_plain
+from tierstore_torch.regions import region_wants, takes_bytes
 
 _INTEGERS = frozenset(
     getattr(torch, name)
     for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 )
+
+
+def whole_want(saved: Tensor, files: Sequence[str], value: Any) -> Want | None:
+    """Return the one read that fills a plain tensor whose bytes lie side by side.
+
+    Most tensors are such, and there may be many: this takes a third of the time of `wants`, which
+    does all others, for which this returns None.
+
+    Args:
+        saved: the stored tensor.
+        files: the names of the manifest's files, in its order.
+        value: a leaf of the state, of any kind.
+    """
+    if (
+        saved.only_place is None
+        or not is_plain(value)
+        or value.shape != saved.shape
+        or not takes_bytes(value, saved.dtype)
+        or not value.numel()
+    ):
+        return None
+    file, offset = saved.only_place
+    return Want(files[file], offset, value.nbytes, into=byte_view(value))
 
 
 def wants(
@@ -36,10 +60,10 @@ def wants(
         PlanError: `target` has a dtype that cannot hold the saved numbers.
     """
     _check_conversion(saved.name, getattr(torch, saved.dtype), target.dtype)
-    if len(saved.files) == 1 and saved.shape == chunk.sizes:  # ten times faster than the search
-        file, offset = files[int(saved.files[0])], int(saved.byte_offsets[0])
+    if saved.only_place is not None and saved.shape == chunk.sizes:  # faster than the search
+        file, offset = saved.only_place
         origin = (0,) * len(saved.shape)
-        yield from region_wants(file, offset, saved.shape, saved.dtype, origin, target)
+        yield from region_wants(files[file], offset, saved.shape, saved.dtype, origin, target)
         return
     offsets, sizes = np.asarray(chunk.offsets, np.int64), np.asarray(chunk.sizes, np.int64)
     low = np.maximum(saved.offsets, offsets)

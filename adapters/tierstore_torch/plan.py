@@ -103,13 +103,13 @@ class Part:
 class _Box:
     sizes: tuple[int, ...]
     nbytes: int
-    origins: set[int]
+    origin: int  # of all holders; 0 if they differ
     holders: list[tuple[int, int]]  # rank, index in its offer
 
     @property
     def doubtful(self) -> bool:
         """Whether nobody vouches for the holders' contents being equal."""
-        return len(self.origins) > 1 or 0 in self.origins
+        return not self.origin
 
 
 @dataclass(slots=True)
@@ -185,14 +185,15 @@ def _collect(offers: Sequence[Offer]) -> dict[Key, _Tensor]:
 def _add(tensor: _Tensor, rank: int, index: int, chunk: ChunkOffer) -> None:
     box = tensor.boxes.get(chunk.offsets)
     if box is None:
-        box = tensor.boxes[chunk.offsets] = _Box(chunk.sizes, chunk.nbytes, set(), [])
+        box = tensor.boxes[chunk.offsets] = _Box(chunk.sizes, chunk.nbytes, chunk.origin, [])
     elif box.sizes != chunk.sizes:
         raise PlanError(
             f"{chunk.name}: at offset {chunk.offsets} rank {box.holders[0][0]} holds a part of "
             f"sizes {box.sizes}, rank {rank} one of sizes {chunk.sizes}",
             hint="shard a tensor in the same way on all ranks that hold it",
         )
-    box.origins.add(chunk.origin)
+    if box.origin != chunk.origin:
+        box.origin = 0
     box.holders.append((rank, index))
 
 

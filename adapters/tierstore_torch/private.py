@@ -205,3 +205,24 @@ class PlannedTensor(torch.Tensor):
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
         return self.shard(index)
+
+
+def storage_info(file: str, offset: int, length: int) -> Any:
+    """Return what `.metadata` of DCP's FileSystemWriter says of one item's place."""
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    return _StorageInfo(file, offset, length)
+
+
+def neg_view(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's negative, without touching a number."""
+    return torch._neg_view(tensor)  # noqa: SLF001
+
+
+def checkpoint_offset(tensor: torch.Tensor) -> int:
+    """Return where the bytes of a tensor's storage begin in the file that it was loaded from.
+
+    Args:
+        tensor: loaded with `map_location="meta"`.
+    """
+    return int(cast("Any", tensor.untyped_storage())._checkpoint_offset)  # noqa: SLF001

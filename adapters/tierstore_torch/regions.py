@@ -49,7 +49,7 @@ def region_wants(
     width = item_size(dtype)
     strides = _strides(sizes)
     first = offset + width * _dot(start, strides)
-    if _is_run(sizes, tuple(into.shape)) and _is_plain(into, dtype):
+    if takes_bytes(into, dtype) and _is_run(sizes, tuple(into.shape)):
         yield Want(file, first, into.numel() * width, into=byte_view(into))
         return
     for at, part in _pieces(into, strides, width):
@@ -76,9 +76,10 @@ def _is_run(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return _span(shape, _strides(sizes)) == prod(shape)
 
 
-def _is_plain(tensor: torch.Tensor, dtype: str) -> bool:
+def takes_bytes(tensor: torch.Tensor, dtype: str) -> bool:
+    """Whether the stored bytes of a tensor of this dtype can be put into `tensor` as they are."""
     return (
-        tensor.device.type == "cpu"
+        tensor.is_cpu
         and dtype_name(tensor.dtype) == dtype
         and tensor.is_contiguous()
         and not tensor.is_conj()

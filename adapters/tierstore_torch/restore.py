@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from tierstore.transfer.read import ReadReport, Want, fetch
 from tierstore_torch.flatten import Leaf, Tree, is_per_rank
 from tierstore_torch.group import Group
 from tierstore_torch.items import is_storable, tensor_chunks
-from tierstore_torch.overlap import wants
+from tierstore_torch.overlap import wants, whole_want
 
 _log = logging.getLogger(__name__)
 _LISTED = 10  # keys an error names
@@ -46,17 +48,37 @@ def restore_into(state: object, found: Found, group: Group, rules: Rules) -> Rea
         UnsafePickleError: a value is a pickle and `rules` do not allow it; nothing has changed.
         TierstoreError: bytes could not be read; the state is then partly overwritten.
     """
-    index = _Index(found.manifest)
-    matched = group.together(lambda: _Match(state, index, group.rank))
-    fresh = bool(_unexpected(index, matched, group)) and matched.tree.init_optimizers()
-    if group.all_max([int(fresh)])[0]:
+    with _without_collector():
+        index = _Index(found.manifest)
         matched = group.together(lambda: _Match(state, index, group.rank))
-    extra = _unexpected(index, matched, group)
-    group.together(lambda: _check(matched, extra, rules))
-    plan = group.together(lambda: _Plan(matched, found.manifest, rules))
+        fresh = bool(_unexpected(index, matched, group)) and matched.tree.init_optimizers()
+        if group.all_max([int(fresh)])[0]:
+            matched = group.together(lambda: _Match(state, index, group.rank))
+        extra = _unexpected(index, matched, group)
+        group.together(lambda: _check(matched, extra, rules))
+        plan = group.together(lambda: _Plan(matched, found.manifest, rules))
     report = group.together(lambda: _read(plan.wants, found))
     group.together(lambda: matched.tree.fill(state, plan.replacements()))
     return report
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for garbage in all objects of the process because a plan makes many.
+
+    A plan makes no garbage; looking takes 0.2 s after an import of torch, as long as the plan.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+_Hit = tuple[int, Tensor | ValueEntry]
+"""A position among a manifest's names, and what is stored under the name."""
 
 
 class _Index:
@@ -64,28 +86,44 @@ class _Index:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._tensors = {name: index for index, name in enumerate(manifest.names())}
-        self._values = {value.name: value for value in manifest.values()}
-        self.names = [*self._tensors, *self._values]
-        self._position = {name: index for index, name in enumerate(self.names)}
+        self._values = list(manifest.values())
+        self.names = [*manifest.names(), *(value.name for value in self._values)]
+        self._positions = {name: position for position, name in enumerate(self.names)}
 
-    def find(self, leaf: Leaf) -> tuple[int, Tensor | ValueEntry] | None:
-        """Return a leaf's position in `names` and what is stored for it."""
-        for name in (leaf.name, leaf.exact_name):
-            entry: Tensor | ValueEntry | None = self._values.get(name)
-            if name in self._tensors:
-                entry = self._manifest.tensor(self._tensors[name])
-            # DCP's paths, and none at all, say less than the name.
-            if entry is not None and (entry.path == leaf.path or entry.path[:1] != "["):
-                return self._position[name], entry
-        return None
+    def find(self, leaves: Sequence[Leaf]) -> list[_Hit | None]:
+        """Return for each leaf its position in `names` and what is stored for it."""
+        found = self._find([leaf.name for leaf in leaves], leaves)
+        rest = [index for index, hit in enumerate(found) if hit is None]
+        others = [leaves[index] for index in rest]
+        exact = self._find([leaf.exact_name for leaf in others], others)
+        for index, hit in zip(rest, exact, strict=True):
+            found[index] = hit
+        return found
 
     def is_per_rank(self, position: int) -> bool:
         """Whether a name is of one rank's own part."""
-        name = self.names[position]
-        if name in self._tensors:
-            return is_per_rank(self._manifest.tensor(self._tensors[name]).path)
-        return is_per_rank(self._values[name].path)
+        return is_per_rank(self._entries([position])[position].path)
+
+    def _find(self, names: Sequence[str], leaves: Sequence[Leaf]) -> list[_Hit | None]:
+        positions = [self._positions.get(name, -1) for name in names]
+        entries = self._entries([position for position in positions if position >= 0])
+        return [
+            (at, entries[at]) if at >= 0 and _is_of(entries[at], leaf) else None
+            for at, leaf in zip(positions, leaves, strict=True)
+        ]
+
+    def _entries(self, positions: Sequence[int]) -> dict[int, Tensor | ValueEntry]:
+        """All at once: one by one takes ten times as long."""
+        count = len(self._manifest)
+        rows = [position for position in positions if position < count]
+        tensors = zip(rows, self._manifest.tensors(rows), strict=True)
+        values = ((at, self._values[at - count]) for at in positions if at >= count)
+        return dict((*tensors, *values))
+
+
+def _is_of(entry: Tensor | ValueEntry, leaf: Leaf) -> bool:
+    """Whether an entry of a leaf's name is its own; DCP's paths, and none, say less than it."""
+    return entry.path == leaf.path or entry.path[:1] != "["
 
 
 class _Match:
@@ -96,13 +134,14 @@ class _Match:
         self.values = self.tree.values
         self.entries: list[Tensor | ValueEntry | None] = []
         self.missing: list[str] = []
+        hits = index.find(self.tree.leaves)
         self.seen = torch.zeros(len(index.names), dtype=torch.uint8)
-        for leaf, value in zip(self.tree.leaves, self.values, strict=True):
-            hit = index.find(leaf)
+        self.seen[[hit[0] for hit in hits if hit]] = 1
+        for leaf, value, hit in zip(self.tree.leaves, self.values, hits, strict=True):
             self.entries.append(hit[1] if hit else None)
             if hit:
-                self.seen[hit[0]] = 1
-            elif leaf.rank is not None:
+                continue
+            if leaf.rank is not None:
                 _log.warning(
                     "rank %d has nothing saved for %s and keeps what it has", rank, leaf.name
                 )
@@ -127,7 +166,9 @@ class _Plan:
         ):
             if entry is None:
                 continue
-            if isinstance(entry, ValueEntry) != (not is_storable(value)):
+            if isinstance(entry, Tensor) and (want := whole_want(entry, files, value)) is not None:
+                self.wants.append(want)
+            elif isinstance(entry, ValueEntry) != (not is_storable(value)):
                 wrong.append(f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here")
             elif isinstance(entry, ValueEntry):
                 self._values[index] = _decoded(entry, rules)

@@ -101,12 +101,14 @@ class _Scan:
         self.chunks: list[Chunk] = []
         self.tensors: list[torch.Tensor] = []
         self.places: list[tuple[int, int]] = []  # leaf, position among its chunks
+        kinds: dict[_Signature, _Signature] = {}  # of many tensors there are few
         for index, (leaf, value) in enumerate(zip(self.tree.leaves, self.values, strict=True)):
             if not is_storable(value):
                 self.signatures.append(None)
                 continue
             chunks = tensor_chunks(leaf.name, value, leaf.path)
-            self.signatures.append(_Signature.of(value, chunks))
+            signature = _Signature.of(value, chunks)
+            self.signatures.append(kinds.setdefault(signature, signature))
             for position, (chunk, tensor) in enumerate(chunks):
                 self.chunks.append(chunk)
                 self.tensors.append(tensor)

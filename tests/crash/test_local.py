@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.instants import NEW, OLD, OPERATIONS, at_call, carry_out
+from tests.disks import small_disk
 from tierstore.backends import local_upload
 from tierstore.backends.local import LocalBackend, LocalOptions, open_local
 from tierstore.blocks import BLOCK_SIZE, crc32c
@@ -157,36 +158,33 @@ def test_killed_at_random(tmp_path: Path):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_soon(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a file system")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    with small_disk(tmp_path, 8):
+        yield tmp_path
 
 
-def test_a_full_disk(small_disk: Path):
-    backend = open_local(f"file://{small_disk}")
+def test_a_full_disk(full_soon: Path):
+    backend = open_local(f"file://{full_soon}")
     backend.create("filler", bytes(6 * MIB))
     with pytest.raises(OutOfSpaceError, match=r"r/x.*4,194,304 bytes needed, [12],\d+,\d+ free"):
         backend.upload("r/x", 4 * MIB)
     with pytest.raises(OutOfSpaceError, match="free"):
         backend.create("r/x", bytes(3 * MIB))
-    assert unfinished(small_disk) == []
+    assert unfinished(full_soon) == []
     assert backend.create("r/small", b"x").size == 1
     backend.delete(["filler"])
     backend.upload("r/x", 4 * MIB).abort()
 
 
-def test_a_disk_that_fills_while_writing(small_disk: Path, monkeypatch):
+def test_a_disk_that_fills_while_writing(full_soon: Path, monkeypatch):
     """As where space cannot be reserved."""
     monkeypatch.setattr(local_upload, "reserve", lambda fd, size: None)
-    backend = open_local(f"file://{small_disk}")
+    backend = open_local(f"file://{full_soon}")
     with pytest.raises(OutOfSpaceError, match="r/x"):
         fill(backend, 12 * MIB)
     backend.close()
-    assert unfinished(small_disk) == []
+    assert unfinished(full_soon) == []
     assert list(backend.list("")) == []
 
 

@@ -39,12 +39,12 @@ def start(folder: object, number: int, seconds: float) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_the_dead_leave_nothing_and_the_living_lose_nothing(tmp_path, seed):
+def test_the_dead_leave_nothing_and_the_living_lose_nothing(shm_path, seed):
     chance = random.Random(seed)
-    survivors = [start(tmp_path, number, 3.0) for number in range(2)]
+    survivors = [start(shm_path, number, 3.0) for number in range(2)]
     time.sleep(0.6)  # imports
     for number in range(4):
-        victim = start(tmp_path, 10 + number, 60.0)
+        victim = start(shm_path, 10 + number, 60.0)
         time.sleep(0.45 + chance.random() * 0.2)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
@@ -52,5 +52,5 @@ def test_the_dead_leave_nothing_and_the_living_lose_nothing(tmp_path, seed):
         out, err = process.communicate(timeout=30)
         assert process.returncode == 0, err
         assert int(out) > 10
-    StagingPool(str(tmp_path)).close()
-    assert list(tmp_path.iterdir()) == []
+    StagingPool(str(shm_path)).close()
+    assert list(shm_path.iterdir()) == []

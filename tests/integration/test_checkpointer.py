@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -304,6 +305,22 @@ def test_what_cannot_be_saved_is_refused_by_name(
     with pytest.raises(PlanError, match=message):
         checkpointer.save(1, state)
     checkpointer.save(1, {"w": torch.ones(1)}).wait()  # and leaves nothing behind that hurts
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_restore_leaves_the_garbage_collector_as_it_was(
+    checkpointer: Checkpointer, *, enabled: bool
+) -> None:
+    checkpointer.save(1, {"w": torch.ones(2)}).wait()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        checkpointer.restore({"w": torch.zeros(2)})
+        assert gc.isenabled() == enabled
+        with pytest.raises(PlanError):
+            checkpointer.restore({"w": torch.zeros(3)})
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_restore(checkpointer: Checkpointer) -> None:

@@ -79,8 +79,8 @@ def test_who_stops_listening_leaves_nothing_either(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tier_in_tmpfs() -> None:
-    root = Path(f"/dev/shm/tierstore-test-{os.getpid()}")
+def test_a_tier_in_tmpfs(shm_path: Path) -> None:
+    root = shm_path / "tier"
     found = examine(root.as_uri())
     assert {found[name].outcome for name in found if name not in _MAY_BE_SHORT} == {"ok"}
     assert "memory (tmpfs)" in found["medium"].detail

@@ -27,6 +27,9 @@ class Thing:
     def __init__(self, **state: Any) -> None:
         self.state = state
 
+    def __repr__(self) -> str:  # names tests, the same in every process
+        return f"Thing({self.state})"
+
     def state_dict(self) -> dict[str, Any]:
         return dict(self.state)
 

@@ -17,7 +17,7 @@ from benchmarks.manifest import fragments
 from tests.attempts import fragment, nonce_of
 from tierstore.checkpoint.columns import schema
 from tierstore.checkpoint.fragment import ValueEntry
-from tierstore.checkpoint.manifest import Manifest, TensorChunk
+from tierstore.checkpoint.manifest import Manifest, Tensor, TensorChunk
 from tierstore.checkpoint.merge import merge
 from tierstore.errors import FormatError, NewerFormatError
 from tierstore.image.layout import Chunk
@@ -50,6 +50,22 @@ def test_find(stored: memoryview) -> None:
     assert tensor.sizes.dtype == np.int64
     for absent in ("", "a", "v", "ww", "x", "\U0010ffff"):
         assert manifest.find(absent) is None
+
+
+def test_many_tensors_at_once_are_those_one_by_one(stored: memoryview) -> None:
+    manifest = Manifest.open(stored)
+
+    def seen(tensor: Tensor) -> list[object]:
+        return [tensor.name, tensor.dtype, tensor.path, tensor.shape, tensor.chunks]
+
+    one_by_one = [manifest.tensor(row) for row in range(len(manifest))]
+    assert list(map(seen, manifest)) == list(map(seen, one_by_one))
+    assert list(map(seen, manifest.tensors([1, 0, 1]))) == [
+        seen(one_by_one[row]) for row in (1, 0, 1)
+    ]
+    for tensor in manifest:
+        places = [(chunk.file, chunk.offset) for chunk in tensor.chunks]
+        assert tensor.only_place == (places[0] if len(places) == 1 else None)
 
 
 def test_files(stored: memoryview) -> None:

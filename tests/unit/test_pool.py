@@ -25,8 +25,8 @@ MIB = 1024**2
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "pool"
+def folder(shm_path):
+    return shm_path / "pool"
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_one_failure_leaves_the_pool_usable(pool, folder, monkeypatch):
 
 
 def test_more_than_the_memory_is_refused(pool, folder, monkeypatch):
-    # A disk-backed folder may have the room; the memory limit must be what refuses.
+    # The folder may have the room; the memory limit must be what refuses.
     monkeypatch.setattr("tierstore.image.memory.tmpfs_room", lambda _: None)
     room = available_memory()
     if room is None:

@@ -19,8 +19,8 @@ MIB = 1024**2
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "pool"
+def folder(shm_path):
+    return shm_path / "pool"
 
 
 @pytest.fixture

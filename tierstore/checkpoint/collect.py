@@ -151,7 +151,7 @@ def clock(store: RunStore) -> float:
 
 def _data(store: RunStore, attempt: Attempt, nonce: str = "") -> Iterator[ObjectInfo]:
     """Everything under an attempt's folder, or its folders: rivals differ in the nonce."""
-    return store.backend.list(f"{store.keys.data}{attempt}-{nonce}")
+    return store.backend.list(f"{store.keys.rivals(attempt)}{nonce}")
 
 
 def _older(store: RunStore, attempt: Attempt, nonce: str, seconds: float) -> bool:

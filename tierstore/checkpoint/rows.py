@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from tierstore.checkpoint import tiling
-from tierstore.checkpoint.columns import Columns, Ragged, Table, starts_of
+from tierstore.checkpoint.columns import Columns, Ragged, Table, pool, starts_of, take
 from tierstore.errors import FormatError, IncompleteError, PlanError
 from tierstore.image.dtypes import item_size
 
@@ -52,7 +52,7 @@ class TensorRows:
         """Concatenate and group; checks that rows of one tensor agree."""
         import pyarrow as pa
 
-        columns = Columns.of(pa.concat_arrays([table.tensors for table in parsed]))
+        columns = Columns.of(pa.concat_arrays([table.tensors for table in parsed], pool()))
         name, group = _grouped(columns.name)
         first = np.empty(len(name), np.int64)
         first[group[::-1]] = np.arange(len(group))[::-1]  # the last assignment wins
@@ -103,7 +103,8 @@ class TensorRows:
             return
         leader = self.first[self.group]
         for what, column in (("dtype", columns.dtype), ("path", columns.path)):
-            differs = pc.not_equal(column, column.take(leader)).to_numpy(zero_copy_only=False)
+            differs = pc.not_equal(column, take(column, leader), memory_pool=pool())
+            differs = differs.to_numpy(zero_copy_only=False)
             if differs.any():
                 row = int(differs.argmax())
                 self._disagree(row, what, [column[at].as_py() for at in (row, int(leader[row]))])
@@ -145,8 +146,8 @@ class TensorRows:
         per_tensor = counts * shape.lengths
         return Columns(
             name=self.name,
-            dtype=columns.dtype.take(self.first),
-            path=columns.path.take(self.first),
+            dtype=take(columns.dtype, self.first),
+            path=take(columns.path, self.first),
             shape=shape,
             offsets=Ragged.build(per_tensor, offsets.take(order).values),
             sizes=Ragged.build(per_tensor, sizes.take(order).values),
@@ -162,7 +163,7 @@ class TensorRows:
         points = np.zeros(len(ndim), np.int64)
         start, volume = np.zeros(len(self.owner), np.int64), np.ones(len(self.owner), np.int64)
         total = 0.0
-        for dims in np.unique(ndim).tolist():
+        for dims in tiling.distinct(ndim):
             tensors = np.flatnonzero(ndim == dims)
             chunks = np.flatnonzero(ndim[self.owner] == dims)
             owner = np.searchsorted(tensors, self.owner[chunks])
@@ -207,7 +208,7 @@ class TensorRows:
     ) -> None:
         """Every chunk has as many bytes as its box needs, inside a file of its own rank."""
         columns = self.columns
-        dtypes = columns.dtype.dictionary_encode()
+        dtypes = _encoded(columns.dtype)
         try:
             item = [item_size(name) for name in dtypes.dictionary.to_pylist()]
         except PlanError as error:
@@ -233,11 +234,17 @@ def _grouped(names: Any) -> tuple[Any, Ints]:
     """The distinct names, sorted, and for each name its index among them."""
     import pyarrow.compute as pc
 
-    encoded = names.dictionary_encode()
+    encoded = _encoded(names)
     unique, group = encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)
-    if pc.all(pc.less(unique[:-1], unique[1:])).as_py() is not False:
+    if pc.all(pc.less(unique[:-1], unique[1:], memory_pool=pool())).as_py() is not False:
         return unique, group
-    order = pc.sort_indices(unique).to_numpy()
+    order = pc.sort_indices(unique, memory_pool=pool()).to_numpy()
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
-    return unique.take(order), place[group]
+    return take(unique, order), place[group]
+
+
+def _encoded(column: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.dictionary_encode(column, memory_pool=pool())

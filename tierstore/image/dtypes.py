@@ -76,6 +76,9 @@ TAG_BITS = {
 }
 """Bits of one stored element, by safetensors dtype."""
 
+NATIVE = {stored.tag: dtype for dtype, stored in reversed(_STORED.items())}
+"""The torch dtype that each safetensors dtype stands for in everybody's files."""
+
 
 def stored_type(dtype: str) -> StoredType:
     """Return how `dtype`, torch's name without "torch.", is stored.

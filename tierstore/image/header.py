@@ -108,11 +108,12 @@ def header_size(prefix: Buffer) -> int:
     return PREFIX + size
 
 
-def read_header(data: Buffer) -> list[Entry]:
+def read_header(data: Buffer, *, foreign: bool = False) -> list[Entry]:
     """Return a segment's entries in the order of their bytes.
 
     Args:
         data: the segment, or at least its header.
+        foreign: it is somebody else's file, whose names say nothing about chunks.
 
     Raises:
         FormatError: the header is damaged or cut short, or not safetensors.
@@ -127,7 +128,7 @@ def read_header(data: Buffer) -> list[Entry]:
             _refuse("is not an object")
         _check_metadata(table.pop(_METADATA, {}))
         "".join(table).encode()  # a lone surrogate is no name
-        entries = [_entry(stored, value, size) for stored, value in table.items()]
+        entries = [_entry(stored, value, size, foreign) for stored, value in table.items()]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError(f"the header of a segment cannot be read: {error!r}") from error
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
@@ -160,7 +161,7 @@ def _check_metadata(metadata: object) -> None:
         )
 
 
-def _entry(stored: str, value: dict[str, object], data_start: int) -> Entry:
+def _entry(stored: str, value: dict[str, object], data_start: int, foreign: bool) -> Entry:
     tag, shape, span = value["dtype"], value["shape"], value["data_offsets"]
     if type(tag) is not str or tag not in TAG_BITS:
         _refuse(f"gives tensor {stored!r} the unknown dtype {tag!r}")
@@ -169,5 +170,5 @@ def _entry(stored: str, value: dict[str, object], data_start: int) -> Entry:
     begin, end = span
     if end < begin or prod(shape) * TAG_BITS[tag] != (end - begin) * 8:
         _refuse(f"gives tensor {stored!r} of shape {shape} {end - begin} bytes")
-    name, chunk = parse_name(stored)
+    name, chunk = (stored, None) if foreign else parse_name(stored)
     return Entry(name, chunk, tag, tuple(shape), data_start + begin, end - begin)

@@ -51,15 +51,9 @@ def _examine(backend: Backend) -> Iterator[Check]:
         yield _failed("reachable", error)
         return
     yield Check("reachable", "ok", "listing answers")
-    root = _root(backend)
-    new = _missing_folders(root) if root else []
-    try:
+    with leaving_no_folders(backend):
         yield from _probe(backend, prefix)
         yield from _details(backend)
-    finally:
-        for folder in new:
-            with contextlib.suppress(OSError):  # no longer empty: somebody saves here now
-                folder.rmdir()
 
 
 def _details(backend: Backend) -> Iterator[Check]:
@@ -186,6 +180,22 @@ def _left_behind(backend: Backend, prefix: str, keys: Iterable[str]) -> Iterator
     if left:
         detail = f"still there after deleting: {', '.join(left)}"
         yield Check("deletable", "warning", detail, advice)
+
+
+@contextlib.contextmanager
+def leaving_no_folders(backend: Backend) -> Iterator[None]:
+    """Remove the folders that a first write makes on a local tier, unless they are in use by then.
+
+    What was written has to be deleted before.
+    """
+    root = _root(backend)
+    new = _missing_folders(root) if root else []
+    try:
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):  # no longer empty: somebody saves here now
+                folder.rmdir()
 
 
 def _root(backend: Backend) -> Path | None:

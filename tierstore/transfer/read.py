@@ -89,6 +89,7 @@ def fetch(
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
+    buffers: AlignedBuffers | None = None,
 ) -> ReadReport:
     """Read every want, verified.
 
@@ -98,6 +99,7 @@ def fetch(
         replicas: the tiers to read from, in order of preference; not empty.
         threads: requests in flight; by default what serves the first tier well.
         progress: told the bytes of each request that is done, from several threads.
+        buffers: for what nobody wants of a block, where there are many fetches; else new ones.
 
     Raises:
         CorruptBlockError: no tier has a good copy of a block and at least one has a damaged one.
@@ -108,7 +110,8 @@ def fetch(
     started = time.perf_counter()
     capabilities = replicas[0].backend.capabilities
     width = threads or capabilities.concurrency
-    buffers = AlignedBuffers(max(capabilities.read_size, BLOCK_SIZE), width)
+    if buffers is None:
+        buffers = AlignedBuffers(max(capabilities.read_size, BLOCK_SIZE), width)
     engine = _Engine(replicas, buffers, progress)
     wanted = sum(want.length for want in wants)
     requests = plan_requests(wants, files, even_size(wanted, capabilities.read_size, width))
