@@ -1,0 +1,60 @@
+"""Which names are taken, and what becomes of names and paths."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tierstore.convert.selection import Selection, some
+
+
+@pytest.mark.parametrize(
+    ("only", "taken"),
+    [
+        ((), "model.w model.layers.0 models.w step"),
+        (("model",), "model.w model.layers.0"),
+        (("model.",), "model.w model.layers.0"),
+        (("model*",), "model.w model.layers.0 models.w"),
+        (("model.*", "step"), "model.w model.layers.0 step"),
+        (("step",), "step"),
+        (("st",), ""),
+    ],
+)
+def test_what_is_taken(only: tuple[str, ...], taken: str) -> None:
+    names = ["model.w", "model.layers.0", "models.w", "step"]
+    assert [name for name in names if Selection(only).takes(name)] == taken.split()
+
+
+def test_what_is_excluded() -> None:
+    selection = Selection(("model",), ("*.bias", "model.head"))
+    names = ["model.w", "model.w.bias", "model.head.w", "model.heads.w"]
+    assert [name for name in names if selection.takes(name)] == ["model.w", "model.heads.w"]
+
+
+@pytest.mark.parametrize(
+    ("strip", "add", "name", "path", "renamed"),
+    [
+        ("", "", "a.b", '["a", "b"]', ("a.b", ["a", "b"])),
+        ("model.", "", "model.a.b", '["model", "a.b"]', ("a.b", ["a.b"])),
+        ("model.", "", "step", '["step"]', ("step", ["step"])),
+        ("model.a.", "", "model.a.b", '["model", "a.b"]', ("b", None)),
+        ("o.0.", "", "o.0.m", '["o", {"key": 0}, "m"]', ("m", ["m"])),
+        ("o.0.", "", "o.0.m", '["o", {"item": 0}, "m"]', ("m", ["m"])),
+        ("m", "", "m", '["m"]', ("m", ["m"])),
+        ("", "model.", "a.b", '["a", "b"]', ("model.a.b", ["model", "a", "b"])),
+        ("", "x.y.", "a", '["a"]', ("x.y.a", ["x", "y", "a"])),
+        ("", "old_", "a", '["a"]', ("old_a", None)),
+        ("module.", "model.", "module.a", '["module", "a"]', ("model.a", ["model", "a"])),
+        ("model.", "", "model.a", "", ("a", None)),
+        ("model.", "", "model.a", '{"dcp": ["model", "a"]}', ("a", {"dcp": ["a"]})),
+    ],
+)
+def test_renaming(strip: str, add: str, name: str, path: str, renamed: tuple[str, object]) -> None:
+    new, text = Selection((), (), strip, add).rename(name, path)
+    assert (new, json.loads(text) if text else None) == renamed
+
+
+def test_some_names() -> None:
+    assert some("abc") == "a, b, c"
+    assert some("abcdefgh", 3) == "a, b, c and 5 more"

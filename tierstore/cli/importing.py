@@ -1,0 +1,108 @@
+"""`tierstore import`: a foreign checkpoint becomes a step of a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tierstore.cli.conversion import Conversion
+from tierstore.cli.options import takes
+from tierstore.cli.output import RunArgument, console, count, open_tiers, print_json, size
+from tierstore.cli.progress import progress
+
+if TYPE_CHECKING:
+    from tierstore.convert.imports import ImportPlan
+    from tierstore.ladder.tiers import OpenTier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Conversion):
+    """What is imported, and what it becomes."""
+
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path or URL.")]
+    run: RunArgument
+    step: Annotated[int, typer.Argument(metavar="STEP", min=0, help="The step it becomes.")]
+    tier: Annotated[
+        str | None, typer.Option("--tier", "-t", help="Only to this tier; to all if left out.")
+    ] = None
+    form: Annotated[
+        str, typer.Option("--from", metavar="FORMAT", help="hf, torch or dcp; guessed if left out.")
+    ] = ""
+    force: Annotated[
+        bool, typer.Option("--force", help="Go back: the run's steps from STEP on are abandoned.")
+    ] = False
+
+
+@takes(Options)
+def run(options: Options) -> None:
+    """Import a torch.save file, a DCP folder or Hugging Face safetensors as a step of a run.
+
+    Reads a part at a time, so a model of any size needs little memory, and commits last. Nothing is
+    unpickled that could run code, unless --allow-pickle says so.
+    """
+    from tierstore.convert.formats import find_format, guess_source
+    from tierstore.convert.imports import check_step, plan_import, write_import
+    from tierstore.convert.place import open_source
+
+    begun = time.monotonic()
+    with open_source(options.source) as place:
+        name = options.form or guess_source(place)
+        with (
+            find_format(name).read(place, options.allow_pickle) as incoming,
+            open_tiers(options.config, options.tier, patience=None) as tiers,
+        ):
+            plan = plan_import(incoming, options.selection)
+            turn = check_step(tiers, options.run, options.step, force=options.force)
+            launch = None
+            if not options.dry_run:
+                with progress(options.run, plan.file_bytes * len(tiers)) as advance:
+                    launch = write_import(plan, tiers, turn, advance).launch
+            facts = _facts(plan, options, name, tiers)
+    facts |= {"launch": launch, "seconds": round(time.monotonic() - begun, 3)}
+    if options.as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _facts(plan: ImportPlan, options: Options, name: str, tiers: list[OpenTier]) -> dict[str, Any]:
+    return {
+        "source": options.source,
+        "format": name,
+        "run": options.run,
+        "step": options.step,
+        "tiers": [tier.name for tier in tiers],
+        "tensors": plan.tensors,
+        "values": len(plan.values),
+        "bytes": plan.nbytes,
+        "files": len(plan.layout.segments),
+        "not_selected": plan.dropped,
+        "left_out": list(plan.left_out),
+        "pickles": plan.opaque,
+        "dry_run": options.dry_run,
+    }
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from tierstore.convert.selection import some
+
+    out = console()
+    verb = "would import" if facts["dry_run"] else "imported"
+    what = f"{count(facts['tensors'], 'tensor')}, {count(facts['values'], 'value')}"
+    out.print(
+        f"{verb} {what}, {size(facts['bytes'])} from {facts['source']} ({facts['format']}) as "
+        f"{facts['run']} step {facts['step']} on {', '.join(facts['tiers'])}",
+        soft_wrap=True,
+    )
+    if facts["not_selected"]:
+        out.print(f"  not selected: {facts['not_selected']}")
+    if facts["left_out"]:
+        out.print(f"  left out: {some(facts['left_out'], 10)}", soft_wrap=True)
+    if facts["pickles"]:
+        out.print(
+            f"  kept as pickles, which restoring refuses by default: {some(facts['pickles'])}",
+            soft_wrap=True,
+        )
