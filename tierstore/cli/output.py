@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tierstore.config import Config
+    from tierstore.config import TierConfig
     from tierstore.ladder.tiers import OpenTier
 
 PATIENCE = 5.0
@@ -91,10 +91,10 @@ def table(columns: Iterable[str], *, right: Collection[str] = ()) -> Table:
     return made
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document."""
+def print_json(value: object, *, indent: int | None = 2) -> None:
+    """Print one JSON document; without an indent it is one line, for a stream of them."""
     try:
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _listener_left(sys.stdout)
@@ -165,25 +165,22 @@ def open_tiers(
     names = [tier.name for tier in config.tiers]
     if only is not None and only not in names:
         raise ConfigError(f"there is no tier {only!r}", hint=f"tiers: {', '.join(names)}")
-    tiers = open_ladder(config if patience is None else _hasty(config, patience))
+    if patience is not None:
+        config = replace(config, tiers=tuple(hasty(tier, patience) for tier in config.tiers))
+    tiers = open_ladder(config)
     try:
         yield [tier for tier in tiers if only in (None, tier.name)]
     finally:
         close_ladder(tiers)
 
 
-def _hasty(config: Config, patience: float) -> Config:
-    """A save waits two minutes for a tier to come back; a person wants to know that it is away."""
-    return replace(
-        config,
-        tiers=tuple(
-            replace(
-                tier,
-                policy=replace(tier.policy, retry_seconds=min(patience, tier.policy.retry_seconds)),
-            )
-            for tier in config.tiers
-        ),
-    )
+def hasty(tier: TierConfig, patience: float = PATIENCE) -> TierConfig:
+    """Return a tier whose requests are not repeated for longer than a person waits.
+
+    A save waits two minutes for a tier to come back; a person wants to know that it is away.
+    """
+    seconds = min(patience, tier.policy.retry_seconds)
+    return replace(tier, policy=replace(tier.policy, retry_seconds=seconds))
 
 
 def size(nbytes: float) -> str:

@@ -24,6 +24,7 @@ from tierstore.cli.output import (
     said,
     size,
 )
+from tierstore.cli.progress import byte_bar
 from tierstore.errors import TierstoreError, TransientError
 
 if TYPE_CHECKING:
@@ -106,20 +107,9 @@ def run(
 
 
 def _verify_all(target: Target) -> dict[str, Result]:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
     copies = [open_copy(target, tier) for tier in target.tiers]
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), Remaining())
-    screen = console(stderr=True)
     results = {}
-    with Progress(
-        "{task.description}",
-        *columns,
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    ) as bar:
+    with byte_bar(console(stderr=True)) as bar:
         for copy in copies:
             manifest = copy.manifest or _stand_in(copy, copies)
             total = sum(file.size for file in manifest.files) if manifest else 0

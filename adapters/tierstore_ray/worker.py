@@ -1,0 +1,59 @@
+"""What runs on a node: an actor that opens both ends itself and carries out commands."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import tierstore
+from tierstore.errors import TierstoreError
+from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.crew import Recipe, hands_of, retries_of
+from tierstore_ray.sight import Sight
+
+
+class Answered(NamedTuple):
+    """An answer, and what this worker has used since it began.
+
+    Attributes:
+        event: the answer.
+        cpu_seconds: of its process.
+        retries: requests that it repeated.
+    """
+
+    event: m.Answer
+    cpu_seconds: float
+    retries: int
+
+
+class Worker:
+    """One per node; bytes go from store to store through its own buffers, never through Ray."""
+
+    def begin(
+        self, version: str, recipe: Recipe, sight: Sight, environment: Mapping[str, str]
+    ) -> str:
+        """Open the ends; return why this node cannot take part, or nothing.
+
+        Args:
+            version: of tierstore where the migration was started.
+            recipe: how to open the ends.
+            sight: what has to be seen of them.
+            environment: variables to set first.
+        """
+        if version != tierstore.__version__:
+            return f"it has tierstore {tierstore.__version__}, not {version}: install the same"
+        os.environ.update(environment)
+        try:
+            self._ends = recipe.open()
+        except TierstoreError as error:
+            return str(error)
+        self._hands = hands_of(self._ends)
+        self._begun = time.process_time()
+        return sight.trouble(self._ends)
+
+    def carry_out(self, task: m.Task) -> Answered:
+        """Return the answer to a command. From any number of threads."""
+        event = self._hands.carry_out(task)
+        return Answered(event, time.process_time() - self._begun, retries_of(self._ends))

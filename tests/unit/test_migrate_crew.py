@@ -1,0 +1,243 @@
+"""A migration by several workers, each with ends of its own, some of which are lost on the way."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.command import tierstore
+from tests.files import contents
+from tierstore.config import load_config
+from tierstore.errors import ConfigError
+from tierstore.testing.servers.process import free_port
+from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, hands_of, open_crew
+from tierstore.transfer.migrate.engine import Migration
+from tierstore.transfer.migrate.journal import Journal
+from tierstore.transfer.migrate.listing import Selection, objects
+from tierstore.transfer.migrate.machine import Machine
+from tierstore.transfer.migrate.rules import ALONE, Rules
+
+PART = 8 * 1024**2  # of a folder
+LARGE = {f"large{number}": os.urandom(3 * PART + number) for number in range(3)}
+
+
+@pytest.fixture(autouse=True)
+def _clean(no_leaks: None) -> None:
+    pass
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    (tmp_path / "src").mkdir()
+    for key, data in {**LARGE, "empty": b"", "small": b"small"}.items():
+        (tmp_path / "src" / key).write_bytes(data)
+    tiers = [load_config(f"file://{tmp_path}/{name}").tiers[0] for name in ("src", "dst")]
+    return Recipe(tiers[0], tiers[1])
+
+
+class Several:
+    """A thread a worker. One may be lost before its nth answer, with what it did being done."""
+
+    def __init__(self, recipe: Recipe, lives: dict[str, int]) -> None:
+        self._lives = lives
+        self._ends = {worker: recipe.open() for worker in lives}
+        self._tasks: dict[str, queue.SimpleQueue[m.Task | None]]
+        self._tasks = {worker: queue.SimpleQueue() for worker in lives}
+        self._threads = [
+            threading.Thread(target=self._work, args=(worker,), name=f"tierstore-{worker}")
+            for worker in lives
+        ]
+        self.done: list[tuple[str, m.Task]] = []
+        self.effort = Effort()
+
+    def start(self, tell: Callable[[m.Event], None]) -> None:
+        self._tell = tell
+        for worker, thread in zip(self._lives, self._threads, strict=True):
+            tell(m.Joined(worker, 2))
+            thread.start()
+
+    def submit(self, worker: str, task: m.Task) -> None:
+        self._tasks[worker].put(task)
+
+    def close(self, *, patience: float = 0.0) -> None:
+        for worker, thread in zip(self._lives, self._threads, strict=True):
+            self._tasks[worker].put(None)
+            thread.join()
+            self._ends[worker].source.close()
+            self._ends[worker].target.close()
+
+    def _work(self, worker: str) -> None:
+        hands, left = hands_of(self._ends[worker]), self._lives[worker]
+        while (task := self._tasks[worker].get()) is not None:
+            answer = hands.carry_out(task)
+            self.done.append((worker, task))
+            left -= 1
+            if not left:
+                self._tell(m.Left(worker))
+                if all(len(self._of(each)) >= n > 0 for each, n in self._lives.items()):
+                    self._tell(m.Broken("nobody is left"))
+            if left > 0 or self._lives[worker] < 0:
+                self._tell(answer)
+
+    def _of(self, worker: str) -> list[m.Task]:
+        return [task for who, task in self.done if who == worker]
+
+    def sends(self) -> list[m.Send]:
+        return [task for _, task in self.done if isinstance(task, m.Send)]
+
+
+def migrate(recipe: Recipe, tmp_path: Path, crew: Several) -> tuple[Migration, list[m.Report]]:
+    reports: list[m.Report] = []
+    ends = recipe.open()
+    with closing(Journal(tmp_path / "journal", "a", "b")) as journal:
+        with closing(ends.source), closing(ends.target):
+            migration = Migration(ends, journal, objects(ends, Selection()), report=reports.append)
+            migration.run(crew)
+    return migration, reports
+
+
+def lives() -> Iterator[dict[str, int]]:
+    for nth in (1, 2, 3, 5, 7, 9, 11):
+        yield {"a": nth, "b": -1}
+    yield {"a": 3, "b": 4, "c": 5, "d": -1}
+
+
+@pytest.mark.parametrize("lives", list(lives()), ids=str)
+def test_workers_are_lost(recipe: Recipe, tmp_path: Path, lives: dict[str, int]) -> None:
+    crew = Several(recipe, lives)
+    migration, reports = migrate(recipe, tmp_path, crew)
+    assert migration.complete
+    assert contents(tmp_path / "dst") == contents(tmp_path / "src")
+    assert {(r.outcome, r.reason) for r in reports} == {(m.Outcome.COPIED, "")}
+    assert migration.totals.sent == migration.totals.moved == migration.totals.found_bytes
+    # Each lost worker had two commands at most.
+    again = len(crew.sends()) - sum(-(-len(data) // PART) for data in LARGE.values())
+    assert 0 <= again <= 2 * (len(lives) - 1)
+
+
+def test_all_workers_are_lost_and_others_go_on(recipe: Recipe, tmp_path: Path) -> None:
+    first = Several(recipe, {"a": 6, "b": 6})
+    migration, _ = migrate(recipe, tmp_path, first)
+    assert migration.trouble == "nobody is left"
+    second = Several(recipe, {"c": -1})
+    migration, _ = migrate(recipe, tmp_path, second)
+    assert migration.complete
+    assert contents(tmp_path / "dst") == contents(tmp_path / "src")
+    assert migration.totals.reused > 0
+
+
+def test_an_object_that_loses_its_workers_is_reported() -> None:
+    machine = Machine(Rules(lambda _size: PART))
+    machine.begin()
+    entries = (m.Entry("bad", m.Version(3 * PART, 1.0)),)
+    assert machine.handle(m.Listed(entries, last=True)) == []
+    for number in range(4):
+        *_, task = machine.handle(m.Joined(f"w{number}", 1))
+        # What the first may have begun is freed before it is begun again.
+        assert isinstance(task, m.Discard if number else m.Open)
+        assert machine.handle(m.Left(f"w{number}")) == []
+    machine.handle(m.Joined("last", 1))
+    (report,) = machine.handle(m.Left("last"))
+    assert report == m.Report("bad", m.Outcome.FAILED, 3 * PART, ALONE)
+    assert machine.over
+
+
+def test_workers_of_one_object_and_of_others() -> None:
+    """One object's parts keep one worker busy, and leave room for others elsewhere."""
+    machine = Machine(Rules(lambda _size: PART))
+    machine.begin()
+    machine.handle(m.Joined("a", 2))
+    machine.handle(m.Joined("b", 2))
+    version = m.Version(9 * PART, 1.0)
+    told = machine.handle(m.Listed(tuple(m.Entry(key, version) for key in "xyz"), last=True))
+    tasks = [task for task in told if isinstance(task, m.Open)]
+    assert [machine.worker(task.job) for task in tasks] == ["a", "b", "a"]
+    tasks = [t for number in (1, 2, 3) for t in machine.handle(m.Opened(number, f"t{number}"))]
+    sends = [(t.job, machine.worker(t.job)) for t in tasks if isinstance(t, m.Send)]
+    assert sorted(sends) == [(1, "a"), (1, "a"), (2, "b"), (2, "b")]
+
+
+def test_an_unknown_crew(recipe: Recipe) -> None:
+    ends = recipe.open()
+    with closing(ends.source), closing(ends.target):
+        with pytest.raises(ConfigError, match="nothing is known to run on 'rey'"):
+            open_crew("rey", recipe, ends, Cluster())
+
+
+def test_options_that_need_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    done = tierstore("migrate", f"{tmp_path}/src", f"{tmp_path}/dst", "--send-credentials")
+    assert (done.code, done.err) == (
+        2,
+        "error: --send-credentials is for other machines\nnext: add --on ray\n",
+    )
+
+
+def test_credentials_are_not_shown() -> None:
+    assert "secret" not in repr(Cluster("", {"AWS_SECRET_ACCESS_KEY": "secret"}))
+
+
+def test_without_ray(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("tierstore_ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = tierstore("migrate", f"{tmp_path}/src", f"{tmp_path}/dst", "--on", "ray")
+    assert done.code == 2
+    assert "ray, which is not installed" in done.err
+    assert "pip install 'tierstore[ray]', here and on every node" in done.err
+
+
+def test_without_a_cluster(recipe: Recipe, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    words = ("migrate", f"{tmp_path}/src", f"{tmp_path}/dst", "--on", "ray")
+    done = tierstore(*words, "--ray-address", f"127.0.0.1:{free_port()}")
+    assert done.code == 2
+    assert done.err.startswith("error: there is no Ray cluster at 127.0.0.1:")
+    assert "next: start one with `ray start --head`, or name one with --ray-address" in done.err
+    assert not [path for path in (tmp_path / "dst").rglob("*") if path.is_file()]
+
+
+def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from tierstore_ray.sight import Probe, sight_of
+
+    def trouble(source: str, target: str) -> str:
+        names = (source, target)
+        tiers = [load_config(f"file://{tmp_path}/{name}").tiers[0] for name in names]
+        there = Recipe(*tiers).open()
+        with closing(there.source), closing(there.target):
+            return sight.trouble(there)
+
+    ends = recipe.open()
+    with closing(ends.source), closing(ends.target), closing(Probe(ends.target)) as probe:
+        sight = sight_of(ends, probe)
+        assert trouble("src", "dst") == ""
+        assert f"{tmp_path}/other has no 'empty' there: mount it there" in trouble("other", "dst")
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "empty").write_bytes(b"something else")
+        assert f"{tmp_path}/other is another folder there" in trouble("other", "dst")
+        # A folder of that name on the node itself has no such file.
+        elsewhere = replace(sight, probe=sight.probe.replace("/dst/", "/dst2/"))
+        sight = elsewhere
+        assert f"{tmp_path}/dst is another folder there" in trouble("src", "dst")
+
+
+def test_memory_is_in_one_process_only(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from tierstore_ray import open_crew as open_ray
+
+    tiers = [load_config(url).tiers[0] for url in ("memory://crew", f"file://{tmp_path}/dst")]
+    recipe = Recipe(*tiers)
+    ends = recipe.open()
+    with closing(ends.source), closing(ends.target):
+        with pytest.raises(ConfigError, match="memory://crew is in this process only"):
+            open_ray(recipe, ends, Cluster())

@@ -1,0 +1,166 @@
+"""The journal of a migration: whatever was cut off or damaged costs records and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tierstore.blocks import crc32c
+from tierstore.errors import ConfigError, FormatError, NewerFormatError, StorageError
+from tierstore.transfer.migrate.journal import Journal
+from tierstore.transfer.migrate.machine import Past
+from tierstore.transfer.migrate.messages import (
+    Begun,
+    Finished,
+    Held,
+    Receipt,
+    Record,
+    Version,
+    Void,
+)
+
+ONE, TWO, THERE = Version(10, 1.5), Version(20, 2.0, "tag"), Version(20, 99.25)
+RECORDS: list[Record] = [
+    Begun(1, "a", ONE, 4, "token"),
+    Receipt(1, 0, 11),
+    Begun(2, 'é "quoted"\n', TWO, 4, "other"),
+    Receipt(2, 3, 2**32 - 1),
+    Receipt(1, 2, 12),
+    Void(2),
+    Finished(3, "b", TWO, THERE),
+]
+
+
+def write(path: Path, *records: Record) -> None:
+    journal = Journal(path, "from", "to")
+    for record in records:
+        journal.append(record)
+    journal.close()
+
+
+def read(path: Path) -> Past:
+    journal = Journal(path, "from", "to")
+    journal.close()
+    return journal.past()
+
+
+def test_what_was_noted_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal"
+    write(path, *RECORDS[:3])
+    write(path, *RECORDS[3:])
+    past = read(path)
+    assert past.uploads == 3
+    assert list(past.held) == ["a"]
+    assert past.held["a"].begun == RECORDS[0]
+    assert past.held["a"].crcs == {0: 11, 2: 12}
+    assert past.finished("b", TWO, THERE)
+    assert past.finished("b", Version(20, 7.0, "tag"), THERE), "a tag tells more than a time"
+    for key, version, target in [("a", TWO, THERE), ("b", ONE, THERE), ("b", TWO, TWO)]:
+        assert not past.finished(key, version, target)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.integers(0, 2000), tail=st.binary(max_size=5))
+def test_cut_off_anywhere(tmp_path_factory: pytest.TempPathFactory, cut: int, tail: bytes) -> None:
+    path = tmp_path_factory.mktemp("cut") / "journal"
+    write(path, *RECORDS)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    cut = min(cut, len(whole))
+    if cut < len(lines[0]):  # without its head it is a new one
+        tail = b""
+    path.write_bytes(whole[:cut] + tail.replace(b"\n", b"?"))
+    write(path, Finished(9, "later", ONE, TWO))
+    past = read(path)
+    assert past.finished("later", ONE, TWO)
+    ends = [len(b"".join(lines[: number + 1])) - 1 for number in range(len(lines))]
+    kept = sum(cut >= end for end in ends) - (cut in ends and bool(tail))
+    assert past.finished("b", TWO, THERE) == (kept >= 8)
+    assert ("a" in past.held) == (kept >= 2)
+
+
+def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write(path, *RECORDS)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'["part",1,0,11]', b'["part",1,0,13]'))
+    assert read(path).held["a"].crcs == {2: 12}
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, "from", "to")
+    with pytest.raises(ConfigError, match="another process is at this migration"):
+        Journal(path, "from", "to")
+    journal.close()
+    write(path)
+
+
+def test_the_journal_of_another_migration(tmp_path: Path) -> None:
+    write(tmp_path / "journal")
+    with pytest.raises(ConfigError, match="the journal of a migration from from to to"):
+        Journal(tmp_path / "journal", "from", "elsewhere")
+
+
+def test_no_journal(tmp_path: Path) -> None:
+    text = json.dumps(["something", "else"]).encode()
+    (tmp_path / "journal").write_bytes(b"%08x %s\n" % (crc32c(text), text))
+    with pytest.raises(FormatError, match="no journal of a migration"):
+        Journal(tmp_path / "journal", "from", "to")
+
+
+def test_anything_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("\\documentclass\n")
+    with pytest.raises(FormatError, match="no journal of a migration"):
+        Journal(tmp_path / "thesis.tex", "from", "to")
+    assert (tmp_path / "thesis.tex").read_text() == "\\documentclass\n"
+
+
+@pytest.mark.parametrize(
+    "content", [["tierstore-migration", 2, "from", "to"], ["tierstore-migration", 1, "from", "to"]]
+)
+def test_a_newer_journal(tmp_path: Path, content: list[object]) -> None:
+    lines = [content, ["unheard of"]]
+    texts = [json.dumps(line).encode() for line in lines]
+    path = tmp_path / "journal"
+    path.write_bytes(b"".join(b"%08x %s\n" % (crc32c(text), text) for text in texts))
+    with pytest.raises(NewerFormatError):
+        Journal(path, "from", "to")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be written"):
+        Journal(tmp_path / "file" / "journal", "from", "to")
+
+
+def test_written_anew(tmp_path: Path) -> None:
+    """What is finished or void shrinks to 16 bytes an object; what is under way stays."""
+    path = tmp_path / "journal"
+    many: list[Record] = [Finished(n + 9, f"many/{n:06}", ONE, THERE) for n in range(24_000)]
+    many += [Begun(5, "void", ONE, 4, "gone"), Receipt(5, 0, 1), Void(5)]
+    write(path, *RECORDS, *many)
+    before, past = path.stat().st_size, read(path)
+    assert path.stat().st_size < before / 2
+    for again in (past, read(path)):
+        assert again.held == {"a": Held(Begun(1, "a", ONE, 4, "token"), {0: 11, 2: 12})}
+        assert all(again.finished(f"many/{n:06}", ONE, THERE) for n in range(24_000))
+        assert again.finished("b", TWO, THERE)
+        assert not again.finished("many/024000", ONE, THERE)
+    assert [each.name for each in tmp_path.iterdir()] == ["journal"]
+
+
+def test_one_process_at_a_time_while_it_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write(path, *(Finished(n, f"many/{n:06}", ONE, THERE) for n in range(24_000)))
+    (tmp_path / "journal.new").write_bytes(b"what a killed process has left")
+    journal = Journal(path, "from", "to")
+    with pytest.raises(ConfigError, match="another process is at this migration"):
+        Journal(path, "from", "to")
+    journal.append(Begun(7, "a", ONE, 4, "token"))
+    journal.close()
+    assert read(path).held.keys() == {"a"}

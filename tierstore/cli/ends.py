@@ -1,0 +1,244 @@
+"""From what a person writes for SRC and DST to two open stores and the keys in them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlencode
+
+from tierstore.cli.amounts import some_bytes
+from tierstore.cli.output import hasty
+from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
+
+if TYPE_CHECKING:
+    from tierstore.config import TierConfig
+    from tierstore.transfer.migrate.crew import Recipe
+    from tierstore.transfer.migrate.listing import Ends
+
+_NUMBER = re.compile(r"[0-9._]+")
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How hard the ends may be used, and where tiers are named.
+
+    Attributes:
+        bandwidth: bytes a second at each end, as a person writes it; None for no other limit than
+            the tier's own.
+        requests: in flight at each end; None for the tier's own limit.
+        config: the configuration that names tiers; None for the default one, if there is any.
+    """
+
+    bandwidth: str | None = None
+    requests: int | None = None
+    config: str | None = None
+    hasty: bool = False
+    """Somebody waits at a terminal and wants to know soon that a store is away."""
+
+    def of(self, tier: TierConfig) -> TierConfig:
+        """Return a tier with these limits.
+
+        Raises:
+            ConfigError: the bandwidth is no rate.
+        """
+        policy = tier.policy
+        if self.bandwidth is not None:
+            limit = some_bytes(self.bandwidth)
+            policy = replace(policy, read_bandwidth=limit, write_bandwidth=limit)
+        if self.requests is not None:
+            policy = replace(policy, max_requests=self.requests)
+        tier = replace(tier, policy=policy)
+        return hasty(tier) if self.hasty else tier
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A URL or path as it was written, as a URL.
+
+    Attributes:
+        base: the URL without its query and without a trailing slash.
+        query: with its "?", or empty.
+        is_folder: there was a trailing slash, a folder on disk, or nothing but the store's root.
+        server: those options of the query that say which server is meant; numbers say only how
+            it is used.
+        named: the tier of that name, if it was written as one.
+    """
+
+    base: str
+    query: str
+    is_folder: bool
+    server: str
+    named: TierConfig | None = None
+
+    @classmethod
+    def parse(cls, text: str, names: _Named | None = None) -> Place:
+        """Take apart what was written.
+
+        Args:
+            text: a URL, a path or the name of a tier.
+            names: knows the tiers.
+
+        Raises:
+            ConfigError: it is malformed, or holds a secret.
+        """
+        from tierstore.registry import is_url, parse_url
+
+        if not text:
+            raise ConfigError("SRC and DST are URLs or paths, not empty")
+        if names and (tier := names.find(text)):
+            options = {name: str(value) for name, value in tier.options.items()}
+            return cls(tier.url, "", True, _server(options), tier)
+        if not is_url(text):
+            path = os.path.abspath(text)  # noqa: PTH100 - a link keeps its own name
+            text = f"file://{quote(path)}{'/' if text.endswith('/') else ''}"
+        address = parse_url(text)
+        bare, mark, query = text.partition("?")
+        is_folder = bare.endswith("/") or not address.path
+        if address.scheme == "file":
+            is_folder = is_folder or Path(address.path).is_dir()
+        return cls(address.url, mark + query, is_folder, _server(address.query))
+
+    @property
+    def identity(self) -> str:
+        """What is meant, whatever way it is used."""
+        return f"{self.base}?{self.server}" if self.server else self.base
+
+    @property
+    def parent(self) -> str:
+        """The URL of the folder that it is in."""
+        return self.base.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return unquote(self.base.rpartition("/")[2])
+
+    def tier(self, base: str) -> TierConfig:
+        """Return how to open a folder with the options of this place."""
+        from tierstore.config import load_config
+
+        if self.named is not None:
+            return replace(self.named, url=base)
+        return load_config(base + self.query).tiers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Two open ends, how others open them, and their names in messages and in the journal."""
+
+    ends: Ends
+    recipe: Recipe
+    source: str
+    target: str
+
+
+@contextmanager
+def open_ends(
+    source: str, target: str, limits: Limits, runs: Sequence[str] = ()
+) -> Iterator[Between]:
+    """Open both ends.
+
+    SRC is one object if there is one of that name, else everything below it. One object goes into
+    DST if that ends in "/" or is a folder on disk, else it gets the name DST.
+
+    Args:
+        source: SRC as it was written.
+        target: DST as it was written.
+        limits: how hard they may be used, and where tiers are named.
+        runs: the runs that are meant; then both ends are roots of tiers.
+
+    Raises:
+        ConfigError: one is wrong, or one lies within the other.
+    """
+    from tierstore.transfer.migrate.crew import Recipe
+
+    named = _Named(limits.config)
+    origin, goal = (Place.parse(text, named) for text in (source, target))
+    if runs or not _is_object(origin):
+        _refuse_overlap(origin, goal)
+        bases, keys = (origin.base, goal.base), None
+    else:
+        if goal.is_folder:
+            goal = replace(goal, base=f"{goal.base}/{quote(origin.name)}")
+        _refuse_same(origin, goal)
+        bases, keys = (origin.parent, goal.parent), (origin.name, goal.name)
+    recipe = Recipe(limits.of(origin.tier(bases[0])), limits.of(goal.tier(bases[1])), keys)
+    meant = f" runs {', '.join(runs)}" if runs else ""
+    ends = recipe.open()
+    with closing(ends.source), closing(ends.target):
+        yield Between(ends, recipe, f"{origin.identity}{meant}", goal.identity)
+
+
+class _Named:
+    """The tiers that a configuration names, looked for only when a name may be one."""
+
+    def __init__(self, config: str | None) -> None:
+        self._config = config
+
+    def find(self, text: str) -> TierConfig | None:
+        """Return the tier of that name; None if there is none, or it is rather a path.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+        """
+        from tierstore.config import load_config
+
+        if not _NAME.fullmatch(text) or Path(text).exists():
+            return None
+        if self._config is None and not (
+            os.environ.get("TIERSTORE_CONFIG") or Path("tierstore.toml").exists()
+        ):
+            return None
+        config = load_config(*([self._config] if self._config else []))
+        found = [tier for tier in config.tiers if tier.name == text]
+        if not found:
+            names = ", ".join(tier.name for tier in config.tiers)
+            raise ConfigError(
+                f"there is no tier {text!r}", hint=f"tiers: {names}; a path is written ./{text}"
+            )
+        return found[0]
+
+
+def _server(options: Mapping[str, str]) -> str:
+    return urlencode(sorted(each for each in options.items() if not _NUMBER.fullmatch(each[1])))
+
+
+def _is_object(place: Place) -> bool:
+    from tierstore.wrappers import open_tier
+
+    if place.is_folder:
+        return False
+    # This is the first request: whoever waits at a terminal wants to know that a store is away.
+    with closing(open_tier(hasty(place.tier(place.parent)))) as backend:
+        try:
+            backend.stat(place.name)
+        except (NotFoundError, InvalidKeyError):
+            return False
+    return True
+
+
+def _refuse_overlap(origin: Place, goal: Place) -> None:
+    _refuse_same(origin, goal)
+    one, other = f"{_real(origin)}/", f"{_real(goal)}/"
+    if origin.server == goal.server and (one.startswith(other) or other.startswith(one)):
+        raise ConfigError(
+            f"SRC and DST lie one in the other: {origin.base} and {goal.base}",
+            hint="what is written would be read again; choose places beside each other",
+        )
+
+
+def _refuse_same(origin: Place, goal: Place) -> None:
+    if (_real(origin), origin.server) == (_real(goal), goal.server):
+        raise ConfigError(f"SRC and DST are the same place: {origin.base}")
+
+
+def _real(place: Place) -> str:
+    """Return its URL, on disk without symbolic links."""
+    path = place.base.removeprefix("file://")
+    return place.base if path == place.base else f"file://{os.path.realpath(unquote(path))}"

@@ -1,0 +1,68 @@
+"""`tierstore migrate`: from any store to any other, resumable, verified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from tierstore.cli.cluster import Elsewhere
+from tierstore.cli.ends import open_ends
+from tierstore.cli.moving import Globs, MoveOptions, OnConflict, Removal, move
+from tierstore.cli.options import takes
+from tierstore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(MoveOptions, Elsewhere, Removal):
+    """What of SRC, where to, and what becomes of it."""
+
+    run: Annotated[
+        Globs,
+        typer.Option("--run", metavar="GLOB", help="Checkpoints of these runs; may be repeated."),
+    ] = None
+    step: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--step",
+            metavar="STEP",
+            help="Of --run: 100, 100:200, 100: or 'latest'; may be repeated.",
+        ),
+    ] = None
+    include: Annotated[
+        Globs, typer.Option("--include", metavar="GLOB", help="Only these; may be repeated.")
+    ] = None
+    exclude: Annotated[
+        Globs, typer.Option("--exclude", metavar="GLOB", help="None of these; may be repeated.")
+    ] = None
+    conflict: Annotated[
+        OnConflict, typer.Option("--conflict", help="Where DST has something else already.")
+    ] = OnConflict.fail
+
+
+@takes(Options)
+def run(options: Options) -> None:
+    """Copy SRC to DST, verify it, and go on after any kill with the same command.
+
+    SRC and DST are two tiers if --run says which checkpoints are wanted; else SRC is one object or
+    all that is below it. What is there already and identical is not sent again. Copying begins
+    while SRC is still being listed. Commits arrive last: a reader never sees half a checkpoint.
+    Exits with 1 if something could not be migrated.
+    """
+    from tierstore.transfer.migrate.checkpoints import Steps, checkpoints
+    from tierstore.transfer.migrate.listing import Selection, objects
+
+    if options.step and not options.run:
+        raise ConfigError("--step is of a run", hint="say of which one with --run")
+    if options.run and (options.include or options.exclude):
+        raise ConfigError("--include and --exclude are not for checkpoints, which are whole")
+    steps = Steps.parse(options.step or ())
+    selection = Selection(options.include or (), options.exclude or ())
+    runs = options.run or ()
+    with open_ends(options.source, options.target, options.limits, runs) as between:
+        if options.run:
+            found = checkpoints(between.ends, options.run, steps)
+        else:
+            found = objects(between.ends, selection)
+        move(between, found, options.conflict, options, removal=options, elsewhere=options)

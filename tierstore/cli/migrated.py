@@ -1,0 +1,199 @@
+"""What a migration shows: a bar and a summary for people, a line of JSON an event for programs."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+from tierstore.cli.amounts import duration
+from tierstore.cli.output import console, count, print_json, size
+from tierstore.cli.progress import byte_bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from tierstore.transfer.migrate.machine import Totals
+    from tierstore.transfer.migrate.messages import Entry, Report
+
+_SHOWN = 20
+"""Failed objects that are listed for people; programs get all."""
+_MUCH = 10**8  # bytes from which CPU time for each of them says something
+_EVERY = 1.0  # seconds between two lines of progress for programs
+
+
+class View(ExitStack, ABC):
+    """Where a migration is shown; entered while it lasts.
+
+    Attributes:
+        failed: how many objects did.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = 0
+        self._plan = dict.fromkeys(("copy", "compare", "differ"), (0, 0))
+
+    @abstractmethod
+    def report(self, report: Report) -> None:
+        """Show how an object ended."""
+
+    @abstractmethod
+    def tick(self, totals: Totals) -> None:
+        """Show how far it is."""
+
+    @abstractmethod
+    def summary(
+        self, totals: Totals, cost: dict[str, float], *, complete: bool, journal: str
+    ) -> None:
+        """Show how it ended."""
+
+    @abstractmethod
+    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+        """Show the plan; `seconds` is how long reading what is to be copied takes."""
+
+    def plan(self, entry: Entry) -> None:
+        """Count an object of a plan."""
+        from tierstore.transfer.migrate.messages import Outcome, Report
+
+        if entry.trouble:
+            self.report(Report(entry.key, Outcome.FAILED, entry.version.size, entry.trouble))
+            return
+        if entry.target is None:
+            what = "copy"
+        else:
+            what = "compare" if entry.target.size == entry.version.size else "differ"
+        objects, nbytes = self._plan[what]
+        self._plan[what] = objects + 1, nbytes + entry.version.size
+
+
+class JsonView(View):
+    """One line of JSON for each event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._due = 0.0
+
+    def report(self, report: Report) -> None:
+        """See `View.report`."""
+        self.failed += report.outcome.value == "failed"
+        event = {"event": "object", "key": report.key, "outcome": report.outcome.value}
+        print_json({**event, "bytes": report.size, "reason": report.reason}, indent=None)
+
+    def tick(self, totals: Totals) -> None:
+        """See `View.tick`."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + _EVERY
+            print_json({"event": "progress", **_numbers(totals)}, indent=None)
+
+    def summary(
+        self, totals: Totals, cost: dict[str, float], *, complete: bool, journal: str
+    ) -> None:
+        """See `View.summary`."""
+        rest = {"complete": complete, "journal": journal, **cost}
+        print_json({"event": "summary", **_numbers(totals), **rest}, indent=None)
+
+    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+        """See `View.plan_summary`."""
+        plan = {what: {"objects": n, "bytes": b} for what, (n, b) in self._plan.items()}
+        rest = {"conflict": conflict, "read_seconds": seconds and round(seconds, 3)}
+        print_json({"event": "plan", **plan, **rest}, indent=None)
+
+
+class TextView(View):
+    """A bar while it lasts, failures as they come, and a summary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._screen = console(stderr=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self._screen.is_terminal:
+            self._bar = self.enter_context(byte_bar(self._screen))
+            self._task = self._bar.add_task("listing", total=None)
+        return self
+
+    def report(self, report: Report) -> None:
+        """See `View.report`."""
+        if report.outcome.value != "failed":
+            return
+        self.failed += 1
+        if self.failed <= _SHOWN:
+            self._screen.print(f"failed: {report.key}: {report.reason}", soft_wrap=True)
+
+    def tick(self, totals: Totals) -> None:
+        """See `View.tick`."""
+        if self._bar is None or self._task is None:
+            return
+        over = sum(totals.settled.values())
+        more = "" if totals.listed else "+"
+        text = f"{over:,} of {totals.found:,}{more} objects"
+        self._bar.update(
+            self._task, description=text, completed=totals.moved, total=totals.found_bytes or None
+        )
+
+    def summary(
+        self, totals: Totals, cost: dict[str, float], *, complete: bool, journal: str
+    ) -> None:
+        """See `View.summary`."""
+        out, settled = console(), {o.value: n for o, n in totals.settled.items()}
+        if self.failed > _SHOWN:
+            self._screen.print(f"and {self.failed - _SHOWN} more failed; --json lists them all")
+        words = {
+            "copied": "copied",
+            "same": "there already",
+            "kept": "kept",
+            "waiting": "waiting for the other ranks",
+            "failed": "failed",
+        }
+        counted = [f"{settled[name]:,} {word}" for name, word in words.items() if settled[name]]
+        out.print(f"{count(totals.found, 'object')}: {', '.join(counted) or 'none over'}")
+        seconds, used = cost["seconds"], cost["cpu_seconds"]
+        line = f"{size(totals.sent)} sent in {seconds:.1f} s"
+        if totals.sent:
+            line += f", {size(totals.sent / max(seconds, 1e-9))}/s"
+        line += f"; {used:.1f} s of CPU"
+        if totals.sent >= _MUCH:
+            line += f", {used / totals.sent * 1e9:.2f} s a GB"
+        if totals.reused:
+            line += f"; {size(totals.reused)} were sent before"
+        if cost["retries"]:
+            line += f"; {count(int(cost['retries']), 'request')} repeated"
+        if "workers" in cost:
+            line += f"; {count(int(cost['workers']), 'worker')}"
+            line += f", {lost:.0f} lost" if (lost := cost["workers_lost"]) else ""
+        out.print(line)
+        if totals.removed:
+            out.print(f"{totals.removed:,} removed from the source")
+        if not complete:
+            out.print(f"not done: the same command goes on from {journal}", soft_wrap=True)
+
+    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+        """See `View.plan_summary`."""
+        out, clash = console(), {"skip": "be kept", "fail": "fail", "overwrite": "be overwritten"}
+        means = {
+            "copy": "would be copied",
+            "compare": "are there in the same size and would be compared",
+            "differ": f"differ in size from what is there and would {clash[conflict]}",
+        }
+        for what, (objects, nbytes) in self._plan.items():
+            if objects or what == "copy":
+                out.print(f"{count(objects, 'object')} of {size(nbytes)} {means[what]}")
+        if seconds:
+            out.print(f"reading what would be copied takes about {duration(seconds)} from here")
+
+
+def _numbers(totals: Totals) -> dict[str, Any]:
+    return {
+        "objects": totals.found,
+        "bytes": totals.found_bytes,
+        "listed": totals.listed,
+        **{outcome.value: number for outcome, number in totals.settled.items()},
+        "sent_bytes": totals.sent,
+        "reused_bytes": totals.reused,
+        "removed": totals.removed,
+        "workers": totals.workers,
+    }

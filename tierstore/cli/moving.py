@@ -1,0 +1,228 @@
+"""Moving what was found from one end to the other, as `migrate`, `sync` and `cp` do it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tierstore.cli.cluster import Elsewhere
+from tierstore.cli.ends import Limits
+from tierstore.cli.migrated import JsonView, TextView, View
+from tierstore.cli.options import DryOption
+from tierstore.cli.output import JsonOption, print_error
+from tierstore.errors import TierstoreError
+
+if TYPE_CHECKING:
+    from tierstore.cli.ends import Between
+    from tierstore.transfer.migrate.crew import Effort
+    from tierstore.transfer.migrate.engine import Migration
+    from tierstore.transfer.migrate.listing import Ends
+    from tierstore.transfer.migrate.messages import Dead, Entry
+
+_INTERRUPTED = 128
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="SRC", help="A URL, a path, or the name of a configured tier.")
+]
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="DST", help="The same; one object goes into it if it ends in '/'.")
+]
+Globs = list[str] | None
+
+
+class OnConflict(str, Enum):  # noqa: UP042 - typer prints a StrEnum's members by their names
+    """What to do where the destination has something else."""
+
+    skip = "skip"
+    fail = "fail"
+    overwrite = "overwrite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveOptions:
+    """From where to where, and how."""
+
+    source: SourceArgument
+    target: TargetArgument
+    dry_run: DryOption = False
+    bandwidth: Annotated[
+        str | None,
+        typer.Option("--bandwidth", metavar="RATE", help="Bytes a second at most, such as 200M."),
+    ] = None
+    requests: Annotated[
+        int | None,
+        typer.Option("--requests", metavar="N", min=1, help="Requests in flight at each end."),
+    ] = None
+    journal: Annotated[
+        Path | None,
+        typer.Option("--journal", metavar="FILE", help="What a later run goes on from."),
+    ] = None
+    config: Annotated[
+        str | None,
+        typer.Option("--config", "-c", metavar="FILE", help="Where tiers are named."),
+    ] = None
+    as_json: JsonOption = False
+
+    @property
+    def limits(self) -> Limits:
+        """How hard the ends may be used."""
+        return Limits(self.bandwidth, self.requests, self.config, hasty=self.dry_run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What becomes of the source."""
+
+    delete_source: Annotated[
+        bool,
+        typer.Option("--delete-source", help="Remove from SRC what is verified at DST."),
+    ] = False
+    grace: Annotated[
+        float,
+        typer.Option(
+            "--grace",
+            metavar="SECONDS",
+            min=0.0,
+            help="How long readers of a checkpoint have before --delete-source removes its data.",
+        ),
+    ] = 60.0
+
+
+_STAYS, _HERE = Removal(), Elsewhere()
+
+
+def move(
+    between: Between,
+    found: Iterable[Entry | Dead],
+    conflict: OnConflict,
+    options: MoveOptions,
+    removal: Removal = _STAYS,
+    elsewhere: Elsewhere = _HERE,
+) -> None:
+    """Migrate, or say what would be done, and say how it went.
+
+    Raises:
+        TierstoreError: there is nothing to migrate.
+        Exit: with 1 if not everything was migrated, or as the signal that stopped it wants.
+    """
+    view: View = JsonView() if options.as_json else TextView()
+    if options.dry_run:
+        _plan(between.ends, found, conflict.value, view)
+        return
+    from tierstore.transfer.migrate.crew import retries_of
+    from tierstore.transfer.migrate.engine import Migration
+    from tierstore.transfer.migrate.journal import Journal
+
+    path = options.journal or _default_journal(between)
+    ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends)
+    with nullcontext() if crew is None else closing(crew):
+        notes = Journal(path, between.source, between.target)
+        begun, used = time.monotonic(), time.process_time()
+        try:
+            migration = Migration(
+                ends,
+                notes,
+                found,
+                conflict=conflict.value,
+                removes=removal.delete_source,
+                grace=removal.grace,
+                report=view.report,
+                tick=view.tick,
+            )
+            with view, _signals(migration) as stopped:
+                migration.run(crew)
+        finally:
+            notes.close()
+        cost = {
+            "seconds": time.monotonic() - begun,
+            "cpu_seconds": time.process_time() - used,
+            "retries": retries_of(ends),
+        }
+        if crew is not None:
+            cost = _with_workers(cost, crew.effort)
+    view.summary(migration.totals, cost, complete=migration.complete, journal=str(path))
+    _judge(migration, view, between, stopped)
+
+
+def _with_workers(cost: dict[str, float], effort: Effort) -> dict[str, float]:
+    return cost | {
+        "cpu_seconds": cost["cpu_seconds"] + effort.cpu_seconds,
+        "retries": cost["retries"] + effort.retries,
+        "workers": effort.workers,
+        "workers_lost": effort.lost,
+    }
+
+
+def _judge(migration: Migration, view: View, between: Between, stopped: list[int]) -> None:
+    if migration.trouble:
+        print_error(
+            TierstoreError(
+                f"it stopped before its end: {migration.trouble}",
+                hint="the same command goes on where it stopped",
+            )
+        )
+        raise typer.Exit(1)
+    if stopped:
+        raise typer.Exit(_INTERRUPTED + stopped[0])
+    if not migration.totals.found:
+        raise TierstoreError(
+            f"there is nothing to migrate at {between.source}",
+            hint="`--dry-run` shows what the patterns leave over",
+        )
+    if view.failed:
+        raise typer.Exit(1)
+
+
+def _plan(ends: Ends, found: Iterable[Entry | Dead], conflict: str, view: View) -> None:
+    from tierstore.transfer.migrate.forecast import Forecast
+    from tierstore.transfer.migrate.messages import Entry
+
+    forecast = Forecast(ends.source)
+    with view:
+        for each in found:
+            if isinstance(each, Entry):
+                view.plan(each)
+                if each.target is None and not each.trouble:
+                    forecast.add(each)
+        seconds = forecast.seconds()
+    view.plan_summary(conflict, seconds)
+    if view.failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _signals(migration: Migration) -> Iterator[list[int]]:
+    """Have the first SIGINT or SIGTERM stop the migration, and the next one this process."""
+    seen: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        seen.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        migration.stop()
+
+    before: dict[int, Any] = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _default_journal(between: Between) -> Path:
+    """Return the journal of this pair of places: the same command finds it again."""
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    names = f"{between.source}\n{between.target}"
+    name = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return Path(home).expanduser() / "tierstore" / "migrate" / f"{name}.journal"
