@@ -34,6 +34,8 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> str:
         ("ls", "List checkpoints, newest first"),
         ("show", "Show one checkpoint: its size, ranks, parent"),
         ("verify", "Read one checkpoint whole on every tier"),
+        ("import", "Import a torch.save file"),
+        ("export", "Export a step as a torch.save file"),
         ("doctor", "Check each tier: reachable, writable"),
         ("demo", "kill a rank while it saves, and resume"),
     ],

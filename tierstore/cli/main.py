@@ -10,9 +10,23 @@ from typing import Annotated
 import typer
 
 from tierstore import __version__
-from tierstore.cli import demo, doctor, ls, show, verify
+from tierstore.cli import (
+    bench,
+    cp,
+    demo,
+    doctor,
+    exporting,
+    importing,
+    ls,
+    migrate,
+    plan,
+    predict,
+    show,
+    sync,
+    verify,
+)
 from tierstore.cli.output import print_error
-from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
+from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
 from tierstore.registry import parse_url
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
@@ -29,7 +43,15 @@ app = typer.Typer(
 app.command("ls")(ls.run)
 app.command("show")(show.run)
 app.command("verify")(verify.run)
+app.command("migrate")(migrate.run)
+app.command("sync")(sync.run)
+app.command("cp")(cp.run)
+app.command("import")(importing.run)
+app.command("export")(exporting.run)
 app.command("doctor")(doctor.run)
+app.command("bench")(bench.run)
+app.command("predict")(predict.run)
+app.command("plan")(plan.run)
 app.command("demo")(demo.run)
 
 
@@ -67,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _refuse_secrets(words)
         app(args=words, prog_name="tierstore")
-    except (ConfigError, InvalidKeyError) as error:
+    except (ConfigError, InvalidKeyError, ModelError) as error:
         print_error(error)
         sys.exit(2)
     except TierstoreError as error:

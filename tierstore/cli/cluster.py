@@ -1,0 +1,62 @@
+"""Options of commands whose work other machines can do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tierstore.transfer.migrate.crew import Crew, Recipe
+    from tierstore.transfer.migrate.listing import Ends
+
+_CREDENTIALS = ("AWS_", "HADOOP_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """Which machines do the work."""
+
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="ray",
+            help="Split the work over a Ray cluster's nodes. A folder has to be on each.",
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            envvar="RAY_ADDRESS",
+            help="The cluster; the one that runs on this machine if left out.",
+        ),
+    ] = None
+    sends: Annotated[
+        bool,
+        typer.Option(
+            "--send-credentials",
+            help="Let nodes use this machine's AWS_* and HADOOP_* variables instead of their own.",
+        ),
+    ] = False
+
+    def crew(self, recipe: Recipe, ends: Ends) -> Crew | None:
+        """Return who does the work; None for threads of this process.
+
+        Raises:
+            ConfigError: there is no such cluster, or options are missing.
+        """
+        from tierstore.transfer.migrate.crew import Cluster, open_crew
+
+        if self.on is None:
+            if self.sends:
+                raise ConfigError("--send-credentials is for other machines", hint="add --on ray")
+            return None
+        sent = {k: v for k, v in os.environ.items() if self.sends and k.startswith(_CREDENTIALS)}
+        return open_crew(self.on, recipe, ends, Cluster(self.address or "", sent))

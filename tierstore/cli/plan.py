@@ -1,0 +1,112 @@
+"""`tierstore plan`: which tiers, how often and how many to keep, to meet targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tierstore.cli.amounts import assignments, duration, number, of_tiers, seconds
+from tierstore.cli.assumed import Question
+from tierstore.cli.options import takes
+from tierstore.cli.output import console, print_json, size, table
+from tierstore.cli.predict import show, to_json
+from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tierstore.model.plan import Plan
+    from tierstore.model.points import Measured
+    from tierstore.model.simulate import Outcome
+
+TARGETS = {
+    "goodput": number,
+    "lost": seconds,
+    "cost": number,
+    "price.": number,
+    "write_price.": number,
+}
+"""What may be asked for; "price." and "write_price." are followed by a tier's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Question):
+    """What the command is told."""
+
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", metavar="KEY=VALUE", help="What to reach; repeatable."),
+    ] = None
+
+
+@takes(Options)
+def run(options: Options) -> None:
+    """Choose tiers, every and keep: the cheapest ladder that meets all targets.
+
+    Targets are goodput=0.97, lost=30m (of work, a day), cost=500 (a month), price.TIER=0.02 (a GB
+    and month) and write_price.TIER=0.005 (a thousand requests).
+    """
+    from tierstore.model.plan import Targets, plan
+
+    setting = options.read()
+    for key in setting.assumed:
+        if key == "interval" or key.startswith("every."):
+            raise ConfigError(
+                f"assumption {key}: that is what plan chooses",
+                hint="`tierstore predict` tells what a given one does",
+            )
+    asked = assignments(options.target, TARGETS, what="target")
+    targets = Targets(
+        asked.get("goodput"),
+        asked.get("lost"),
+        asked.get("cost"),
+        of_tiers(asked, "price"),
+        of_tiers(asked, "write_price"),
+    )
+    chosen, tried = plan(setting.measured, setting.workload, setting.cluster, targets)
+    job = chosen.forecast.job
+    outcome = setting.simulate(job, job.interval)
+    if options.as_json:
+        print_json(_to_json(chosen, outcome, tried))
+    else:
+        _show(setting.measured, chosen, outcome, tried)
+
+
+def _to_json(chosen: Plan, outcome: Outcome, tried: int) -> dict[str, Any]:
+    return {
+        "tiers": [
+            {
+                "name": tier.rung.name,
+                "every": tier.rung.every,
+                "keep": chosen.keep[tier.rung.name],
+                "bytes": chosen.space[tier.rung.name],
+            }
+            for tier in chosen.forecast.tiers
+        ],
+        "cost": chosen.cost,
+        "ladders_tried": tried,
+        "prediction": to_json(chosen.forecast, outcome),
+    }
+
+
+def _show(measured: Measured, chosen: Plan, outcome: Outcome, tried: int) -> None:
+    out = console()
+    interval = duration(chosen.forecast.job.interval)
+    out.print(
+        f"save every {interval}; {chosen.cost:.2f} a month; the best of {tried} ladders",
+        soft_wrap=True,
+    )
+    shown = table(["tier", "every", "keep", "space"], right=("every", "keep", "space"))
+    for tier in chosen.forecast.tiers:
+        name = tier.rung.name
+        space = size(chosen.space[name])
+        shown.add_row(name, str(tier.rung.every), str(chosen.keep[name]), space)
+    out.print(shown)
+    out.print()
+    for tier in chosen.forecast.tiers:
+        name = tier.rung.name
+        out.print(f'[[tier]]\nname = "{name}"\nurl = "{measured.tier(name).url}"', soft_wrap=True)
+        if tier.rung.every > 1:
+            out.print(f"every = {tier.rung.every}")
+    out.print()
+    show(chosen.forecast, outcome)

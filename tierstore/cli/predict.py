@@ -1,0 +1,152 @@
+"""`tierstore predict`: what saves and failures cost a job on a cluster, from measured points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tierstore.cli.amounts import duration, of_tiers
+from tierstore.cli.assumed import Question
+from tierstore.cli.options import takes
+from tierstore.cli.output import console, print_json, size, table
+
+if TYPE_CHECKING:
+    from tierstore.model.points import Measured
+    from tierstore.model.predict import Forecast
+    from tierstore.model.simulate import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Question):
+    """What the command is told."""
+
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="Take the ladder from here, by the names of its tiers; else that of the points.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@takes(Options)
+def run(options: Options) -> None:
+    """Predict for a cluster: time on each tier, stall, work lost, goodput, a good interval.
+
+    Numbers that nobody measured are given as --assume KEY=VALUE; docs/model.md lists them.
+    """
+    from tierstore.model.predict import predict
+
+    setting = options.read()
+    assumed = setting.assumed
+    every = _ladder(setting.measured, options.config, of_tiers(assumed, "every"))
+    found = predict(
+        setting.measured,
+        setting.workload,
+        setting.cluster,
+        every=every,
+        interval=assumed.get("interval"),
+    )
+    outcome = setting.simulate(found.job, found.job.interval + found.expected.stall)
+    if options.as_json:
+        print_json(to_json(found, outcome))
+    else:
+        show(found, outcome)
+
+
+def _ladder(
+    measured: Measured, config: list[str] | None, assumed: dict[str, float]
+) -> dict[str, int]:
+    from tierstore.config import load_config
+    from tierstore.model.checks import whole
+
+    tiers = load_config(*config).tiers if config else measured.tiers
+    every = {tier.name: tier.every for tier in tiers}
+    return every | {name: whole(f"every.{name}", n) for name, n in assumed.items()}
+
+
+def to_json(found: Forecast, outcome: Outcome) -> dict[str, Any]:
+    """Return a prediction for programs; an infinite time is null."""
+    document = {
+        "workload": asdict(found.workload),
+        "rank_bytes": found.rank_bytes,
+        "tiers": [asdict(tier) for tier in found.tiers],
+        "rungs": dict(found.rungs),
+        "interval": found.job.interval,
+        "suggested_interval": found.suggested,
+        "young": found.young,
+        "daly": found.daly,
+        "expected": asdict(found.expected),
+        "simulated": {
+            **asdict(outcome),
+            "goodput": outcome.goodput,
+            "mean_stall": outcome.mean_stall,
+            "lost_per_day": outcome.lost_per_day,
+        },
+    }
+    return {key: _finite(value) for key, value in document.items()}
+
+
+def show(found: Forecast, outcome: Outcome) -> None:
+    """Print a prediction for people."""
+    out, job, hope = console(), found.job, found.expected
+    out.print(
+        f"{found.workload.name}: {size(found.workload.nbytes)} a save, "
+        f"{size(found.rank_bytes)} a rank; a failure every {duration(job.mtbf)}",
+        soft_wrap=True,
+    )
+    _show_tiers(found)
+    rows = table(["", "expected", "simulated"], right=("expected", "simulated"))
+    rows.add_row("stall of a save", duration(hope.stall), duration(outcome.mean_stall))
+    each = outcome.lost / outcome.failures if outcome.failures else 0.0
+    mean = hope.lost_per_day / hope.failures_per_day
+    rows.add_row("work lost by a failure", duration(mean), duration(each))
+    rows.add_row("  if it loses a node", duration(hope.lost_if_node), "")
+    rows.add_row("work lost a day", duration(hope.lost_per_day), duration(outcome.lost_per_day))
+    rows.add_row("goodput", f"{hope.goodput:.2%}", f"{outcome.goodput:.2%}")
+    out.print()
+    out.print(rows)
+    out.print()
+    out.print(
+        f"interval {duration(job.interval)}, suggested {duration(found.suggested)} "
+        f"(Young {duration(found.young)}, Daly {duration(found.daly)}: for the stall alone)",
+        soft_wrap=True,
+    )
+    if math.isinf(hope.lost_if_node) and job.node_loss:
+        out.print(
+            "no tier outlives a lost node: add a remote one, or say --assume shared.TIER=yes",
+            style="yellow",
+            soft_wrap=True,
+        )
+    if hope.behind:
+        out.print(f"cannot keep up: {', '.join(hope.behind)}", style="yellow", soft_wrap=True)
+    for tier in found.tiers:
+        for note in tier.notes:
+            out.print(f"{tier.rung.name}: {note}", style="dim", soft_wrap=True)
+
+
+def _show_tiers(found: Forecast) -> None:
+    numbers = ("every", "save", "durable after", "restore", "GB/s a node")
+    shown = table(["tier", *numbers, "limit", "stages"], right=numbers)
+    after = dict(found.rungs)
+    shown.add_row("(staged)", "", "", duration(after["staged"]), "", "", "memory", "")
+    for tier in found.tiers:
+        stages = ", ".join(f"{name} {duration(value)}" for name, value in tier.stages.items())
+        times = map(duration, (tier.write, after[tier.rung.name], tier.read))
+        row = (str(tier.rung.every), *times, f"{tier.rate / 1e9:.2f}", tier.limit, stages)
+        shown.add_row(tier.rung.name, *row)
+    console().print(shown)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
