@@ -4,18 +4,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
+BENCHES ?= checkpoint hdfs ladder manifest migrate mlperf model storage timeline
 BENCH_ARGS ?=
+RESULTS := bench-results
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench servers api clean
 
 help:
 	@echo "make demo     train, kill, resume: the whole thing on this machine, under two minutes"
-	@echo "make test     all tests, on real servers (PYTEST_ARGS=... goes to pytest)"
+	@echo "make test     all tests, on real servers, by two workers (or as PYTEST_ARGS=... says)"
 	@echo "make check    format, lint, types, structure"
-	@echo "make bench    compare with other checkpoint savers (BENCH_ARGS=... goes to it)"
+	@echo "make bench    all comparisons, and a report of them in $(RESULTS)/: an hour or two"
+	@echo "              (BENCHES=\"mlperf storage\" for some; BENCH_ARGS=... goes to each)"
 	@echo "make servers  a MinIO in the foreground, to try things on"
 	@echo "make api      accept the public API as it is now"
 	@echo "make clean    remove .venv and caches of this checkout"
@@ -36,7 +39,13 @@ check: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m tierstore.testing.servers install
-	@$(BIN)/python -m benchmarks checkpoint $(BENCH_ARGS)
+	@mkdir -p $(RESULTS)
+	@failed=; for name in $(BENCHES); do \
+	  $(BIN)/python -m benchmarks $$name --json $(RESULTS)/$$name.json $(BENCH_ARGS) || failed=1; \
+	done; \
+	$(BIN)/python -m benchmarks report $(RESULTS)/*.json --html $(RESULTS)/report.html \
+	  --markdown $(RESULTS)/report.md && \
+	echo "see $(RESULTS)/report.html" && test -z "$$failed"
 
 servers: $(READY)
 	@$(BIN)/python -m tierstore.testing.servers run

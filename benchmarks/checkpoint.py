@@ -9,11 +9,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,8 +19,10 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks import machine, report
-from benchmarks.measure import Sample, join_ranks, summary
-from benchmarks.peers import LOCAL, PEERS, REMOTE
+from benchmarks.measure import Sample, summary
+from benchmarks.options import Disk, JsonFile, Peers, chosen
+from benchmarks.peers import LOCAL, PEERS, REMOTE, by_place
+from benchmarks.ranks import PeerProcess, minio_bucket
 
 _SMALL = 65_536  # no file of tensors is smaller, in any peer's layout of these states
 
@@ -54,76 +52,6 @@ class Options:
     scale: float
     patience: float
     rest: float
-
-
-class PeerProcess:
-    """All ranks of one peer.
-
-    Attributes:
-        place: the folder of what it stores; None if that is on S3.
-        nbytes: of the state, over all ranks.
-        seconds: that its answers took so far.
-    """
-
-    def __init__(self, name: str, where: str, scenario: str, scale: float) -> None:
-        self.name = name
-        self.place = None if "://" in where else Path(where)
-        self.seconds = 0.0
-        shape, world = SCENARIOS[scenario]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        self._ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.worker", name, where, shape, str(scale / world)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ
-                | {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-                | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            )
-            for rank in range(world)
-        ]
-        self.nbytes = sum(reply["bytes"] for reply in self._replies())
-
-    def _replies(self) -> list[dict[str, Any]]:
-        replies = []
-        for process in self._ranks:
-            if process.stdout is None or not (line := process.stdout.readline()):
-                raise RuntimeError(f"{self.name}: a rank ended with {process.wait(60)}")
-            replies.append(json.loads(line))
-        return replies
-
-    def ask(self, command: str, step: int) -> Sample:
-        """Have every rank run one command.
-
-        Raises:
-            RuntimeError: a rank failed; the message is its error.
-        """
-        for process in self._ranks:
-            if process.stdin is not None:
-                print(json.dumps({"command": command, "step": step}), file=process.stdin)
-                process.stdin.flush()
-        started = time.perf_counter()
-        replies = self._replies()
-        self.seconds += time.perf_counter() - started
-        for reply in replies:
-            if "error" in reply:
-                raise RuntimeError(f"{self.name}: {command}: {reply['error']}")
-        return join_ranks([Sample(**reply) for reply in replies])
-
-    def close(self) -> None:
-        """End all ranks."""
-        for process in self._ranks:
-            if process.stdin is not None:
-                process.stdin.close()
-        for process in self._ranks:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @dataclass
@@ -207,22 +135,20 @@ def _peers(
         for name in names:
             slug = re.sub(r"\W+", "-", f"{scenario} {name}")
             where = f"{bucket}/{slug}" if name in REMOTE else str(folder / slug)
-            running.append(PeerProcess(name, where, scenario, scale))
+            shape, world = SCENARIOS[scenario]
+            running.append(PeerProcess(name, where, shape, world, scale / world))
             stack.callback(running[-1].close)
         yield running
 
 
 def _scenario(scenario: str, names: list[str], bucket: str, options: Options) -> Results:
-    """Measure peers on disk, then peers on S3: all of them at once would not fit in memory."""
+    """Measure all peers of a scenario, those of one place after those of the other."""
     results = Results()
-    groups = ([n for n in names if n not in REMOTE], [n for n in names if n in REMOTE])
-    for group in filter(None, groups):
-        folder = Path(tempfile.mkdtemp(dir=options.place, prefix="tierstore-bench-"))
-        try:
+    for group in by_place(names):
+        with machine.scratch(options.place) as made:
+            folder = Path(made)
             with _peers(group, scenario, folder, bucket, options.scale) as peers:
                 _turns(scenario, peers, results, folder, bucket, options)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
     return results
 
 
@@ -261,32 +187,13 @@ def _keep_first(warm_up: Results, results: Results) -> None:
             results.samples.setdefault(name, {})["first save"] = measures["save"]
 
 
-@contextlib.contextmanager
-def _minio() -> Iterator[str]:
-    """Yield the s3:// URL of a fresh bucket; every peer finds the server in the environment."""
-    from tierstore.testing.servers import minio
-
-    with minio() as server:
-        os.environ.update(
-            AWS_ENDPOINT_URL=server.endpoint,
-            AWS_ACCESS_KEY_ID=server.access_key,
-            AWS_SECRET_ACCESS_KEY=server.secret_key,
-            AWS_REGION="us-east-1",
-            AWS_DEFAULT_REGION="us-east-1",
-        )
-        server.client().create_bucket(Bucket="bench")
-        yield "s3://bench"
-
-
 def run(
     *,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
+    json_file: JsonFile = None,
     rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help="Scenario; may be repeated.")] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
-    place: Annotated[Path, typer.Option(help="Folder on the disk to measure.")] = Path(),
+    peer: Peers = None,
+    place: Disk = Path(),
     scale: Annotated[float, typer.Option(min=0.001, max=1, help="Share of 1 GiB.")] = 1.0,
     patience: Annotated[
         float, typer.Option(help="Seconds; a peer with a longer turn is measured once.")
@@ -294,17 +201,13 @@ def run(
     rest: Annotated[float, typer.Option(min=0, help="Seconds before each use of the disk.")] = 2.0,
 ) -> None:
     """Stall, time to durable, cold and warm load, client CPU and memory, beside the peers'."""
-    scenarios = only or list(SCENARIOS)
-    names = peer or [*LOCAL, *REMOTE]
-    for given, known in ((scenarios, SCENARIOS), (names, PEERS)):
-        for name in given:
-            if name not in known:
-                raise typer.BadParameter(f"{name!r} is not one of: {', '.join(known)}")
-    options = Options(rounds, place.resolve(), scale, patience, rest)
+    scenarios = chosen(only, SCENARIOS)
+    names = chosen(peer or [*LOCAL, *REMOTE], PEERS)
+    options = Options(rounds, place, scale, patience, rest)
     document: dict[str, Any] = {"machine": machine.describe(), "rounds": rounds, "scenarios": {}}
     document["settings"] = {name: PEERS[name].settings for name in names}
     with contextlib.ExitStack() as stack:
-        bucket = stack.enter_context(_minio()) if any(n in REMOTE for n in names) else ""
+        bucket = stack.enter_context(minio_bucket()) if any(n in REMOTE for n in names) else ""
         for scenario in scenarios:
             print(f"{scenario}: {len(names)} peers, {rounds} rounds", file=sys.stderr)
             found = _scenario(scenario, names, bucket, options)

@@ -14,17 +14,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from select import select
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks import hdfs_report, machine
+from benchmarks import rates
 from benchmarks.hdfs_peers import PEERS, Place
 from benchmarks.hdfs_worker import MIB, RANGES, shapes
-from benchmarks.measure import Sample, summary
+from benchmarks.options import JsonFile, Peers, chosen
+from benchmarks.turns import Results
 from tierstore.testing.servers import HdfsServer, hdfs
 
 WORKLOADS = {
@@ -102,45 +103,6 @@ class PeerProcess:
             self._process.wait()
 
 
-@dataclass
-class Results:
-    """Samples by workload and peer, errors and what was left out by peer.
-
-    Attributes:
-        patience: seconds that a warm-up may take for the workload to be measured again.
-        deadline: seconds after which a peer is taken to hang; that workload, and the reading of
-            what it should have written, is then left out.
-        once: peers and files that took longer; the warm-up is what counts.
-    """
-
-    patience: float
-    deadline: float
-    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    once: set[str] = field(default_factory=set)
-
-    def take(self, peer: PeerProcess, workload: str, turn: int, *, counts: bool) -> None:
-        """Ask and keep the answer; a peer that failed once is left out from then on."""
-        both = f"{peer.name}, {workload}"
-        shape = f"{peer.name}, {WORKLOADS[workload] or workload}"
-        if peer.name in self.errors or both in self.left_out or (counts and shape in self.once):
-            return
-        answer = peer.ask(workload, turn, self.deadline)
-        if "error" in answer:
-            self.errors[peer.name] = f"{workload}: {answer['error']}"
-            return
-        if "unable" in answer:
-            for each in {workload, workload.replace("write", "read")}:
-                self.left_out[f"{peer.name}, {each}"] = answer["unable"]
-            return
-        if answer["wall"] > self.patience and WORKLOADS[workload] != "one file":
-            self.once.add(shape)
-        if counts or shape in self.once:
-            of_all = self.samples.setdefault(workload, {})
-            of_all.setdefault(peer.name, []).append(Sample(**answer))
-
-
 @contextlib.contextmanager
 def _peers(server: HdfsServer, names: list[str], scale: float) -> Iterator[list[PeerProcess]]:
     with contextlib.ExitStack() as stack:
@@ -174,36 +136,18 @@ def _rounds(server: HdfsServer, peers: list[PeerProcess], rounds: int, results: 
         print(f"round {turn} of {rounds}", file=sys.stderr)
 
 
-def _document(results: Results, settings: dict[str, str], rounds: int, scale: float) -> Any:
-    files = shapes(scale)
-    workloads: dict[str, Any] = {}
-    for workload in [name for name in WORKLOADS if name in results.samples]:
-        found = results.samples[workload]
-        shape = files.get(WORKLOADS[workload])
-        workloads[workload] = {
-            "bytes": shape.count * shape.size if shape else RANGES * MIB,
-            "requests": shape.count if shape else RANGES,
-            "peers": {name: summary(samples) for name, samples in found.items()},
-        }
-    return {
-        "machine": machine.describe(),
-        "rounds": rounds,
-        "settings": settings,
-        "left_out": results.left_out,
-        "errors": results.errors,
-        "measured_once": sorted(results.once),
-        "workloads": workloads,
-    }
+def _moved(scale: float) -> dict[str, tuple[int, int]]:
+    """Return the requests and bytes of each workload."""
+    files = {name: (each.count, each.count * each.size) for name, each in shapes(scale).items()}
+    return {name: files.get(shape, (RANGES, RANGES * MIB)) for name, shape in WORKLOADS.items()}
 
 
 def run(
     *,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
+    json_file: JsonFile = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Counted turns of every peer.")] = 5,
-    peer: Annotated[list[str] | None, typer.Option(help="Peer; may be repeated.")] = None,
+    peer: Peers = None,
     scale: Annotated[float, typer.Option(min=0.01, max=1, help="Share of 1 GiB.")] = 1.0,
     patience: Annotated[
         float, typer.Option(help="Seconds; what a peer takes longer for is measured once.")
@@ -213,11 +157,8 @@ def run(
     ] = 180.0,
 ) -> None:
     """Files, ranges and small files on HDFS: rates and client CPU, beside the peers'."""
-    names = peer or list(PEERS)
-    for name in names:
-        if name not in PEERS:
-            raise typer.BadParameter(f"{name!r} is not one of: {', '.join(PEERS)}")
-    results = Results(patience, deadline)
+    names = chosen(peer, PEERS)
+    results = Results(WORKLOADS, patience, deadline)
     with hdfs(settings={"dfs.replication": "1"}) as server, _peers(server, names, scale) as peers:
         results.left_out |= {p.name: p.left_out for p in peers if p.left_out}
         for name, why in results.left_out.items():
@@ -227,8 +168,8 @@ def run(
             raise typer.Exit(1)
         _rounds(server, there, rounds, results)
         settings = {p.name: p.settings for p in there}
-    document = _document(results, settings, rounds, scale)
-    text = hdfs_report.markdown(document)
+    document = results.document(rounds, settings, _moved(scale))
+    text = rates.markdown(document)
     if json_file:
         json_file.write_text(json.dumps(document, indent=1))
     if markdown:

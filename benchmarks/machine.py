@@ -6,15 +6,27 @@ import contextlib
 import mmap
 import os
 import platform
+import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _DIRECT_READ = 4 * 1024 * 1024
+_PACKAGES = (
+    *("tierstore", "torch", "safetensors", "fsspec", "s3fs", "boto3", "s3torchconnector"),
+    *("hdfs-native", "pyarrow", "urllib3", "numpy", "scipy"),
+)
 
 
-def describe() -> dict[str, str | int | float]:
-    """Return what a reader needs to judge figures: processor, memory, kernel, versions."""
+def describe(place: Path | None = None) -> dict[str, Any]:
+    """Return what a reader needs to judge figures: processor, memory, kernel, disk, versions, load.
+
+    Args:
+        place: a folder on the disk that is measured; the current one by default.
+    """
     import torch
 
     info = Path("/proc/cpuinfo").read_text()
@@ -27,23 +39,59 @@ def describe() -> dict[str, str | int | float]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "load": round(os.getloadavg()[0], 2),
+        "disk": _disk(place or Path()),
+        "packages": _versions(),
     }
 
 
-def drop_caches(folder: Path | None) -> str:
-    """Empty the page cache, or where that is not allowed what it has of `folder`; say which."""
+def _disk(place: Path) -> str:
+    """Return the type and the size of the file system that `place` is on."""
+    where, best, found = str(place.resolve()), "", "?"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mounted, kind = line.split()[:3]
+        below = where == mounted or where.startswith(mounted.rstrip("/") + "/")
+        if below and len(mounted) >= len(best):
+            best, found = mounted, kind
+    return f"{found} of {shutil.disk_usage(place).total / 2**30:.0f} GiB"
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of this project's and of its peers' packages, as far as they are here."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def drop_caches(folder: Path | None) -> None:
+    """Empty the page cache, or where that is not allowed what it has of `folder`."""
     os.sync()
-    with contextlib.suppress(OSError):
+    try:
         Path("/proc/sys/vm/drop_caches").write_text("1\n")
-        return "drop_caches"
-    for path in folder.rglob("*") if folder else ():
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(fd)
-    return "posix_fadvise"
+    except OSError:
+        if folder:
+            forget(folder)
+
+
+def forget(folder: Path) -> None:
+    """Empty the page cache of what lies in `folder`; whoever else writes there may keep his."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(f"{parent}/{name}", os.O_RDONLY)
+                try:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(fd)
+
+
+def scratch(place: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder on the disk to measure, which goes in the end, as far as it lets itself."""
+    return tempfile.TemporaryDirectory(
+        dir=place, prefix="tierstore-bench-", ignore_cleanup_errors=True
+    )
 
 
 def fill_cache(folder: Path) -> None:

@@ -8,11 +8,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Any
 
 from benchmarks import machine
+from benchmarks.options import Disk, JsonFile
+from benchmarks.report import heading
 from tierstore.backends.local import LocalBackend
 from tierstore.blocks import block_count
 from tierstore.checkpoint.fragment import FileEntry, Fragment
@@ -79,6 +79,20 @@ def measure(folder: Path, ranks: int, tensors: int, per: int) -> dict[str, float
     }
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """Return the table."""
+    lines = [
+        heading(document),
+        "",
+        "| a million chunks | commit, s | open and find a tensor, ms | manifest, MB |",
+        "|---|---|---|---|",
+    ]
+    for name, found in document["figures"].items():
+        cells = (found["commit"], found["open_and_find"] * 1e3, found["manifest_bytes"] / 1e6)
+        lines.append(f"| {name} | {cells[0]:.2f} | {cells[1]:.1f} | {cells[2]:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def _sparse(path: Path, size: int) -> None:
     """Make a file of zeros that takes no room: a commit looks at sizes only."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,20 +102,15 @@ def _sparse(path: Path, size: int) -> None:
 
 def run(
     *,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures here.")
-    ] = None,
-    place: Annotated[Path, typer.Option(help="Folder on the disk to measure.")] = Path(),
+    json_file: JsonFile = None,
+    place: Disk = Path(),
 ) -> None:
     """Commit a million chunks on a local tier, open the manifest and find a tensor in it."""
     figures = {}
     for name, shape in SHAPES.items():
         with tempfile.TemporaryDirectory(dir=place, prefix="tierstore-bench-") as folder:
             figures[name] = measure(Path(folder), *shape)
-    print("| a million chunks | commit, s | open and find a tensor, ms | manifest, MB |")
-    print("|---|---|---|---|")
-    for name, found in figures.items():
-        cells = (found["commit"], found["open_and_find"] * 1e3, found["manifest_bytes"] / 1e6)
-        print(f"| {name} | {cells[0]:.2f} | {cells[1]:.1f} | {cells[2]:.0f} |")
+    document = {"machine": machine.describe(place), "rounds": 1, "figures": figures}
     if json_file:
-        json_file.write_text(json.dumps({"machine": machine.describe(), "figures": figures}))
+        json_file.write_text(json.dumps(document, indent=1))
+    print(markdown(document))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -347,6 +347,17 @@ REMOTE: dict[str, type[Peer]] = {
     "s3torchconnector": S3TorchConnector,
 }
 PEERS = LOCAL | REMOTE
+
+
+def by_place(names: Iterable[str]) -> list[list[str]]:
+    """Return those on disk, then those on S3, as far as there are any.
+
+    One place after the other is measured: all peers at once would not fit in memory.
+    """
+    groups: tuple[list[str], list[str]] = [], []
+    for name in names:
+        groups[name in REMOTE].append(name)
+    return [group for group in groups if group]
 
 
 def stalled(peer: Peer, step: int, state: State) -> float:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 GB = 1e9
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """Return one table a scenario: medians, with minimum and maximum where they tell."""
+    """Return one table a scenario: medians with their intervals."""
     lines = [heading(document)]
     for scenario, found in document["scenarios"].items():
         lines += ["", *_scenario(scenario, found)]
+    lines += ["", *(f"- {name}: {text}" for name, text in document.get("settings", {}).items())]
     return "\n".join(lines) + "\n"
 
 
 def heading(document: dict[str, Any]) -> str:
     """Return the line that says on what machine the figures were taken, and how."""
     machine = document["machine"]
+    disk = f", {machine['disk']}, load {machine['load']} before" if "disk" in machine else ""
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, torch {machine['torch']}; "
-        f"medians of {document['rounds']} alternating runs (minimum-maximum)"
+        f"Linux {machine['kernel']}, Python {machine['python']}, torch {machine['torch']}{disk}; "
+        f"medians of {document['rounds']} alternating runs (their 95 % bootstrap interval)"
     )
 
 
@@ -67,7 +70,7 @@ def _row(name: str, peer: dict[str, Any], size: int, bare: float | None) -> str:
         _spread(peer, "load warm", "cpu", GB / size, 2),
         _spread(peer, "slice", "read", 1 / 2**20, 1),
     ]
-    return "| " + " | ".join(cells) + " |"
+    return row(cells)
 
 
 def _spread(peer: dict[str, Any], measure: str, figure: str, unit: float, digits: int) -> str:
@@ -77,8 +80,14 @@ def _spread(peer: dict[str, Any], measure: str, figure: str, unit: float, digits
     return spread(found, unit, digits)
 
 
+def row(cells: Iterable[str]) -> str:
+    """Return a table's row."""
+    return f"| {' | '.join(cells)} |"
+
+
 def spread(found: dict[str, float], unit: float, digits: int) -> str:
-    """Return a figure's median, with minimum and maximum where they tell."""
-    low, middle, high = (found[key] * unit for key in ("min", "median", "max"))
+    """Return a figure's median, with the median's 95 % interval where there is one."""
+    keys = ("low", "median", "high") if "low" in found else ("min", "median", "max")
+    low, middle, high = (found[key] * unit for key in keys)
     between = f" ({low:.{digits}f}-{high:.{digits}f})" if low != high else ""
     return f"{middle:.{digits}f}{between}"

@@ -1,10 +1,13 @@
-"""The states that the checkpoint comparison saves."""
+"""The states that comparisons save."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import torch
+
+from benchmarks.mlperf_layout import shards
+from tierstore.model.workload import SHAPES as MLPERF
 
 SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
     "300 tensors": (300, (874, 1024)),
@@ -18,10 +21,12 @@ def make(scenario: str, *, rank: int = 0, scale: float = 1.0) -> dict[str, torch
     """Return the state of one rank, filled with numbers that do not compress.
 
     Args:
-        scenario: a key of `SHAPES`.
+        scenario: a key of `SHAPES`, or of MLPerf's.
         rank: seeds the content and names the tensors.
         scale: share of the full size, in (0, 1].
     """
+    if scenario in MLPERF:
+        return _mlperf(scenario, rank, scale)
     count, (rows, columns) = SHAPES[scenario]
     rows = max(1, int(rows * scale))
     generator = torch.Generator().manual_seed(rank)
@@ -31,6 +36,16 @@ def make(scenario: str, *, rank: int = 0, scale: float = 1.0) -> dict[str, torch
         )
         for index in range(count)
     }
+
+
+def _mlperf(shape: str, rank: int, scale: float) -> dict[str, torch.Tensor]:
+    """Return one rank's part in the published layout, every tensor cut to its share."""
+    generator = torch.Generator().manual_seed(rank)
+    state = {}
+    for name, (count, dtype) in shards(MLPERF[shape], rank).items():
+        tensor = torch.empty(max(1, round(count * scale)), dtype=getattr(torch, dtype))
+        state[f"rank{rank}.{name}"] = tensor.uniform_(generator=generator)
+    return state
 
 
 def digests(state: dict[str, torch.Tensor]) -> list[int]:

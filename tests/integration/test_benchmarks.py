@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, report
+from benchmarks import measure, mlperf_layout, report
 from benchmarks.hdfs import WORKLOADS
+from benchmarks.hdfs_worker import Files
 from benchmarks.measure import Sample
+from benchmarks.migrate_ends import Site, make
+from tests import model_points
+from tierstore.model.workload import BYTES_PER_PARAMETER, SHAPES, Shape
+from tierstore.testing.servers import S3Server
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +52,15 @@ def test_a_short_comparison(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.slow
+def test_a_million_chunks_on_this_disk(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = compare("--json", str(written), what="manifest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads(written.read_text())["figures"]) == 2
+    assert not list(ROOT.glob("tierstore-bench-*"))
+
+
 @pytest.mark.hdfs
 @pytest.mark.usefixtures("hdfs_root")  # not without a real HDFS, although it starts its own
 @pytest.mark.parametrize("deadline", ["60", "0.001"], ids=["in time", "hanging"])
@@ -79,7 +93,15 @@ def test_ranks_are_joined_by_their_slowest() -> None:
     samples = [Sample(1.0, 2.0, 10, 5, 0.5), Sample(3.0, 1.0, 20, 6, 0.1)]
     assert measure.join_ranks(samples) == Sample(3.0, 3.0, 30, 11, 0.5)
     summary = measure.summary([Sample(float(wall), 0, 0, 0, 0) for wall in (3, 1, 2)])
-    assert summary["wall"] == {"min": 1, "median": 2, "max": 3}
+    assert summary["wall"] == {"min": 1, "median": 2, "max": 3, "low": 1, "high": 3, "count": 3}
+
+
+def test_the_interval_of_a_median_narrows_with_more_runs() -> None:
+    few, many = (measure.describe([1.0, 2, 3, 4, 100] * times) for times in (1, 20))
+    assert (few["low"], few["high"]) == (1, 100)
+    assert 2 <= many["low"] <= many["median"] == 3 <= many["high"] <= 4
+    once = measure.describe([7.0])
+    assert (once["low"], once["high"]) == (7, 7)
 
 
 def test_the_report_names_who_failed_and_who_was_asked_once() -> None:
@@ -100,3 +122,146 @@ def test_the_report_names_who_failed_and_who_was_asked_once() -> None:
     assert "- slow took 200 s a turn and was measured once" in text
     assert "- other failed: no space" in text
     assert "2.00 GB/s" in text
+
+
+@pytest.mark.minio
+@pytest.mark.usefixtures("minio_bucket")  # not without a real MinIO, although it starts its own
+@pytest.mark.parametrize("deadline", ["60", "0.001"], ids=["in time", "hanging"])
+def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None:
+    written = tmp_path / "figures.json"
+    done = compare(
+        *("--rounds", "1", "--scale", "0.002", "--only", "S3 to local, small files"),
+        *("--peer", "tierstore", "--peer", "s5cmd", "--json", str(written)),
+        *("--deadline", deadline, "--place", str(tmp_path)),
+        what="migrate",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(written.read_text())
+    assert found["errors"] == {}
+    if deadline == "60":
+        (figures,) = found["workloads"].values()
+        assert figures["requests"] == 100
+        for peer in ("tierstore", "s5cmd"):
+            assert figures["peers"][peer]["cpu"]["median"] > 0
+            assert figures["peers"][peer]["extra_memory"]["median"] > 2**20
+        assert "| s5cmd |" in done.stdout
+    else:
+        assert found["workloads"] == {}
+        assert "not done after" in found["left_out"]["tierstore, S3 to local, small files"]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_migrations_to_compare_are_chosen_by_name() -> None:
+    done = compare("--only", "tape", what="migrate")
+    assert done.returncode == 2
+    assert "S3 to HDFS, small files" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_copy_that_differs_is_noticed(tmp_path: Path) -> None:
+    site = Site(S3Server("http://127.0.0.1:1", "", ""), "b", None, tmp_path)
+    wanted = make(tmp_path / "a", Files(3, 5000, 1))
+    end = site.end("local", "a")
+    site.check(end, wanted)
+    (tmp_path / "a/000/00001").write_bytes(bytes(5000))
+    with pytest.raises(RuntimeError, match="000/00001: other bytes"):
+        site.check(end, wanted)
+    (tmp_path / "a/000/00001").unlink()
+    with pytest.raises(RuntimeError, match="1 are missing"):
+        site.check(end, wanted)
+
+
+def test_the_storage_model_is_judged_on_points_it_has_not_seen(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = compare(
+        *("--only", "local", "--seconds", "0.1", "--place", str(tmp_path), "--json", str(written)),
+        what="model",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(written.read_text())
+    assert [v["operation"] for v in found["verdicts"]] == ["put", "get"]
+    for verdict in found["verdicts"]:
+        assert (verdict["fitted"], verdict["left_out"]) == (12, 18)
+        assert verdict["printed"] > verdict["derived"] > verdict["calibrated"]
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_the_sources_formulas_are_far_off_where_the_model_is_exact(tmp_path: Path) -> None:
+    local = model_points.tier("local", model_points.NVME, local=True)
+    written = tmp_path / "figures.json"
+    given = model_points.write(tmp_path / "points.json", local)
+    done = compare("--points", given, "--json", str(written), what="model")
+    assert done.returncode == 0, done.stdout + done.stderr
+    put, get = json.loads(written.read_text())["verdicts"]
+    for verdict in (put, get):
+        assert verdict["calibrated"] < 0.02
+        assert verdict["printed"] > 1e6
+    assert "| local | put | 8, 8 |" in done.stdout
+
+
+def test_a_short_storage_comparison(tmp_path: Path) -> None:
+    written = tmp_path / "storage.json"
+    done = compare(
+        *("--rounds", "2", "--scale", "0.02", "--place", str(tmp_path)),
+        *("--store", "local", "--json", str(written)),
+        what="storage",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(written.read_text())
+    assert [fit["operation"] for fit in found["fits"]] == ["put", "get"]
+    for fit in found["fits"]:
+        kinds = {kind: errors["points"] for kind, errors in fit["errors"].items()}
+        assert kinds == {"fitted": 12, "held out": 18, "C": 2, "r": 2}
+    for point in found["points"]:
+        data, capacity, rate = point["bytes"], point["capacity"], point["limit"]
+        predicted = point["predicted"]
+        assert predicted["printed"] > capacity / point["nodes"]
+        assert predicted["derived"] >= predicted["D/r"] * (1 + capacity / data) * 0.999
+        assert not rate or predicted["calibrated"] >= data / rate
+    assert [path.name for path in tmp_path.iterdir()] == ["storage.json"]
+
+
+def test_a_short_run_of_mlperfs_checkpoints(tmp_path: Path) -> None:
+    written = tmp_path / "mlperf.json"
+    done = compare(
+        *("--scale", "1e-4", "--processes", "2", "--turns", "2", "--rest", "0"),
+        *("--peer", "tierstore", "--place", str(tmp_path), "--json", str(written)),
+        what="mlperf",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(written.read_text())["mlperf"]["8b"]
+    assert (found["layout"]["played"], found["layout"]["ranks"]) == (2, 8)
+    peer = found["peers"]["tierstore"]
+    assert (peer["save"]["wall"]["count"], peer["load"]["wall"]["count"]) == (2, 2)
+    assert found["bytes"] == pytest.approx(104.7 * 2**30 / 8 * 2 * 1e-4, rel=0.01)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlperf.json"]
+
+
+def test_mlperfs_ranks_save_what_is_published() -> None:
+    def nbytes(shape: Shape, rank: int) -> int:
+        found = mlperf_layout.shards(shape, rank).values()
+        return sum(count * (2 if dtype == "bfloat16" else 4) for count, dtype in found)
+
+    for name, shape in SHAPES.items():
+        sizes = [nbytes(shape, rank) for rank in range(shape.ranks)]
+        published = shape.parameters * BYTES_PER_PARAMETER
+        assert sum(sizes) == pytest.approx(published, rel=1e-4), name
+        assert (max(sizes) > min(sizes) * 1.5) == (shape.zero == 1), name
+    with pytest.raises(ValueError, match="8 ranks, so none is number 8"):
+        mlperf_layout.shards(SHAPES["8b"], 8)
+
+
+def test_the_time_line_of_a_save_is_in_order(tmp_path: Path) -> None:
+    written = tmp_path / "timeline.json"
+    done = compare(
+        *("--rounds", "1", "--scale", "0.01", "--place", str(tmp_path), "--json", str(written)),
+        *("--tier", "memory", "--tier", "disk"),
+        what="timeline",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(written.read_text())["timeline"]
+    assert [(row["tier"], row["what"]) for row in rows] == [
+        *[("", "stall"), ("memory", "write"), ("memory", "commit")],
+        *[("disk", "write"), ("disk", "commit")],
+    ]
+    assert all(0 <= row["begin"] <= row["end"] for row in rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["timeline.json"]

@@ -1,10 +1,10 @@
-"""The HDFS comparison's figures as Markdown tables."""
+"""The figures of a comparison of workloads as Markdown tables."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.report import GB, heading, spread
+from benchmarks.report import GB, heading, row, spread
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -13,7 +13,10 @@ def markdown(document: dict[str, Any]) -> str:
     for workload, found in document["workloads"].items():
         lines += ["", *_workload(workload, found)]
     lines += ["", *(f"- {name}: {text}" for name, text in document["settings"].items())]
-    lines += [f"- left out: {name}: {why}" for name, why in document["left_out"].items()]
+    left_out: dict[str, list[str]] = {}
+    for name, why in document["left_out"].items():
+        left_out.setdefault(why, []).append(name)
+    lines += [f"- left out ({why}): {'; '.join(names)}" for why, names in left_out.items()]
     lines += [f"- measured once, without a warm-up: {name}" for name in document["measured_once"]]
     lines += [f"- {name} failed: {error}" for name, error in document["errors"].items()]
     return "\n".join(lines) + "\n"
@@ -37,7 +40,7 @@ def _workload(workload: str, found: dict[str, Any]) -> list[str]:
             spread(figures["cpu"], GB / size, 2),
             spread(figures["extra_memory"], 1 / 2**20, 0),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(row(cells))
     return lines
 
 

@@ -1,0 +1,155 @@
+"""A real job of four processes beside what `tierstore predict` says of it.
+
+The tiers of a ladder, a local folder and MinIO, are measured; then four ranks of one node save to
+both, each time once the save before is on every tier. This in turns, and at the end the tiers are
+measured once more: what a virtual machine gives changes from minute to minute by more than the
+model is off. The mean of all predictions stands beside the median of all saves.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import warnings
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from statistics import mean, median
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import report
+from benchmarks.options import Disk, JsonFile
+from tierstore.config import Config, TierConfig
+from tierstore.model.bench import Limits, copy_rate, describe_machine, measure
+from tierstore.model.points import Measured
+from tierstore.model.predict import predict
+from tierstore.model.simulate import simulate
+from tierstore.model.workload import Cluster, Workload
+from tierstore.testing.servers import minio
+
+MIB = 1 << 20
+TIERS = ("local", "s3")
+_TENSORS = 8
+_REST = 2.0  # seconds before each save, as before each turn of the other comparisons
+_YEAR = 365 * 86_400.0
+
+
+def _rank(
+    rank: int,
+    ranks: int,
+    config: Config,
+    run: str,
+    mib: int,
+    saves: int,
+    meet: str,
+    out: SimpleQueue[object],
+) -> None:
+    """Save `saves` times and report (stall, durable on each tier) of each, in seconds."""
+    import torch
+    import torch.distributed as dist
+
+    from tierstore_torch import Checkpointer
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
+    one = mib * MIB // 4 // _TENSORS
+    state = {f"{rank}.{i}": torch.rand(one) for i in range(_TENSORS)}
+    found = []
+    with Checkpointer(config, run=run) as ckpt:
+        for step in range(saves + 1):
+            os.sync()
+            time.sleep(_REST)
+            dist.barrier()
+            begun = time.perf_counter()
+            save = ckpt.save(step, state)
+            times = [save.stall]
+            for tier in TIERS:
+                save.wait(tier)
+                times.append(time.perf_counter() - begun)
+            found.append(times)
+    out.put(found[1:])  # the first one pays for the staging memory
+    dist.destroy_process_group()
+
+
+def _save(config: Config, run: str, ranks: int, mib: int, saves: int) -> list[list[float]]:
+    """Return of each save: the longest stall, then when the first rank saw each commit."""
+    context = multiprocessing.get_context("spawn")
+    out: SimpleQueue[list[list[float]]] = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        given = (ranks, config, run, mib, saves, f"{folder}/meet", out)
+        processes = [context.Process(target=_rank, args=(rank, *given)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        found = [out.get() for _ in processes]
+        for process in processes:
+            process.join()
+    by_save = [[*zip(*save, strict=True)] for save in zip(*found, strict=True)]
+    return [[max(stalls), *(min(seen) for seen in rungs)] for stalls, *rungs in by_save]
+
+
+def _measure(config: Config, seconds: float) -> Measured:
+    os.sync()
+    time.sleep(_REST)
+    copy = copy_rate()
+    limits = Limits(seconds, operations=("put", "get", "range", "list"))
+    tiers = tuple(measure(tier, limits) for tier in config.tiers)
+    return Measured(describe_machine(), copy, tiers)
+
+
+def _foretold(
+    measured: Measured, work: Workload, cluster: Cluster
+) -> list[tuple[str, float, float]]:
+    """Return name, predicted and simulated seconds of each rung."""
+    forecast = predict(measured, work, cluster, interval=60.0)
+    outcome = simulate(forecast.job, days=1)
+    simulated = [outcome.mean_stall, *outcome.durable_after.values()]
+    pairs = zip(forecast.rungs, simulated, strict=True)
+    return [(name, hoped, found) for (name, hoped), found in pairs]
+
+
+def run(
+    *,
+    json_file: JsonFile = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes.")] = 4,
+    mib: Annotated[int, typer.Option(min=8, help="MiB of each.")] = 512,
+    turns: Annotated[int, typer.Option(min=1, help="Of measuring and of saving.")] = 3,
+    saves: Annotated[int, typer.Option(min=1, help="Of a turn; one more comes before.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Of measuring each tier, every time.")] = 20.0,
+    place: Disk = Path(),
+) -> None:
+    """Stall, and durable on each tier: predicted, simulated and real."""
+    with minio() as server, tempfile.TemporaryDirectory(dir=place, prefix="tierstore-") as folder:
+        os.environ.update(server.environment())
+        urls = (Path(folder).as_uri(), f"s3://{server.new_bucket()}/ladder")
+        config = Config(tuple(TierConfig(*each) for each in zip(TIERS, urls, strict=True)))
+        measured, taken = [_measure(config, seconds)], []
+        for turn in range(turns):
+            taken += _save(config, f"ladder-{turn}", ranks, mib, saves)
+            measured.append(_measure(config, seconds))
+    work = Workload(f"{ranks} x {mib} MiB", float(ranks * mib * MIB))
+    cluster = Cluster(1, ranks, 1000 * _YEAR, spread=0.0)
+    foretold = [_foretold(each, work, cluster) for each in measured]
+    rows = []
+    for each, seen in zip(zip(*foretold, strict=True), zip(*taken, strict=True), strict=True):
+        names, hoped, found = zip(*each, strict=True)
+        row = {"predicted": mean(hoped), "simulated": mean(found), "real": median(seen)}
+        rows.append({"rung": names[0], **row})
+    document = {"measured": [each.to_json() for each in measured], "rows": rows}
+    print(markdown(document))
+    if json_file is not None:
+        json_file.write_text(json.dumps(document, indent=1))
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Return the table of a document."""
+    lines = ["| | predicted, s | simulated, s | real, s | off by |", "|---|---|---|---|---|"]
+    for row in document["rows"]:
+        seconds = (f"{row[key]:.3f}" for key in ("predicted", "simulated", "real"))
+        off = row["simulated"] / row["real"] - 1
+        lines.append(report.row([row["rung"], *seconds, f"{off:+.0%}"]))
+    return "\n".join(lines) + "\n"
