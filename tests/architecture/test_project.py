@@ -88,6 +88,16 @@ def test_backends_are_found(scheme, target):
     assert callable(entry.load())
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(("name", "target"), PYPROJECT["entry-points"]["tierstore.formats"].items())
+def test_formats_are_found(name, target):
+    if target.startswith("tierstore_torch"):
+        pytest.importorskip("torch")
+    (entry,) = metadata.entry_points(group="tierstore.formats", name=name)
+    assert entry.value == target
+    assert callable(entry.load().write)
+
+
 def test_the_command_is_found():
     (entry,) = metadata.entry_points(group="console_scripts", name="tierstore")
     assert entry.value == PYPROJECT["scripts"]["tierstore"]

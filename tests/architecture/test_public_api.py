@@ -20,6 +20,7 @@ MODULES = (
     "tierstore.testing",
     "tierstore.testing.servers",
     "tierstore_hdfs",
+    "tierstore_ray",
     "tierstore_s3",
     "tierstore_torch",
 )

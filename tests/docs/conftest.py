@@ -78,6 +78,7 @@ def sandbox(
     made = Sandbox(tmp_path, bucket, real)
     (tmp_path / "tierstore.toml").write_text(made.localise(CONFIG))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return made
 
 

@@ -18,6 +18,7 @@ import click
 import pytest
 import typer.main
 
+from benchmarks.__main__ import app as benchmarks
 from tests.conftest import Bucket, HdfsRoot
 from tests.docs.pages import PAGES, ROOT, anchors, inline_code, links, name, tables
 from tierstore import errors, registry
@@ -32,6 +33,7 @@ from tierstore_hdfs import open_hdfs
 
 OPERATORS, TORCH, FORMAT = (ROOT / f"docs/{page}.md" for page in ("operators", "torch", "format"))
 COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+BENCHMARKS: dict[str, click.Command] = typer.main.get_command(benchmarks).commands  # type: ignore[attr-defined]
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _CALL = re.compile(r"\(.*\)$")
 _PATH = re.compile(r"(?:tierstore|adapters|tests|docs|benchmarks)/[\w./*-]+")
@@ -69,7 +71,8 @@ def test_commands_and_options_exist(page: Path) -> None:
                 if word.startswith("-"):
                     assert word in _options(words[1]), f"{where}: {words[1]} has no {word}"
         elif words[0].startswith("--") and words[0] not in _OF_OTHERS:
-            known = set().union(*map(_options, COMMANDS))
+            commands = [*COMMANDS.values(), *BENCHMARKS.values()]
+            known = set().union(*map(_options_of, commands))
             assert words[0] in known, f"{where}: no command has {words[0]}"
 
 
@@ -175,7 +178,11 @@ def _schema() -> Iterator[list[str]]:
 
 
 def _options(command: str) -> set[str]:
-    return {option for each in COMMANDS[command].params for option in each.opts if option[0] == "-"}
+    return _options_of(COMMANDS[command])
+
+
+def _options_of(command: click.Command) -> set[str]:
+    return {option for each in command.params for option in each.opts if option[0] == "-"}
 
 
 _OF_OTHERS = {"--shm-size"}
