@@ -365,7 +365,8 @@ class World:
             assert version is not None
             return m.Changed(command.job, version)
         upload[2][command.index] = part
-        return m.Sent(command.job, command.index, crc32c(part))
+        read_back = not (self.checked or self.lies) and self.chance.random() < 0.8
+        return m.Sent(command.job, command.index, crc32c(part), checked=read_back)
 
     def _commit(self, command: m.Commit) -> m.Event:
         if unlike := self.unlike(command.job, command.entry):

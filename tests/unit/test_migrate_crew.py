@@ -151,6 +151,46 @@ def test_an_object_that_loses_its_workers_is_reported() -> None:
     assert machine.over
 
 
+def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
+    """What is there may be somebody else's, however good the upload was: all of it is read."""
+    machine = Machine(Rules(lambda _size: PART))
+    machine.begin()
+    version = m.Version(2 * PART, 1.0)
+    machine.handle(m.Listed((m.Entry("x", version),), last=True))
+    machine.handle(m.Joined("a", 2))
+    *_, first, second = machine.handle(m.Opened(1, "token"))
+    machine.handle(m.Sent(1, 0, 10, checked=True))
+    *_, task = machine.handle(m.Sent(1, 1, 11, checked=True))
+    assert isinstance(first, m.Send)
+    assert isinstance(second, m.Send)
+    assert isinstance(task, m.Commit)
+    machine.handle(m.Left("a"))
+    (task,) = machine.handle(m.Joined("b", 2))
+    assert isinstance(task, m.Open)
+    (task,) = machine.handle(m.Gone(1))
+    assert isinstance(task, m.Look)
+    first, second = machine.handle(m.Looked(1, None, version, None))
+    assert isinstance(first, m.Check)
+    assert isinstance(second, m.Check)
+    machine.handle(m.Checked(1, 0, 10))
+    *_, report = machine.handle(m.Checked(1, 1, 11))
+    assert report == m.Report("x", m.Outcome.COPIED, 2 * PART, "")
+    assert machine.over
+
+
+def test_an_upload_that_is_gone_under_way_is_begun_again() -> None:
+    """A worker that was taken for lost has committed it meanwhile."""
+    machine = Machine(Rules(lambda _size: PART))
+    machine.begin()
+    version = m.Version(2 * PART, 1.0)
+    machine.handle(m.Listed((m.Entry("x", version),), last=True))
+    machine.handle(m.Joined("a", 2))
+    machine.handle(m.Opened(1, "token"))
+    assert machine.handle(m.Gone(1)) == [], "the other part is under way"
+    *_, task = machine.handle(m.Sent(1, 1, 11))
+    assert task == m.Open(2, m.Entry("x", version), "")
+
+
 def test_workers_of_one_object_and_of_others() -> None:
     """One object's parts keep one worker busy, and leave room for others elsewhere."""
     machine = Machine(Rules(lambda _size: PART))

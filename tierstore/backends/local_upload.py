@@ -214,7 +214,7 @@ class LocalUpload:
         folder = os.path.dirname(self._path)
         while not self._named(folder, crc, if_absent=if_absent):
             if not os.path.exists(self._scratch):
-                raise self._error(StorageError, "the unfinished file was removed by somebody else")
+                raise self._error(NotFoundError, "the unfinished file was removed by somebody else")
         self._site.folders.sync(folder)
 
     def _named(self, folder: str, crc: int, *, if_absent: bool) -> bool:

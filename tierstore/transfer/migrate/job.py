@@ -249,7 +249,7 @@ class Job:
             case Opened():
                 return self._opened(event)
             case Gone():
-                return self._gone()
+                return self._drain(self._gone)
             case Sent():
                 return Phase.COMMIT if len(self._crcs) == self._count else Phase.SEND
             case Short():
@@ -303,6 +303,7 @@ class Job:
             return self._restart(replace(self.entry, target=target), LOST)
         self._written = target
         if event.target_crc is None:
+            self._proven.clear()  # what was read back of the upload may not be what is there
             return self._every_part(Phase.CHECK)
         return self._verified(Outcome.COPIED)
 
@@ -331,11 +332,10 @@ class Job:
         return phase if self._todo else Phase.COMMIT
 
     def _gone(self) -> Phase:
-        known = self._held.crcs if self._held else {}
-        if len(known) < self._count:
+        self._crcs |= self._held.crcs if self._held else {}
+        if len(self._crcs) < self._count:
             self._void()
             return self._restart(self.entry, LOST)
-        self._crcs = dict(known)
         self._recovering = True
         return Phase.LOOK
 
