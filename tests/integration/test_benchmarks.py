@@ -27,7 +27,7 @@ pytestmark = pytest.mark.torch
 def compare(*arguments: str, what: str = "checkpoint") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", what, *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False, env=os.environ
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ
     )
 
 
@@ -63,7 +63,7 @@ def test_a_million_chunks_on_this_disk(tmp_path: Path) -> None:
 
 @pytest.mark.hdfs
 @pytest.mark.usefixtures("hdfs_root")  # not without a real HDFS, although it starts its own
-@pytest.mark.parametrize("deadline", ["60", "0.001"], ids=["in time", "hanging"])
+@pytest.mark.parametrize("deadline", ["300", "0.001"], ids=["in time", "hanging"])
 def test_a_short_comparison_on_hdfs(tmp_path: Path, deadline: str) -> None:
     written = tmp_path / "figures.json"
     done = compare(
@@ -74,7 +74,7 @@ def test_a_short_comparison_on_hdfs(tmp_path: Path, deadline: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(written.read_text())
     assert found["errors"] == {}
-    if deadline == "60":
+    if deadline == "300":
         assert set(found["workloads"]) == set(WORKLOADS)
         assert found["workloads"]["read one file"]["peers"]["tierstore"]["cpu"]["median"] > 0
         assert found["left_out"] == {}
@@ -126,7 +126,7 @@ def test_the_report_names_who_failed_and_who_was_asked_once() -> None:
 
 @pytest.mark.minio
 @pytest.mark.usefixtures("minio_bucket")  # not without a real MinIO, although it starts its own
-@pytest.mark.parametrize("deadline", ["60", "0.001"], ids=["in time", "hanging"])
+@pytest.mark.parametrize("deadline", ["300", "0.001"], ids=["in time", "hanging"])
 def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None:
     written = tmp_path / "figures.json"
     done = compare(
@@ -138,7 +138,7 @@ def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(written.read_text())
     assert found["errors"] == {}
-    if deadline == "60":
+    if deadline == "300":
         (figures,) = found["workloads"].values()
         assert figures["requests"] == 100
         for peer in ("tierstore", "s5cmd"):

@@ -164,23 +164,24 @@ def killed(words: tuple[str, ...], counter: Proxied | Kernel) -> Life:
     process = start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     begun = time.monotonic()
     while time.monotonic() - begun < seconds and counter.life(process.pid).received < nbytes:
-        assert process.poll() is None, process.communicate()
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            break  # on a slow machine more bytes than these come between two looks
         time.sleep(0.005)
-    process.kill()
-    return ended(process, counter, -signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
+    return ended(process, counter, -signal.SIGKILL, 0)
 
 
 def finished(words: tuple[str, ...], counter: Proxied | Kernel) -> Life:
     return ended(start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE), counter, 0)
 
 
-def ended(process: subprocess.Popen[str], counter: Proxied | Kernel, code: int) -> Life:
+def ended(process: subprocess.Popen[str], counter: Proxied | Kernel, *codes: int) -> Life:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the kernel still knows its counts
     time.sleep(0.05)  # and the proxy takes what is in its socket
     life = counter.life(process.pid)
     counter.over()
     _, err = process.communicate()
-    assert process.returncode == code, err
+    assert process.returncode in codes, err
     return life
 
 
