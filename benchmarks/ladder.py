@@ -8,13 +8,14 @@ model is off. The mean of all predictions stands beside the median of all saves.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import tempfile
 import time
 import warnings
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
 from typing import Annotated, Any
@@ -24,12 +25,13 @@ import typer
 from benchmarks import report
 from benchmarks.options import Disk, JsonFile
 from tierstore.config import Config, TierConfig
-from tierstore.model.bench import Limits, copy_rate, describe_machine, measure
+from tierstore.model.bench import SIZES, Limits, copy_rate, describe_machine, measure
 from tierstore.model.points import Measured
 from tierstore.model.predict import predict
 from tierstore.model.simulate import simulate
 from tierstore.model.workload import Cluster, Workload
 from tierstore.testing.servers import minio
+from tierstore.wrappers import open_tier
 
 MIB = 1 << 20
 TIERS = ("local", "s3")
@@ -46,9 +48,9 @@ def _rank(
     mib: int,
     saves: int,
     meet: str,
-    out: SimpleQueue[object],
+    out: Connection,
 ) -> None:
-    """Save `saves` times and report (stall, durable on each tier) of each, in seconds."""
+    """Save `saves` times and send (stall, durable on each tier) of each, in seconds."""
     import torch
     import torch.distributed as dist
 
@@ -72,31 +74,50 @@ def _rank(
                 save.wait(tier)
                 times.append(time.perf_counter() - begun)
             found.append(times)
-    out.put(found[1:])  # the first one pays for the staging memory
+    out.send(found[1:])  # the first one pays for the staging memory
     dist.destroy_process_group()
 
 
 def _save(config: Config, run: str, ranks: int, mib: int, saves: int) -> list[list[float]]:
-    """Return of each save: the longest stall, then when the first rank saw each commit."""
+    """Return of each save: the longest stall, then when the first rank saw each commit.
+
+    Raises:
+        RuntimeError: a rank failed, and has said why.
+    """
     context = multiprocessing.get_context("spawn")
-    out: SimpleQueue[list[list[float]]] = context.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        given = (ranks, config, run, mib, saves, f"{folder}/meet", out)
-        processes = [context.Process(target=_rank, args=(rank, *given)) for rank in range(ranks)]
-        for process in processes:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        answers = []
+        for rank in range(ranks):
+            answer, out = context.Pipe(duplex=False)
+            given = (rank, ranks, config, run, mib, saves, f"{folder}/meet", out)
+            process = context.Process(target=_rank, args=given)
             process.start()
-        found = [out.get() for _ in processes]
-        for process in processes:
-            process.join()
+            out.close()  # so that its end is the end of the answer
+            answers.append(answer)
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+        try:
+            found: list[list[list[float]]] = [answer.recv() for answer in answers]
+        except EOFError:
+            raise RuntimeError(f"a rank failed in {run}: see above") from None
     by_save = [[*zip(*save, strict=True)] for save in zip(*found, strict=True)]
     return [[max(stalls), *(min(seen) for seen in rungs)] for stalls, *rungs in by_save]
 
 
-def _measure(config: Config, seconds: float) -> Measured:
+def _empty(config: Config) -> None:
+    """Delete what was saved: all turns together would fill the disk."""
+    for tier in config.tiers:
+        with contextlib.closing(open_tier(tier)) as backend:
+            backend.delete([info.key for info in backend.list("")])
+
+
+def _measure(config: Config, seconds: float, mib: int) -> Measured:
     os.sync()
     time.sleep(_REST)
     copy = copy_rate()
-    limits = Limits(seconds, operations=("put", "get", "range", "list"))
+    small = mib * MIB < SIZES[-1]
+    sizes = tuple(size for size in SIZES if size <= mib * MIB) if small else ()
+    limits = Limits(seconds, sizes=sizes, operations=("put", "get", "range", "list"))
     tiers = tuple(measure(tier, limits) for tier in config.tiers)
     return Measured(describe_machine(), copy, tiers)
 
@@ -127,10 +148,11 @@ def run(
         os.environ.update(server.environment())
         urls = (Path(folder).as_uri(), f"s3://{server.new_bucket()}/ladder")
         config = Config(tuple(TierConfig(*each) for each in zip(TIERS, urls, strict=True)))
-        measured, taken = [_measure(config, seconds)], []
+        measured, taken = [_measure(config, seconds, mib)], []
         for turn in range(turns):
             taken += _save(config, f"ladder-{turn}", ranks, mib, saves)
-            measured.append(_measure(config, seconds))
+            _empty(config)
+            measured.append(_measure(config, seconds, mib))
     work = Workload(f"{ranks} x {mib} MiB", float(ranks * mib * MIB))
     cluster = Cluster(1, ranks, 1000 * _YEAR, spread=0.0)
     foretold = [_foretold(each, work, cluster) for each in measured]

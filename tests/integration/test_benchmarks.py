@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure, mlperf_layout, report
+from benchmarks import ladder, measure, mlperf_layout, report
 from benchmarks.hdfs import WORKLOADS
 from benchmarks.hdfs_worker import Files
 from benchmarks.measure import Sample
 from benchmarks.migrate_ends import Site, make
 from tests import model_points
+from tierstore.config import Config, TierConfig
 from tierstore.model.workload import BYTES_PER_PARAMETER, SHAPES, Shape
 from tierstore.testing.servers import S3Server
 
@@ -248,6 +249,29 @@ def test_mlperfs_ranks_save_what_is_published() -> None:
         assert (max(sizes) > min(sizes) * 1.5) == (shape.zero == 1), name
     with pytest.raises(ValueError, match="8 ranks, so none is number 8"):
         mlperf_layout.shards(SHAPES["8b"], 8)
+
+
+@pytest.mark.minio
+@pytest.mark.usefixtures("minio_bucket")  # not without a real MinIO, although it starts its own
+def test_a_short_ladder(tmp_path: Path) -> None:
+    written = tmp_path / "ladder.json"
+    done = compare(
+        *("--ranks", "2", "--mib", "8", "--turns", "1", "--saves", "1", "--seconds", "0.1"),
+        *("--place", str(tmp_path), "--json", str(written)),
+        what="ladder",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["rung"] for row in rows] == ["staged", "local", "s3"]
+    assert all(row[kind] > 0 for row in rows for kind in ("predicted", "simulated", "real"))
+    assert "| s3 |" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["ladder.json"]
+
+
+def test_ranks_that_fail_end_the_ladder(tmp_path: Path) -> None:
+    missing = Config((TierConfig("local", f"file://{tmp_path}/x?part_size=1"),))
+    with pytest.raises(RuntimeError, match="a rank failed in r: see above"):
+        ladder._save(missing, "r", 2, 8, 1)
 
 
 def test_the_time_line_of_a_save_is_in_order(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ from tierstore.model.tail import spread
 from tierstore.registry import parse_url
 from tierstore.wrappers import open_tier
 
-_SIZES = (64 << 10, 1 << 20, 8 << 20, 32 << 20)
+SIZES = (64 << 10, 1 << 20, 8 << 20, 32 << 20)
+"""Bytes of the requests that are measured, up to one part of the tier."""
+
 _LEAST_ROUNDS, _MOST_ROUNDS = 5, 40
 _STABLE = 0.03  # relative standard error of the median
 _ROUND_SECONDS = 0.05  # many short requests make one round
@@ -105,7 +107,7 @@ def schedule(tier: TierConfig, capabilities: Capabilities, limits: Limits) -> Sc
         ConfigError: a size is more than one request, or the limits leave room for nothing.
     """
     largest = capabilities.part_size
-    sizes = sorted({*limits.sizes} or {size for size in _SIZES if size <= largest})
+    sizes = sorted({*limits.sizes} or {size for size in SIZES if size <= largest})
     if sizes[-1] > largest:
         raise ConfigError(
             f"tier {tier.name}: {sizes[-1]} bytes are more than one request of it, {largest}",
