@@ -139,8 +139,8 @@ def run(
     ranks: Annotated[int, typer.Option(min=1, help="Processes.")] = 4,
     mib: Annotated[int, typer.Option(min=8, help="MiB of each.")] = 512,
     turns: Annotated[int, typer.Option(min=1, help="Of measuring and of saving.")] = 3,
-    saves: Annotated[int, typer.Option(min=1, help="Of a turn; one more comes before.")] = 3,
-    seconds: Annotated[float, typer.Option(help="Of measuring each tier, every time.")] = 20.0,
+    saves: Annotated[int, typer.Option(min=1, help="Of a turn; one more comes before.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Of measuring each tier, every time.")] = 30.0,
     place: Disk = Path(),
 ) -> None:
     """Stall, and durable on each tier: predicted, simulated and real."""

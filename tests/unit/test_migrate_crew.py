@@ -178,19 +178,6 @@ def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
     assert machine.over
 
 
-def test_an_upload_that_is_gone_under_way_is_begun_again() -> None:
-    """A worker that was taken for lost has committed it meanwhile."""
-    machine = Machine(Rules(lambda _size: PART))
-    machine.begin()
-    version = m.Version(2 * PART, 1.0)
-    machine.handle(m.Listed((m.Entry("x", version),), last=True))
-    machine.handle(m.Joined("a", 2))
-    machine.handle(m.Opened(1, "token"))
-    assert machine.handle(m.Gone(1)) == [], "the other part is under way"
-    *_, task = machine.handle(m.Sent(1, 1, 11))
-    assert task == m.Open(2, m.Entry("x", version), "")
-
-
 def test_workers_of_one_object_and_of_others() -> None:
     """One object's parts keep one worker busy, and leave room for others elsewhere."""
     machine = Machine(Rules(lambda _size: PART))

@@ -162,10 +162,7 @@ class Hands:
         def send(part: memoryview) -> m.Answer:
             crc = self._checked(task.entry, task.offset, part)
             upload = self._uploads[task.job]
-            try:
-                upload.write(task.offset, part, crc)
-            except NotFoundError:  # a worker that was taken for lost has committed it
-                return m.Gone(task.job)
+            upload.write(task.offset, part, crc)
             # Read back while others are sent; what could not be, or is wrong, is after the commit.
             reads = not self._target.capabilities.server_checksum
             good = reads and upload.read_back(task.offset, part) and crc32c(part) == crc

@@ -249,7 +249,7 @@ class Job:
             case Opened():
                 return self._opened(event)
             case Gone():
-                return self._drain(self._gone)
+                return self._gone()
             case Sent():
                 return Phase.COMMIT if len(self._crcs) == self._count else Phase.SEND
             case Short():

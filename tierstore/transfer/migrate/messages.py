@@ -219,7 +219,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Read a part of the source and write it: `Sent`, `Gone` or `Failed`."""
+    """Read a part of the source and write it: `Sent` or `Failed`."""
 
     job: int
     entry: Entry
