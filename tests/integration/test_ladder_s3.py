@@ -224,7 +224,7 @@ def test_a_restore_goes_on_with_the_next_tier_when_the_network_breaks(
 ) -> None:
     kind, attributes = toxic
     local, s3 = folder("local", tmp_path), through(opened, minio_bucket, proxy, retry=1)
-    assert save(local, s3) == {}
+    assert save(local, remote(opened, minio_bucket)) == {}  # as patient as usual
     found = choose([s3, local], "run")  # S3 first
     with proxy.toxic(kind, **attributes):
         assert_restores(found, FIRST, ROWS)
