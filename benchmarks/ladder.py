@@ -85,8 +85,8 @@ def _save(config: Config, run: str, ranks: int, mib: int, saves: int) -> list[li
         RuntimeError: a rank failed, and has said why.
     """
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        answers = []
+    with tempfile.TemporaryDirectory() as folder:
+        answers, processes = [], []
         for rank in range(ranks):
             answer, out = context.Pipe(duplex=False)
             given = (rank, ranks, config, run, mib, saves, f"{folder}/meet", out)
@@ -94,12 +94,16 @@ def _save(config: Config, run: str, ranks: int, mib: int, saves: int) -> list[li
             process.start()
             out.close()  # so that its end is the end of the answer
             answers.append(answer)
-            stack.callback(process.join)
-            stack.callback(process.terminate)
+            processes.append(process)
         try:
             found: list[list[list[float]]] = [answer.recv() for answer in answers]
         except EOFError:
+            for process in processes:  # the others would wait for it
+                process.terminate()
             raise RuntimeError(f"a rank failed in {run}: see above") from None
+        finally:
+            for process in processes:
+                process.join()
     by_save = [[*zip(*save, strict=True)] for save in zip(*found, strict=True)]
     return [[max(stalls), *(min(seen) for seen in rungs)] for stalls, *rungs in by_save]
 

@@ -269,9 +269,9 @@ def test_a_short_ladder(tmp_path: Path) -> None:
 
 
 def test_ranks_that_fail_end_the_ladder(tmp_path: Path) -> None:
-    missing = Config((TierConfig("local", f"file://{tmp_path}/x?part_size=1"),))
+    wrong = Config((TierConfig("local", f"file://{tmp_path}/x?part_size=1"),))
     with pytest.raises(RuntimeError, match="a rank failed in r: see above"):
-        ladder._save(missing, "r", 2, 8, 1)
+        ladder._save(wrong, "r", 2, 8, 1)
 
 
 def test_the_time_line_of_a_save_is_in_order(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_interrupted_and_resumed(
     process.send_signal(number)
     begun = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - begun < 5  # 1 on a quiet machine, where 2 are promised
+    assert time.monotonic() - begun < 2
     assert process.returncode == 128 + number
     assert "not done: the same command goes on from " in out
     assert err == ""

@@ -40,10 +40,11 @@ _NUMBERED = re.compile(r"/(\S+)\?partNumber=(\d+)|/v1/(\S+)/(\d{5})-[0-9a-f]{8}-
 
 @dataclass
 class Life:
-    """What the destination got of one process, by its server or by the kernel."""
+    """What the destination got of one process, by its server or by the kernel; how it ended."""
 
     received: int = 0
     whole: Counter[str] = field(default_factory=Counter)
+    code: int = 0
 
 
 class Proxied:
@@ -150,6 +151,7 @@ def test_killed_at_random_moments(
         f"{time.monotonic() - begun:.0f} s"
     )
     assert SIZE <= total <= most + MIB * (len(SMALL) * (KILLS + 1) + 1), "small ones, the journal"
+    assert lives[0].code == -signal.SIGKILL, "at least one was killed under way"
     assert max(twice) <= streams
     assert target.keys() == sorted(crcs)
     for key, crc in crcs.items():
@@ -182,6 +184,7 @@ def ended(process: subprocess.Popen[str], counter: Proxied | Kernel, *codes: int
     counter.over()
     _, err = process.communicate()
     assert process.returncode in codes, err
+    life.code = process.returncode
     return life
 
 

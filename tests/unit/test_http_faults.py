@@ -71,7 +71,7 @@ def test_connecting_takes_too_long() -> None:
         begun = time.monotonic()
         with pytest.raises(DeadlineError, match=r"no connection in 0\.3 s"):
             transport.request("GET", f"http://127.0.0.1:{full.getsockname()[1]}/", headers={})
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 2
 
 
 def test_no_answer_at_all(start: Start, transport: Transport) -> None:
@@ -82,7 +82,7 @@ def test_no_answer_at_all(start: Start, transport: Transport) -> None:
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match=r"no byte moved for 0\.3 s"):
         transport.request("GET", start(serve), headers={})
-    assert 0.25 < time.monotonic() - begun < 5
+    assert 0.25 < time.monotonic() - begun < 0.9
 
 
 def test_server_stops_receiving(start: Start, transport: Transport) -> None:
@@ -152,7 +152,7 @@ def test_slow_drip_ends_at_the_total_deadline(
     begun = time.monotonic()
     with pytest.raises(DeadlineError, match="not done in 1 s"):
         transport.request("GET", start(serve), headers={}, into=[memoryview(bytearray(100_000))])
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 2
 
 
 def test_a_request_may_have_a_total_of_its_own(start: Start, transport: Transport) -> None:
