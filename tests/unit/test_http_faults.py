@@ -69,7 +69,7 @@ def test_connecting_takes_too_long() -> None:
             contextlib.closing(Transport(pool_size=1, deadlines=deadlines))
         )
         begun = time.monotonic()
-        with pytest.raises(DeadlineError, match=r"no connection in 0\.3 s"):
+        with pytest.raises(DeadlineError, match=r"no connection to .* in 0\.3 s"):
             transport.request("GET", f"http://127.0.0.1:{full.getsockname()[1]}/", headers={})
         assert time.monotonic() - begun < 2
 

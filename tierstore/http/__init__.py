@@ -9,7 +9,7 @@ It never retries and never follows redirects: that is policy, which its callers 
 
 from __future__ import annotations
 
-from tierstore.http.connection import Deadlines
+from tierstore.http.clock import Deadlines
 from tierstore.http.transport import Response, Transport
 
 __all__ = ["Deadlines", "Response", "Transport"]

@@ -3,154 +3,42 @@
 from __future__ import annotations
 
 import http.client
-import io
 import socket
 import ssl
-import time
 from collections.abc import Mapping
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import wait_for_read
 
 from tierstore.blocks import Buffer
-from tierstore.http.head import Answer, head
+from tierstore.http.answer import Answer
+from tierstore.http.clock import CLOCK
+from tierstore.http.head import head
+from tierstore.http.inflow import Inflow, Tap
 
 SEND_SIZE = 4 * 1024 * 1024
 """Bytes sent before looking at the clock, and for an early refusal, again."""
-
-LUMP = 512 * 1024
-"""Bytes to be woken for; by default Linux wakes a reader for every segment."""
 
 _SMALL = 64 * 1024  # bytes of a body that are sent in one piece with the head
 _CONTINUE = b"HTTP/1.1 100 "
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
-    """How long a request may take, in seconds.
-
-    Attributes:
-        connect: to open one connection, TLS included.
-        stall: without any byte moving in either direction.
-        total: for the whole request, waiting for a free connection included.
-    """
-
-    connect: float = 5.0
-    stall: float = 30.0
-    total: float = 600.0
-
-
-class Clock:
-    """The deadlines of one request, as it runs.
-
-    Attributes:
-        lump: bytes of a large body to be woken for.
-        body_cut: the body was not sent to its end, so the connection cannot be used again.
-    """
-
-    def __init__(self, deadlines: Deadlines, lump: int = LUMP) -> None:
-        self.deadlines = deadlines
-        self.lump = lump
-        self.end = time.monotonic() + deadlines.total
-        self.body_cut = False
-
-    def left(self) -> float:
-        """Return the seconds that remain."""
-        return self.end - time.monotonic()
-
-    def arm(self, sock: socket.socket) -> None:
-        """Give the next call on `sock` the time it may take."""
-        left = self.left()
-        if left <= 0:
-            raise TimeoutError
-        timeout = min(self.deadlines.stall, left)
-        if sock.gettimeout() != timeout:
-            sock.settimeout(timeout)
-
-
-# urllib3 opens, sends and receives within one call in the caller's thread, and has no argument that
-# reaches the socket; so the clock travels beside it.
-CLOCK: ContextVar[Clock] = ContextVar("tierstore-http-clock")
-
-
-class _File(io.RawIOBase):
-    """A socket's read side under the clock: a stall or a slow drip ends at its deadline.
-
-    A large body is waited for in lumps (SO_RCVLOWAT, socket(7)), which takes a third off the CPU
-    of receiving it. A stall that follows a few bytes is then seen after two stall times at most.
-    """
-
-    def __init__(self, sock: socket.socket, clock: Clock) -> None:
-        self._sock = sock
-        self._clock = clock
-        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open until it is read
-        self._lumps = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
-        sock, view = self._sock, memoryview(buffer)
-        self._clock.arm(sock)
-        # TLS may wait for less than a lump, of which the socket knows nothing.
-        self._wait_for_lumps(
-            on=view.nbytes >= self._clock.lump and not isinstance(sock, ssl.SSLSocket)
-        )
-        try:
-            count = sock.recv_into(view)
-        except TimeoutError:
-            count = self._rest(view)
-        if count == view.nbytes:
-            self._wait_for_lumps(on=False)  # whoever looks at the socket next wants any byte
-        return count
-
-    def _wait_for_lumps(self, *, on: bool) -> None:
-        if on != self._lumps:
-            least = self._clock.lump if on else 1
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
-            self._lumps = on
-
-    def _rest(self, view: memoryview) -> int:
-        """Take what has come although it is no lump; a TimeoutError if that is nothing."""
-        if not self._lumps:
-            raise TimeoutError
-        self._sock.settimeout(0)
-        try:
-            return self._sock.recv_into(view)
-        except BlockingIOError:
-            raise TimeoutError from None
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _Makefile:
-    """What http.client reads an answer from: it asks a socket only for its file."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_File(self._sock, CLOCK.get()))
-
-
 class Connection(HTTPConnection):
     """A connection that obeys the clock and keeps its answer's zero-copy side at hand."""
 
-    raw: http.client.HTTPResponse | None = None
+    raw: http.client.HTTPResponse | Answer | None = None
+    _inflow: Inflow | None = None
 
     def response_class(  # type: ignore[override]
         self, sock: socket.socket, method: str | None = None
     ) -> http.client.HTTPResponse:
         """Begin an answer, and keep it as `raw`."""
         # urllib3's own answer copies every byte it reads (2.x); http.client's does not.
-        self.raw = http.client.HTTPResponse(_Makefile(sock), method=method)  # type: ignore[arg-type]
-        return self.raw
+        source = Tap(Inflow(sock), keeps=True)
+        self.raw = raw = http.client.HTTPResponse(source, method=method)  # type: ignore[arg-type]
+        return raw
 
     def exchange(
         self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None
@@ -170,9 +58,10 @@ class Connection(HTTPConnection):
             self.send(first + bytes(body or b"") if together else first)
             if not together and body is not None:
                 self.send(body)
-        answer = Answer(_Makefile(self.sock), method=method)  # type: ignore[arg-type]
-        self.raw = answer
-        answer.begin()
+        inflow = self._inflow
+        if inflow is None or inflow.sock is not self.sock:
+            inflow = self._inflow = Inflow(self.sock)
+        self.raw = answer = Answer(inflow, method)
         return answer
 
     def settle(self, *, clean: bool) -> None:
@@ -182,7 +71,8 @@ class Connection(HTTPConnection):
             clean: False where the request was cut short, or the answer was none.
         """
         raw, self.raw = self.raw, None
-        if clean and raw is not None and raw.isclosed() and not raw.will_close:
+        done = raw is not None and raw.isclosed() and not raw.will_close
+        if clean and done and (self._inflow is None or self._inflow.empty):
             return
         if raw is not None:
             raw.close()

@@ -27,7 +27,9 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
-from tierstore.http.connection import CLOCK, LUMP, Clock, Connection, Deadlines, Pool, TLSPool
+from tierstore.http.answer import Answer
+from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
+from tierstore.http.connection import Connection, Pool, TLSPool
 from tierstore.http.head import AGENT
 
 _log = logging.getLogger(__name__)
@@ -253,14 +255,14 @@ def _over(
     answer = None
     try:
         raw = connection.exchange(*request)
-        answer = _taken(raw, raw.status, raw.found, *wanted)
+        answer = _taken(raw, raw.status, raw.headers, *wanted)
         return answer
     finally:
         connection.settle(clean=answer is not None and not CLOCK.get().body_cut)
         pool.give_back(connection)
 
 
-def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
+def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse | Answer:
     connection = answer.connection
     if not isinstance(connection, Connection) or connection.raw is None:
         raise UnreachableError("the answer has no connection")
@@ -268,7 +270,7 @@ def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse:
 
 
 def _taken(
-    raw: http.client.HTTPResponse,
+    raw: http.client.HTTPResponse | Answer,
     status: int,
     headers: Mapping[str, str],
     into: Sequence[memoryview] | None,
@@ -284,18 +286,18 @@ def _taken(
         raise UnreachableError(f"answered {status} before the body was sent")
     if into is None:
         return Response(status, headers, raw.read())
-    wanted = sum(view.nbytes for view in into)
+    wanted = sum([view.nbytes for view in into])
     if raw.length is not None and raw.length != wanted:
         raise TruncatedFileError(
             f"the server sends {raw.length} bytes where {wanted} were asked for"
         )
-    got = sum(_fill(raw, view.cast("B")) for view in into)
+    got = sum([_fill(raw, view.cast("B")) for view in into])
     if got < wanted:
         raise UnreachableError(f"the connection was lost after {got} of {wanted} bytes")
     return Response(status, headers, b"")
 
 
-def _fill(raw: http.client.HTTPResponse, view: memoryview) -> int:
+def _fill(raw: http.client.HTTPResponse | Answer, view: memoryview) -> int:
     """Receive until the buffer is full or the connection ends; return the bytes received."""
     got = 0
     while got < view.nbytes and (more := raw.readinto(view[got:])):  # a chunk or less at a time
@@ -316,7 +318,7 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     causes = [error, *(arg for arg in error.args if isinstance(arg, Exception))]
     if error.__context__ is not None:
         causes.append(error.__context__)  # type: ignore[arg-type]
-    deadlines = clock.deadlines
+    deadlines, server = clock.deadlines, urlsplit(place).netloc
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise AccessError(
@@ -330,7 +332,7 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     if isinstance(error, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
         error, urllib3.exceptions.NewConnectionError
     ):
-        text = f"{method}: no connection in {deadlines.connect:g} s"
+        text = f"{method}: no connection to {server} in {deadlines.connect:g} s"
         raise DeadlineError(text, url=place, hint="check the address and the network") from error
     if any(isinstance(c, TimeoutError | urllib3.exceptions.ReadTimeoutError) for c in causes):
         over = clock.left() <= 0
@@ -343,7 +345,7 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     root = causes[-1]
     what = getattr(root, "strerror", None) or type(root).__name__
     by = " through the proxy" if isinstance(error, ProxyError) else ""
-    raise UnreachableError(f"{method}: no answer{by}: {what}", url=place) from error
+    raise UnreachableError(f"{method}: no answer from {server}{by}: {what}", url=place) from error
 
 
 def _place(url: str) -> str:

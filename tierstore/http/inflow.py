@@ -1,0 +1,130 @@
+"""What a connection receives, under the clock of whoever waits for it."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import re
+import socket
+import ssl
+
+from tierstore.blocks import Buffer
+from tierstore.http.clock import CLOCK
+
+_HEAD = 8192  # bytes asked for at once; what comes behind a head is copied once more
+_LONGEST = 65_536
+_MOST_LINES = 200
+_END = re.compile(rb"\r?\n\r?\n")
+_BEGIN = b"HTTP/1."
+_NOTHING = memoryview(b"")
+
+
+class Inflow:
+    """The read side of a socket: a stall or a slow drip ends at its deadline.
+
+    A large body is waited for in lumps (SO_RCVLOWAT, socket(7)), which takes a third off the CPU
+    of receiving it. A stall that follows a few bytes is then seen after two stall times at most.
+
+    Attributes:
+        sock: the socket.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._held = _NOTHING
+        self._lumps = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was received that nobody took."""
+        return not self._held.nbytes
+
+    def head(self) -> list[str]:
+        """Take the head of an answer; return its lines, with or without their carriage returns.
+
+        Raises:
+            HTTPException: it is none, or far too long, or the connection ends.
+        """
+        text, self._held = bytes(self._held), _NOTHING
+        while (end := _END.search(text)) is None:
+            if not text.startswith(_BEGIN[: len(text)]):
+                raise http.client.BadStatusLine(text[:80].decode("iso-8859-1"))
+            if len(text) > _LONGEST:
+                raise http.client.LineTooLong("head")
+            CLOCK.get().arm(self.sock)
+            more = self.sock.recv(_HEAD)
+            if not more:
+                raise http.client.RemoteDisconnected("the connection ended before an answer")
+            text += more
+        self._held = memoryview(text)[end.end() :]
+        lines = text[: end.start()].decode("iso-8859-1").split("\n")
+        if len(lines) > _MOST_LINES:
+            raise http.client.HTTPException(f"over {_MOST_LINES} lines of headers")
+        return lines
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Receive some bytes; return how many, none at the end of the connection."""
+        view = memoryview(buffer)
+        if self._held.nbytes:
+            count = min(view.nbytes, self._held.nbytes)
+            view[:count], self._held = self._held[:count], self._held[count:]
+            return count
+        sock, clock = self.sock, CLOCK.get()
+        clock.arm(sock)
+        # TLS may wait for less than a lump, of which the socket knows nothing.
+        lumps = view.nbytes >= clock.lump and not isinstance(sock, ssl.SSLSocket)
+        self._wait_for_lumps(clock.lump, on=lumps)
+        try:
+            count = sock.recv_into(view)
+        except TimeoutError:
+            count = self._rest(view)
+        if count == view.nbytes:
+            # Whoever looks at the socket next wants any byte.
+            self._wait_for_lumps(clock.lump, on=False)
+        return count
+
+    def _wait_for_lumps(self, lump: int, *, on: bool) -> None:
+        if on != self._lumps:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lump if on else 1)
+            self._lumps = on
+
+    def _rest(self, view: memoryview) -> int:
+        """Take what has come although it is no lump; a TimeoutError if that is nothing."""
+        if not self._lumps:
+            raise TimeoutError
+        self.sock.settimeout(0)
+        try:
+            return self.sock.recv_into(view)
+        except BlockingIOError:
+            raise TimeoutError from None
+
+
+class Tap(io.RawIOBase):
+    """An inflow as http.client wants it, which asks a socket only for its file.
+
+    Args:
+        inflow: what is read.
+        keeps: keep its socket open until this is closed, even if http.client has closed it.
+    """
+
+    def __init__(self, inflow: Inflow, *, keeps: bool = False) -> None:
+        self._inflow = inflow
+        self._kept = inflow.sock.makefile("rb", buffering=0) if keeps else None
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return the file."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
+        """See `Inflow.readinto`."""
+        return self._inflow.readinto(buffer)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._kept:
+            self._kept.close()
+        super().close()
