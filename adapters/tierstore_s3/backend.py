@@ -12,7 +12,7 @@ from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
 from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
-from tierstore_s3.objects import Objects, listed
+from tierstore_s3.objects import Objects
 from tierstore_s3.options import MIB, SMALL, S3Options
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
 
@@ -77,24 +77,16 @@ class S3Backend:
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
     ) -> Iterator[ObjectInfo]:
         """Yield objects, 1,000 a request, in the order of their UTF-8 bytes."""
-        root, first = self._objects.prefix, (after or "").encode()
-        wanted: dict[str, object] = {"Prefix": root + prefix}
-        if after:
-            wanted["StartAfter"] = root + after
-        if delimiter:
-            wanted["Delimiter"] = "/"
+        first, folders, token = (after or "").encode(), "/" if delimiter else "", ""
         while True:
-            page = self._objects.call("list_objects_v2", None, **wanted)
-            found = [listed(o, root) for o in page.get("Contents", ())]
-            folders = page.get("CommonPrefixes", ())
-            found += (ObjectInfo(folder["Prefix"][len(root) :], 0, 0.0) for folder in folders)
-            for info in sorted(found, key=lambda info: info.key.encode()):
+            page = self._objects.page(prefix, after=after or "", delimiter=folders, token=token)
+            for info in sorted(page.found, key=lambda info: info.key.encode()):
                 # The root's own marker object, as consoles make it, has no key below the root.
                 if info.key and info.key.encode() > first:
                     yield info
-            if not page.get("IsTruncated"):
+            token = page.token
+            if not token:
                 return
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """Receive a range straight into the buffers."""

@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NoReturn
 
 import botocore.exceptions as boto
@@ -16,7 +15,6 @@ from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.httpsession import get_cert_path
 from botocore.session import Session, get_session
-from botocore.utils import parse_timestamp
 
 from tierstore.blocks import Buffer
 from tierstore.errors import (
@@ -33,18 +31,6 @@ from tierstore_s3.options import SMALL, S3Options
 from tierstore_s3.signing import quote_key, sign
 
 _PLACE = "tierstore-place"
-
-
-def _timestamp(text: Any) -> datetime:
-    """Return a time as S3 lists it; botocore's own way takes three quarters of a listing."""
-    found: datetime | None
-    try:
-        found = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        found = None
-    if not (found and found.tzinfo):
-        found = parse_timestamp(text)
-    return found
 
 
 class _StoppedError(Exception):
@@ -156,8 +142,6 @@ class S3Client:
             session = self._session = get_session()
             if options.profile:
                 session.set_config_variable("profile", options.profile)
-            parsers = session.get_component("response_parser_factory")
-            parsers.set_parser_defaults(timestamp_parser=_timestamp)
             client = session.create_client(
                 "s3",
                 region_name=options.region,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -25,6 +23,7 @@ from tierstore.keys import check_key
 from tierstore.registry import parse_url
 from tierstore_s3.client import S3Client
 from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
+from tierstore_s3.listing import Page, parse_page, query_of
 from tierstore_s3.options import S3Options
 from tierstore_s3.signing import CRC_HEADER, decode_crc, encode_crc
 
@@ -73,6 +72,21 @@ class Objects:
             if answer.status != 200:
                 self._refuse(answer, "GetObject")
             return _told(key, answer)
+
+    def page(self, prefix: str, *, after: str, delimiter: str, token: str) -> Page:
+        """Return a page of the listing; see `tierstore_s3.listing`."""
+        query = query_of(self.prefix + prefix, after and self.prefix + after, delimiter, token)
+        with naming(self.url, ""):
+            answer = self._client.request("GET", "", query=query, headers={})
+            if answer.status != 200:
+                self._refuse(answer, "ListObjectsV2")
+            page = parse_page(answer.body, self.prefix)
+            if page is None and error_code(answer):  # it failed after it had said that all is well
+                raise answered(replace(answer, status=500), doing="ListObjectsV2")
+            if page is None:
+                hint = "see whether an S3 server answers at this endpoint"
+                raise StorageError("ListObjectsV2: the answer is no listing", hint=hint)
+            return page
 
     def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """Receive the bytes from `offset` straight into the buffers, at least one of them."""
@@ -211,13 +225,6 @@ class Objects:
             said = "the bucket does not exist"
             raise failure(404, "NoSuchBucket", said, {}, doing="HeadBucket") from error
         self._bucket_seen = True
-
-
-def listed(each: Mapping[str, Any], root: str) -> ObjectInfo:
-    """Return what a listing says of one object, whose key begins with `root`."""
-    written: datetime = each["LastModified"]
-    key = each["Key"][len(root) :]
-    return ObjectInfo(key, each["Size"], written.timestamp(), tag=each.get("ETag", ""))
 
 
 def _told(key: str, answer: Response) -> ObjectInfo:

@@ -45,17 +45,18 @@ def sign(
     """
     if credentials is None:
         return dict(headers)
-    now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    now = _stamp(int(time.time()))
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     server, _, path = rest.partition("/")
     signed = {**headers, "x-amz-content-sha256": UNSIGNED_PAYLOAD, "x-amz-date": now}
     if credentials.token:
         signed["x-amz-security-token"] = credentials.token
-    named = sorted({**signed, "host": _host(scheme, server)}.items())
-    names = ";".join(name for name, _ in named)
-    lines = "".join(f"{name}:{' '.join(value.split())}\n" for name, value in named)
-    query = "&".join(f"{name}={value}" for name, value in _items(query))
+    named = {**signed, "host": _host(scheme, server)}
+    order = sorted(named)
+    names = ";".join(order)
+    lines = "".join([f"{name}:{_trimmed(named[name])}\n" for name in order])
+    query = query and "&".join([f"{name}={value}" for name, value in _items(query)])
     canonical = f"{method}\n/{path}\n{query}\n{lines}\n{names}\n{UNSIGNED_PAYLOAD}"
     scope = f"{now[:8]}/{region}/s3/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
@@ -66,6 +67,15 @@ def sign(
         f"SignedHeaders={names}, Signature={signature.hex()}"
     )
     return signed
+
+
+@lru_cache(maxsize=4)
+def _stamp(seconds: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
+def _trimmed(value: str) -> str:
+    return " ".join(value.split()) if " " in value else value.strip()
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import botocore.exceptions as boto
 import pytest
 from botocore.credentials import ReadOnlyCredentials
-from botocore.utils import parse_timestamp
 
 from tierstore import errors
 from tierstore.backend import Capabilities
@@ -22,7 +21,7 @@ from tierstore.errors import ConfigError, StorageError
 from tierstore.http import Response
 from tierstore.registry import open_backend
 from tierstore_s3 import S3Options, open_s3
-from tierstore_s3.client import _raise, _timestamp
+from tierstore_s3.client import _raise
 from tierstore_s3.errors import answered, error_code, failure, naming
 from tierstore_s3.multipart import ResumeToken
 from tierstore_s3.signing import decode_crc, encode_crc, quote_key, sign
@@ -294,11 +293,3 @@ def test_nobody_may_be_nobody_by_accident() -> None:
 def test_an_unknown_profile_is_a_mistake_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match="nosuch"):
         open_s3("s3://bucket", S3Options(profile="nosuch")).stat("k")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["2026-01-02T03:04:05.678Z", "2026-01-02T03:04:05+02:00", "Fri, 02 Jan 2026 03:04:05 GMT", 7],
-)
-def test_times_are_those_of_botocore(text: str | int) -> None:
-    assert _timestamp(text) == parse_timestamp(text)
