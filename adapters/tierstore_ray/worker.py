@@ -10,6 +10,7 @@ from typing import NamedTuple
 import tierstore
 from tierstore.errors import TierstoreError
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Recipe, hands_of, retries_of
 from tierstore_ray.sight import Sight
 
@@ -49,7 +50,7 @@ class Worker:
             self._ends = recipe.open()
         except TierstoreError as error:
             return str(error)
-        self._hands = hands_of(self._ends)
+        self._hands = hands_of(self._ends, Core())
         self._begun = time.process_time()
         return sight.trouble(self._ends)
 

@@ -19,6 +19,7 @@ from tierstore.config import load_config
 from tierstore.errors import ConfigError
 from tierstore.testing.servers.process import free_port
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, hands_of, open_crew
 from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
@@ -76,7 +77,7 @@ class Several:
             self._ends[worker].target.close()
 
     def _work(self, worker: str) -> None:
-        hands, left = hands_of(self._ends[worker]), self._lives[worker]
+        hands, left = hands_of(self._ends[worker], Core()), self._lives[worker]
         while (task := self._tasks[worker].get()) is not None:
             answer = hands.carry_out(task)
             self.done.append((worker, task))

@@ -18,6 +18,7 @@ from tierstore import registry
 from tierstore.config import TierConfig
 from tierstore.errors import ConfigError
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.flushing import Flusher
 from tierstore.transfer.migrate.hands import Hands
 from tierstore.transfer.migrate.listing import Ends
@@ -179,15 +180,16 @@ def width_of(ends: Ends) -> int:
     return max(_wide(ends), source.small_concurrency, target.small_concurrency)
 
 
-def hands_of(ends: Ends, *, durable: bool = True) -> Hands:
+def hands_of(ends: Ends, core: Core, *, durable: bool = True) -> Hands:
     """Return what carries out commands in as many threads as suit the ends.
 
     Args:
         ends: what they work on.
+        core: see `Hands`.
         durable: see `Hands`.
     """
     part = ends.target.capabilities.part_size
-    return Hands(ends, Buffers(part, _wide(ends), width_of(ends)), durable=durable)
+    return Hands(ends, Buffers(part, _wide(ends), width_of(ends)), core, durable=durable)
 
 
 def _wide(ends: Ends) -> int:
@@ -199,15 +201,16 @@ class Threads:
 
     Args:
         ends: what they work on.
+        core: see `Hands`.
     """
 
     effort = Effort()
 
-    def __init__(self, ends: Ends) -> None:
+    def __init__(self, ends: Ends, core: Core) -> None:
         self._flushes = ends.target.capabilities.flushes
         self._flush = ends.target.flush
         self._flusher: Flusher | None = None
-        self._hands = hands_of(ends, durable=not self._flushes)
+        self._hands = hands_of(ends, core, durable=not self._flushes)
         self._tasks: queue.SimpleQueue[m.Task | None] = queue.SimpleQueue()
         self._width = width_of(ends)
         self._threads: list[threading.Thread] = []

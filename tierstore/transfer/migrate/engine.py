@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from tierstore.errors import TierstoreError
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Crew, Threads, heavy_of
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.listing import Ends, Listing
@@ -64,6 +65,7 @@ class Migration:
         self._machine = Machine(rules, journal.past())
         self._listing = Listing(found)
         self._ends, self._grace, self._waits_until = ends, grace, float("inf")
+        self._core = Core()
         self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
         self._pages: queue.SimpleQueue[m.List | None] = queue.SimpleQueue()
         # A daemon: whoever stops does not wait for a store that does not answer.
@@ -99,7 +101,7 @@ class Migration:
         Raises:
             StorageError: the journal cannot be written.
         """
-        self._crew = crew or Threads(self._ends)
+        self._crew = crew or Threads(self._ends, self._core)
         self._lister.start()
         try:
             self._crew.start(self._events.put)
@@ -110,6 +112,7 @@ class Migration:
                 if self._machine.stopped and deadline == float("inf"):
                     deadline = time.monotonic() + GRACE
         finally:
+            self._core.leave()
             self._pages.put(None)
             # Otherwise some wait for a store.
             patience = GRACE if self._machine.over else 0.0
@@ -119,6 +122,7 @@ class Migration:
         return self.totals
 
     def _step(self) -> None:
+        self._core.join()
         try:
             event = self._events.get(timeout=_TICK)
         except queue.Empty:
@@ -150,6 +154,7 @@ class Migration:
 
     def _list(self) -> None:
         while self._pages.get() is not None:
+            self._core.join()
             try:
                 self._events.put(self._listing.next())
             except TierstoreError as error:

@@ -24,9 +24,11 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
 
 _log = logging.getLogger(__name__)
+_LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
 
 BAD_SOURCE = "the source's own checksum is not that of the bytes it gives"
 BAD_UPLOAD = "what the destination took is not what it was sent"
@@ -47,16 +49,21 @@ class Hands:
     Args:
         ends: the two stores, with their policy around them.
         buffers: lend memory for a range.
+        core: where what is light is done.
         durable: False if whoever asks flushes the destination before believing in small objects.
     """
 
-    def __init__(self, ends: Ends, buffers: Buffers, *, durable: bool = True) -> None:
-        self._ends, self._buffers, self._durable = ends, buffers, durable
+    def __init__(self, ends: Ends, buffers: Buffers, core: Core, *, durable: bool = True) -> None:
+        self._ends, self._buffers, self._core, self._durable = ends, buffers, core, durable
         self._source, self._target = ends.source, ends.target
         self._uploads: dict[int, Upload] = {}
 
     def carry_out(self, task: m.Task) -> m.Answer:
         """Return the answer to a command; errors are answers too."""
+        if _size(task) > _LIGHT:
+            self._core.leave()
+        else:
+            self._core.join()
         try:
             return self._carry_out(task)
         except TierstoreError as error:
@@ -279,3 +286,14 @@ class Hands:
         if None not in (crc, info.crc32c) and crc != info.crc32c:
             return m.Changed(task.job, version, BAD_SOURCE)
         return None
+
+
+def _size(task: m.Task) -> int:
+    """Return how many bytes a command moves."""
+    match task:
+        case m.Copy():
+            return task.entry.version.size
+        case m.Compare() | m.Send() | m.Check():
+            return task.length
+        case _:
+            return 0
