@@ -12,6 +12,7 @@ more, so the next save can have it while slow tiers are still being fed from a f
 from __future__ import annotations
 
 import mmap
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -114,27 +115,44 @@ class Lease:
 class AlignedBuffers:
     """Page-aligned buffers that are used again and again: touching fresh pages costs more than I/O.
 
+    After a fork they are the parent's, and the child maps its own.
+
     Args:
         size: bytes of each buffer, unless more are asked for.
         limit: how many may exist; whoever wants one more waits.
     """
 
     def __init__(self, size: int, limit: int) -> None:
-        self._size = size
-        self._free: list[mmap.mmap] = []
+        self._size, self._limit = size, limit
+        self._free: list[mmap.mmap | None] = [None] * limit  # None is yet to be made
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._room = threading.BoundedSemaphore(limit)
+        self._returned = threading.Condition(self._lock)
 
     @contextmanager
     def take(self, length: int) -> Iterator[memoryview]:
         """Lend `length` bytes; what they hold is undefined."""
-        with self._room:
-            with self._lock:
-                buffer = self._free.pop() if self._free else None
+        if self._pid != os.getpid():
+            self._pid, self._free = os.getpid(), [None] * self._limit
+        with self._lock:
+            while not self._free:
+                self._returned.wait()
+            buffer = self._free.pop()
+        try:
             if buffer is None or len(buffer) < length:
-                buffer = mmap.mmap(-1, max(self._size, length))
-            try:
-                yield from _lend(memoryview(buffer)[:length])
-            finally:
-                with self._lock:
-                    self._free.append(buffer)
+                buffer = _map(max(self._size, length))
+            yield from _lend(memoryview(buffer)[:length])
+        finally:
+            with self._lock:
+                self._free.append(buffer)
+                self._returned.notify()
+
+
+def _map(size: int) -> mmap.mmap:
+    """Map memory that requests cost the least CPU with, and that a fork does not touch."""
+    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    # While a page is shared with a child, what O_DIRECT reads may end up in the child's (open(2)).
+    mapping.madvise(mmap.MADV_DONTFORK)
+    return mapping
