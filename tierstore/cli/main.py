@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from tierstore.cli.output import print_error
 from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
 from tierstore.registry import parse_url
 
+_GARBAGE = 50_000  # objects until cycles are looked for: commands make many objects, and few cycles
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 app = typer.Typer(
@@ -86,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    gc.set_threshold(_GARBAGE)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's others spin, and nobody uses them
     try:
         _refuse_secrets(words)
         app(args=words, prog_name="tierstore")
