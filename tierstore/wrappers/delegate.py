@@ -50,7 +50,7 @@ class Call:
         return self._size() if self.operation in WRITES else 0
 
     def _size(self) -> int:
-        return sum(memoryview(buffer).nbytes for buffer in self.buffers)
+        return sum([memoryview(buffer).nbytes for buffer in self.buffers])
 
 
 class Delegate:

@@ -32,7 +32,8 @@ class Limited(Delegate):
         super().__init__(inner)
         self._most = float(requests or "inf")
         self._allowed, self._running, self._asked = self._most, 0, 0
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
+        self._turn, self._waiting = threading.Condition(self._lock), 0
         self._capabilities = (
             replace(inner.capabilities, concurrency=requests, small_concurrency=0)
             if requests
@@ -46,9 +47,13 @@ class Limited(Delegate):
 
     def around(self, call: Call, run: Callable[[], T]) -> T:  # noqa: ARG002 - all take a turn
         """Wait for a turn, and learn from the answer how many there may be."""
-        with self._turn:
+        with self._lock:
             while self._running + 1 > self._allowed:
-                self._turn.wait()
+                self._waiting += 1
+                try:
+                    self._turn.wait()
+                finally:
+                    self._waiting -= 1
             self._running += 1
             asked = self._asked
         throttled = False
@@ -58,10 +63,11 @@ class Limited(Delegate):
             throttled = True
             raise
         finally:
-            with self._turn:
+            with self._lock:
                 self._learn(throttled, asked)
                 self._running -= 1
-                self._turn.notify(2)  # the turn, and one that may have been added
+                if self._waiting:
+                    self._turn.notify(2)  # the turn, and one that may have been added
 
     def _learn(self, throttled: bool, asked: int) -> None:
         if throttled and asked == self._asked:

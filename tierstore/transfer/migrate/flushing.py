@@ -29,7 +29,7 @@ class Flusher:
         self._flush, self._put = flush, put
         self._held: list[m.Copied] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = threading.Event()
 
     def put(self, answer: m.Answer) -> None:
         """Pass an answer on, now or when it is true."""
@@ -39,7 +39,8 @@ class Flusher:
         self._put(m.Flushing(answer.job))
         with self._changed:
             self._held.append(answer)
-            self._changed.notify()
+            if len(self._held) == 1:  # otherwise it is awake
+                self._changed.notify()
 
     def run(self) -> None:
         """Flush again and again, until `close`."""
@@ -59,13 +60,14 @@ class Flusher:
     def close(self) -> None:
         """Have `run` return once nothing is held back."""
         with self._changed:
-            self._closed = True
+            self._closed.set()
             self._changed.notify()
 
     def _next(self) -> list[m.Copied]:
         """Wait for an answer, and for what comes close behind it; none at the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._held or self._closed)
-            self._changed.wait_for(lambda: self._closed, _TOGETHER)
+            self._changed.wait_for(lambda: self._held or self._closed.is_set())
+        self._closed.wait(_TOGETHER)
+        with self._changed:
             held, self._held = self._held, []
             return held

@@ -58,6 +58,8 @@ class Selection:
 
     def wants(self, key: str) -> bool:
         """Whether a key is wanted."""
+        if not (self._include or self._exclude):
+            return True
         if any(pattern.fullmatch(key) for pattern in self._exclude):
             return False
         included = any(pattern.fullmatch(key) for pattern in self._include)
