@@ -132,3 +132,25 @@ def test_headers_with_line_breaks_are_refused(
 def test_half_a_body_is_no_whole_one(start: Start, transport: Transport) -> None:
     with pytest.raises(UnreachableError):
         head_of(start, transport, answer(bytes(1000))[:-400])
+
+
+def test_what_follows_an_answer_unasked_is_not_the_next_one(transport: Transport) -> None:
+    opened = []
+
+    def serve(sock: socket.socket) -> None:
+        opened.append(sock)
+        for number in range(4):
+            read_request(sock)
+            more = answer(b"for nobody") if (len(opened), number) == (1, 1) else b""
+            sock.sendall(answer(b"%d" % number) + more)
+
+    with serving(serve) as url:
+        got = [transport.request("GET", url, headers={}).body for _ in range(6)]
+        transport.close()
+    assert got == [b"0", b"1", b"0", b"1", b"2", b"3"]
+    assert len(opened) == 2
+
+
+def test_half_a_head_is_no_answer(start: Start, transport: Transport) -> None:
+    with pytest.raises(UnreachableError, match="RemoteDisconnected"):
+        head_of(start, transport, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-A: b")

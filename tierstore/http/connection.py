@@ -78,6 +78,11 @@ class Connection(HTTPConnection):
             raw.close()
         self.close()
 
+    def close(self) -> None:
+        """Close the connection, and forget what came over it. Idempotent."""
+        self._inflow = None
+        super().close()
+
     def connect(self) -> None:
         """Open the connection."""
         super().connect()
