@@ -37,9 +37,10 @@ def query_of(prefix: str, after: str, delimiter: str, token: str) -> str:
         token: of the page before; empty for the first one.
     """
     # XML cannot hold every sign that a key may have, so keys are asked for percent-encoded.
-    wanted = {"list-type": "2", "encoding-type": "url", "prefix": prefix, "start-after": after}
-    wanted |= {"delimiter": delimiter, "continuation-token": token}
-    return urlencode([item for item in wanted.items() if item[1]], quote_via=quote, safe="")
+    wanted = {"list-type": "2", "encoding-type": "url", "prefix": prefix}  # policies may look at it
+    more = {"start-after": after, "delimiter": delimiter, "continuation-token": token}
+    wanted |= {name: value for name, value in more.items() if value}
+    return urlencode(wanted, quote_via=quote, safe="")
 
 
 def parse_page(body: bytes, root: str) -> Page | None:

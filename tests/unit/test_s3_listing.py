@@ -71,6 +71,7 @@ def test_the_next_page_is_asked_for_by_its_token() -> None:
         "delimiter": ["/"],
         "continuation-token": ["t/+="],
     }
+    assert query_of("", "", "", "") == "list-type=2&encoding-type=url&prefix="
 
 
 @pytest.mark.parametrize(

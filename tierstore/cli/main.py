@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: always, with the exit code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    usual = gc.get_threshold()
     gc.set_threshold(_GARBAGE)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's others spin, and nobody uses them
     try:
@@ -102,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        gc.set_threshold(*usual)
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 
 _KEPT = 1.0  # seconds until the kernel is asked anew which core is the least busy
+_BORN = -1  # no core's number
 _libc = ctypes.CDLL(None)
 
 
@@ -51,7 +52,7 @@ class Core:
 
     def leave(self) -> None:
         """Have the calling thread run on any core again."""
-        if self._shared:
+        if self._shared or self._mine.cpu not in (None, _BORN):
             self._bind(None)
 
     def _bind(self, cpu: int | None) -> None:
@@ -67,7 +68,7 @@ class Core:
 class _Mine(threading.local):
     """What a thread is bound to: at first what it was born with, and None for no core."""
 
-    cpu: int | None = -1
+    cpu: int | None = _BORN
     scouts = False
 
 
