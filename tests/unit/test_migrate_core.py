@@ -11,12 +11,10 @@ from typing import TypeVar
 
 import pytest
 
+from tests.unit.test_migrate_every_request import migrate
 from tierstore.backends.memory import open_memory
 from tierstore.transfer.migrate import core
 from tierstore.transfer.migrate.core import Core
-from tierstore.transfer.migrate.engine import Migration
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import Ends, Selection, objects
 from tierstore.wrappers.delegate import Call, Delegate
 
 T = TypeVar("T")
@@ -41,8 +39,8 @@ def elsewhere(work: Callable[[], T]) -> T:
     return done[0]
 
 
-def bound(core: Core) -> set[int]:
-    core.join()
+def bound(shared: Core) -> set[int]:
+    shared.join()
     return os.sched_getaffinity(0)
 
 
@@ -118,13 +116,8 @@ def test_what_moves_many_bytes_uses_all_cores(tmp_path: Path) -> None:
     for number in range(20):
         source.inner.create(f"small-{number}", os.urandom(4096))
     source.inner.create("large", os.urandom(2 * part))
-    journal = Journal(tmp_path / "journal", "from", "to")
-    try:
-        ends = Ends(source, target)
-        migration = Migration(ends, journal, objects(ends, Selection()))
-        assert migration.run().moved == 2 * part + 20 * 4096
-    finally:
-        journal.close()
+    migration, _ = migrate(tmp_path / "journal", source, target)
+    assert migration.totals.moved == 2 * part + 20 * 4096
     assert os.sched_getaffinity(0) == CPUS
     small = set().union(*(target.seen[f"small-{number}"] for number in range(20)))
     assert small == {1}

@@ -132,9 +132,9 @@ class AlignedBuffers:
     @contextmanager
     def take(self, length: int) -> Iterator[memoryview]:
         """Lend `length` bytes; what they hold is undefined."""
-        if self._pid != os.getpid():
-            self._pid, self._free = os.getpid(), [None] * self._limit
         with self._lock:
+            if self._pid != os.getpid():
+                self._pid, self._free = os.getpid(), [None] * self._limit
             while not self._free:
                 self._returned.wait()
             buffer = self._free.pop()

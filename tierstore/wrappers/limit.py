@@ -33,7 +33,7 @@ class Limited(Delegate):
         self._most = float(requests or "inf")
         self._allowed, self._running, self._asked = self._most, 0, 0
         self._lock = threading.Lock()
-        self._turn, self._waiting = threading.Condition(self._lock), 0
+        self._turn = threading.Condition(self._lock)
         self._capabilities = (
             replace(inner.capabilities, concurrency=requests, small_concurrency=0)
             if requests
@@ -49,11 +49,7 @@ class Limited(Delegate):
         """Wait for a turn, and learn from the answer how many there may be."""
         with self._lock:
             while self._running + 1 > self._allowed:
-                self._waiting += 1
-                try:
-                    self._turn.wait()
-                finally:
-                    self._waiting -= 1
+                self._turn.wait()
             self._running += 1
             asked = self._asked
         throttled = False
@@ -66,8 +62,7 @@ class Limited(Delegate):
             with self._lock:
                 self._learn(throttled, asked)
                 self._running -= 1
-                if self._waiting:
-                    self._turn.notify(2)  # the turn, and one that may have been added
+                self._turn.notify(2)  # the turn, and one that may have been added
 
     def _learn(self, throttled: bool, asked: int) -> None:
         if throttled and asked == self._asked:
