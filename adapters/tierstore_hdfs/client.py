@@ -27,6 +27,7 @@ from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.session import Session
 
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
+_IN_URLS = "!#$%&'()*+,/:;=?@[]"  # RFC 3986: reserved, or of an escape
 _LUMP = 64 * 1024  # datanodes wait for acknowledgements: more made 1 MiB take 80 ms instead of 10
 
 
@@ -86,7 +87,8 @@ class HdfsClient:
         url = self.call(method, path, op, noredirect="true", **query).get("Location")
         if not isinstance(url, str):
             raise StorageError(f"{op}: the namenode names no datanode")
-        return url
+        # java.net.URI leaves all letters beyond ASCII as they are.
+        return quote(url, safe=_IN_URLS)
 
     def send(self, url: str, body: Buffer) -> None:
         """Send bytes to a datanode, from where they are, and have it answer 201."""

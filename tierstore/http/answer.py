@@ -1,4 +1,4 @@
-"""Answers over a connection that stands, at a third of http.client's CPU time.
+"""Answers at a third of http.client's CPU time.
 
 For a small object, parsing headers as e-mail and copying them cost more than all the rest. RFC 9112
 says how an answer is framed; a body of a length that is not told is http.client's business.

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -43,7 +44,7 @@ class Connection(HTTPConnection):
     def exchange(
         self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None
     ) -> Answer:
-        """Send a request while the connection stands; return the answer, its head read.
+        """Send a request over the open connection; return the answer, its head read.
 
         Raises:
             OSError: the connection failed.
@@ -135,33 +136,29 @@ class TLSConnection(Connection, HTTPSConnection):
     """The same over TLS."""
 
 
-class _Standing(HTTPConnectionPool):
-    """A pool that lends a connection that stands."""
+class _Lending(HTTPConnectionPool):
+    """A pool that lends its connections."""
 
-    def lend(self, seconds: float) -> Connection | None:
-        """Return one, to be given back; None if the next one has to be opened first.
+    def lend(self, seconds: float) -> Connection:
+        """Return one, to be given back; it may have to be opened.
 
         Raises:
             EmptyPoolError: all of them are in use for so long.
         """
-        connection = self._get_conn(timeout=seconds)
-        if isinstance(connection, Connection) and connection.sock is not None:
-            return connection
-        self._put_conn(connection)
-        return None
+        return cast("Connection", self._get_conn(timeout=seconds))
 
     def give_back(self, connection: Connection) -> None:
         """Take it back, open or closed."""
         self._put_conn(connection)
 
 
-class Pool(_Standing):
+class Pool(_Lending):
     """A pool of such connections."""
 
     ConnectionCls = Connection
 
 
-class TLSPool(_Standing, HTTPSConnectionPool):
+class TLSPool(_Lending, HTTPSConnectionPool):
     """The same over TLS."""
 
     ConnectionCls = TLSConnection

@@ -127,11 +127,15 @@ class Transport:
         answer: urllib3.BaseHTTPResponse | None = None
         try:
             plain = body is None or isinstance(body, Buffer)
-            if plain and (route := self._route(url)) and (standing := route.lend(deadlines.total)):
+            if plain and (route := self._route(url)):
                 target = "/" + url.partition("://")[2].partition("/")[2]
-                return _over(route, standing, (method, target, headers, body), (into, ok))
-            answer = self._opened(method, url, headers, body, deadlines)
-            return _taken(_raw(answer), answer.status, answer.headers, into, ok)
+                given = _over(route, deadlines, (method, target, headers, body), (into, ok))
+            else:
+                answer = self._by_urllib3(method, url, headers, body, deadlines)
+                given = _taken(_raw(answer), answer.status, answer.headers, into, ok)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s %s: %d", method, _place(url), given.status)
+            return given
         except TierstoreError as error:
             if isinstance(error, StorageError) and not error.url:
                 error.url = _place(url)
@@ -143,7 +147,7 @@ class Transport:
                 _release(answer, clock)
             CLOCK.reset(token)
 
-    def _opened(
+    def _by_urllib3(
         self,
         method: str,
         url: str,
@@ -151,7 +155,7 @@ class Transport:
         body: Buffer | None,
         deadlines: Deadlines,
     ) -> urllib3.BaseHTTPResponse:
-        """Have urllib3 open a connection, or ask a proxy, and send a request."""
+        """Have urllib3 ask a proxy, or send a body piece by piece."""
         return self._manager(url).urlopen(
             method,
             url,
@@ -168,7 +172,7 @@ class Transport:
         )
 
     def _route(self, url: str) -> Pool | TLSPool | None:
-        """Return the pool of a server that is reached directly, once it was met."""
+        """Return the pool of a server that is reached directly."""
         scheme, _, rest = url.partition("://")
         server = rest.partition("/")[0]
         pool = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
@@ -247,13 +251,16 @@ def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
 
 def _over(
     pool: Pool | TLSPool,
-    connection: Connection,
+    deadlines: Deadlines,
     request: tuple[str, str, Mapping[str, str], Buffer | None],
     wanted: tuple[Sequence[memoryview] | None, Container[int]],
 ) -> Response:
-    """Send a request over a connection that stands, receive its answer, and give it back."""
-    answer = None
+    """Send a request over a connection of the pool, receive its answer, and give it back."""
+    connection, answer = pool.lend(deadlines.total), None
     try:
+        if connection.sock is None:
+            connection.timeout = min(deadlines.connect, deadlines.total)
+            connection.connect()
         raw = connection.exchange(*request)
         answer = _taken(raw, raw.status, raw.headers, *wanted)
         return answer
