@@ -6,122 +6,32 @@ Each peer runs with the settings that its own documentation recommends for durab
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-State = dict[str, torch.Tensor]
+from benchmarks.floors import BareCopy, BareFile, BareS3
+from benchmarks.peer import Blocking, Peer, State, fsync
 
 
-class Peer(Protocol):
-    """One way of saving and loading. `where` is a folder, or an s3:// URL where `remote`."""
-
-    settings: str
-
-    def __init__(self, where: str) -> None: ...
-
-    def save(self, step: int, state: State) -> None:
-        """Return when the state is durable."""
-        ...
-
-    def save_async(self, step: int, state: State) -> Callable[[], object]:
-        """Return once training may go on, with a call that waits for the rest."""
-        ...
-
-    def load(self, step: int, state: State) -> None:
-        """Fill the state's tensors."""
-        ...
-
-    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
-        """Fill `out` with the leading rows of the tensor `name`, which has `rows` of them."""
-        ...
-
-    def close(self) -> None:
-        """Release everything."""
-        ...
-
-
-class _Blocking:
-    """What a peer without an asynchronous save or slices has."""
-
-    settings = ""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def save(self, step: int, state: State) -> None:
-        raise NotImplementedError
-
-    def save_async(self, step: int, state: State) -> Callable[[], object]:
-        self.save(step, state)
-        return lambda: None
-
-    def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
-        whole = {name: torch.empty(rows, *out.shape[1:])}
-        self.load(step, whole)
-        out.copy_(whole[name][: len(out)])
-
-    def load(self, step: int, state: State) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-    def _file(self, step: int) -> Path:
-        folder = Path(self.where) / str(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{os.environ.get('RANK', '0')}.bin"
-
-
-def _fsync(path: Path) -> None:
-    for target in (path, path.parent):
-        fd = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-class BareCopy(_Blocking):
-    """The floor of a stall: copy every tensor into memory that was touched before."""
-
-    settings = "copy_ loop into touched memory"
-
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
-        self._copies: State = {}
-
-    def save(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
-        self._copies = self._copies or {name: torch.zeros_like(t) for name, t in state.items()}
-        for name, tensor in state.items():
-            self._copies[name].copy_(tensor)
-
-    def load(self, step: int, state: State) -> None:  # noqa: ARG002 - as above
-        for name, tensor in state.items():
-            tensor.copy_(self._copies[name])
-
-
-class TorchSave(_Blocking):
+class TorchSave(Blocking):
     """torch.save and torch.load."""
 
     settings = "torch.save + fsync; torch.load(weights_only=True) + copy_"
 
     def save(self, step: int, state: State) -> None:
-        torch.save(state, self._file(step))
-        _fsync(self._file(step))
+        torch.save(state, self.path(step))
+        fsync(self.path(step))
 
     def load(self, step: int, state: State) -> None:
-        loaded = torch.load(self._file(step), weights_only=True)
+        loaded = torch.load(self.path(step), weights_only=True)
         for name, tensor in state.items():
             tensor.copy_(loaded[name])
 
 
-class Safetensors(_Blocking):
+class Safetensors(Blocking):
     """The safetensors library."""
 
     settings = "save_file + fsync; safe_open + copy_"
@@ -129,24 +39,24 @@ class Safetensors(_Blocking):
     def save(self, step: int, state: State) -> None:
         from safetensors.torch import save_file
 
-        save_file(state, self._file(step))
-        _fsync(self._file(step))
+        save_file(state, self.path(step))
+        fsync(self.path(step))
 
     def load(self, step: int, state: State) -> None:
         from safetensors import safe_open
 
-        with safe_open(self._file(step), framework="pt") as file:
+        with safe_open(self.path(step), framework="pt") as file:
             for name, tensor in state.items():
                 tensor.copy_(file.get_tensor(name))
 
     def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:  # noqa: ARG002 - the file knows
         from safetensors import safe_open
 
-        with safe_open(self._file(step), framework="pt") as file:
+        with safe_open(self.path(step), framework="pt") as file:
             out.copy_(file.get_slice(name)[: len(out)])
 
 
-class _Dcp(_Blocking):
+class _Dcp(Blocking):
     """Any reader and writer of torch.distributed.checkpoint."""
 
     def writer(self, step: int) -> Any:
@@ -333,6 +243,7 @@ def _url(where: str) -> str:
 
 LOCAL: dict[str, type[Peer]] = {
     "bare copy": BareCopy,
+    "bare file": BareFile,
     "tierstore": Tierstore,
     "tierstore dcp": TierstoreDcp,
     "torch.save": TorchSave,
@@ -341,6 +252,7 @@ LOCAL: dict[str, type[Peer]] = {
     "dcp file, 4 threads": DcpFileThreads,
 }
 REMOTE: dict[str, type[Peer]] = {
+    "bare s3": BareS3,
     "tierstore s3": Tierstore,
     "tierstore dcp s3": TierstoreDcp,
     "dcp fsspec s3fs": DcpFsspec,
@@ -358,12 +270,3 @@ def by_place(names: Iterable[str]) -> list[list[str]]:
     for name in names:
         groups[name in REMOTE].append(name)
     return [group for group in groups if group]
-
-
-def stalled(peer: Peer, step: int, state: State) -> float:
-    """Save asynchronously, wait for the end, and return the seconds the caller was blocked."""
-    started = time.perf_counter()
-    wait = peer.save_async(step, state)
-    stall = time.perf_counter() - started
-    wait()
-    return stall

@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from benchmarks import states
 from benchmarks.measure import measure
-from benchmarks.peers import PEERS, Peer, stalled
+from benchmarks.peer import Peer, stalled
+from benchmarks.peers import PEERS
 
 SLICE_BYTES = 4 * 1024 * 1024
 

@@ -38,11 +38,12 @@ def test_a_short_comparison(tmp_path: Path) -> None:
         *("--rounds", "1", "--scale", "0.01", "--rest", "0", "--place", str(tmp_path)),
         *("--only", "1 tensor", "--json", str(written)),
         *("--peer", "bare copy", "--peer", "tierstore", "--peer", "dcp file"),
+        *("--peer", "bare file", "--peer", "bare s3"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(written.read_text())["scenarios"]["1 tensor"]
     assert found["errors"] == {}
-    for peer in ("tierstore", "dcp file"):
+    for peer in ("tierstore", "dcp file", "bare file", "bare s3"):
         measures = found["peers"][peer]
         assert {"save", "async", "load cold", "load warm", "slice"} <= set(measures)
         assert measures["save"]["cpu"]["median"] > 0
