@@ -185,6 +185,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     done = tierstore("migrate", str(tmp_path / "nothing"), str(tmp_path / "dst"))
     assert done.code == 1
     assert f"there is nothing to migrate at file://{tmp_path}/nothing" in done.said
+    name = f"nothing-{os.urandom(8).hex()}"
+    done = tierstore("migrate", f"/{name}", str(tmp_path / "dst"))
+    assert (done.code, f"file:///{name} is no folder" in done.said) == (2, True)
 
 
 def test_a_bar_for_who_watches(src: Path, tmp_path: Path) -> None:

@@ -111,8 +111,16 @@ class Place:
 
     @property
     def parent(self) -> str:
-        """The URL of the folder that it is in."""
-        return self.base.rpartition("/")[0]
+        """The URL of the folder that it is in.
+
+        Raises:
+            ConfigError: that is the root of the disk, which is no tier.
+        """
+        folder = self.base.rpartition("/")[0]
+        if folder.endswith("//"):
+            text = f"{self.base} is no folder, and a single object cannot lie in the root folder"
+            raise ConfigError(text, hint="name a folder, or an object in one")
+        return folder
 
     @property
     def name(self) -> str:
