@@ -425,6 +425,7 @@ def test_a_hundred_saves_grow_nothing(url: str) -> None:
     with Checkpointer(url, run="run") as checkpointer:
         for step in range(30):
             checkpointer.save(step, state).wait()
+        gc.collect()  # of earlier tests: their files would be closed meanwhile
         before = resources()
         for step in range(30, 130):
             checkpointer.save(step, state).wait()
@@ -436,6 +437,7 @@ def test_a_hundred_saves_grow_nothing(url: str) -> None:
 def test_closing_frees_threads_files_and_staging_memory(url: str) -> None:
     with Checkpointer(url, run="run") as checkpointer:  # what is imported late is imported now
         checkpointer.save(1, {"w": torch.ones(1000)}).wait()
+    gc.collect()  # of earlier tests: their files would be closed meanwhile
     _, files, threads = resources()
     for step in (2, 3):
         checkpointer = Checkpointer(url, run="run")
