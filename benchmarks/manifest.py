@@ -8,7 +8,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks import machine
 from benchmarks.options import Disk, JsonFile
@@ -24,6 +26,7 @@ from tierstore.keys import Attempt
 ATTEMPT, NONCE = Attempt(1, 1, 1), "0" * 16
 SHAPES = {"1,000 ranks": (1000, 1000, 1), "1,000 chunks a tensor": (4, 250, 1000)}
 """What a million chunks may be: ranks, tensors, chunks of each tensor on each rank."""
+_CHUNKS = 1_000_000
 _DATA, _CHUNK = 4096, 32  # where a file's data starts, and bytes of a chunk
 
 
@@ -81,10 +84,11 @@ def measure(folder: Path, ranks: int, tensors: int, per: int) -> dict[str, float
 
 def markdown(document: dict[str, Any]) -> str:
     """Return the table."""
+    chunks = document.get("chunks", _CHUNKS)
     lines = [
         heading(document),
         "",
-        "| a million chunks | commit, s | open and find a tensor, ms | manifest, MB |",
+        f"| {chunks:,} chunks | commit, s | open and find a tensor, ms | manifest, MB |",
         "|---|---|---|---|",
     ]
     for name, found in document["figures"].items():
@@ -104,13 +108,15 @@ def run(
     *,
     json_file: JsonFile = None,
     place: Disk = Path(),
+    scale: Annotated[float, typer.Option(min=0.05, max=1, help="Share of the tensors.")] = 1.0,
 ) -> None:
     """Commit a million chunks on a local tier, open the manifest and find a tensor in it."""
     figures = {}
-    for name, shape in SHAPES.items():
+    for name, (ranks, tensors, per) in SHAPES.items():
         with tempfile.TemporaryDirectory(dir=place, prefix="tierstore-bench-") as folder:
-            figures[name] = measure(Path(folder), *shape)
+            figures[name] = measure(Path(folder), ranks, int(tensors * scale), per)
     document = {"machine": machine.describe(place), "rounds": 1, "figures": figures}
+    document["chunks"] = int(_CHUNKS * scale)
     if json_file:
         json_file.write_text(json.dumps(document, indent=1))
     print(markdown(document))

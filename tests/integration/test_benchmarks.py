@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.hdfs_worker import Files
 from benchmarks.measure import Sample
 from benchmarks.migrate_ends import Site, make
 from tests import model_points
+from tests.conftest import HdfsRoot
 from tierstore.config import Config, TierConfig
 from tierstore.model.workload import BYTES_PER_PARAMETER, SHAPES, Shape
 from tierstore.testing.servers import S3Server
@@ -25,10 +27,13 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.torch
 
 
-def compare(*arguments: str, what: str = "checkpoint") -> subprocess.CompletedProcess[str]:
+def compare(
+    *arguments: str, what: str = "checkpoint", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", what, *arguments]
+    known = {**os.environ, **(environment or {})}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=known
     )
 
 
@@ -54,24 +59,24 @@ def test_a_short_comparison(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.slow
-def test_a_million_chunks_on_this_disk(tmp_path: Path) -> None:
+def test_many_chunks_on_this_disk(tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
-    done = compare("--json", str(written), what="manifest")
+    done = compare("--scale", "0.05", "--json", str(written), what="manifest")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(written.read_text())["figures"]) == 2
+    assert "| 50,000 chunks |" in done.stdout
     assert not list(ROOT.glob("tierstore-bench-*"))
 
 
 @pytest.mark.hdfs
-@pytest.mark.usefixtures("hdfs_root")  # not without a real HDFS, although it starts its own
 @pytest.mark.parametrize("deadline", ["300", "0.001"], ids=["in time", "hanging"])
-def test_a_short_comparison_on_hdfs(tmp_path: Path, deadline: str) -> None:
-    written = tmp_path / "figures.json"
+def test_a_short_comparison_on_hdfs(hdfs_root: HdfsRoot, tmp_path: Path, deadline: str) -> None:
+    written, server = tmp_path / "figures.json", hdfs_root.server
     done = compare(
         *("--rounds", "1", "--scale", "0.01", "--deadline", deadline, "--json", str(written)),
         *("--peer", "tierstore"),
         what="hdfs",
+        environment={"TIERSTORE_TEST_HDFS": f"http://{server.user}@{server.address}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(written.read_text())
