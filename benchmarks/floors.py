@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 
 from benchmarks.peer import Blocking, State, fsync
-from tierstore.blocks import BLOCK_SIZE, crc32c, cut
+from tierstore.blocks import BLOCK_SIZE, block_crcs, cut
 
 _THREADS = 4
 _PART = 8 * BLOCK_SIZE
@@ -42,7 +42,7 @@ class BareCopy(Blocking):
 
 
 class _Bare(Blocking):
-    """Copies a state into one piece of memory that was touched before, and out of it.
+    """Copies a state into one piece of memory that was touched before.
 
     Args:
         where: as of any peer.
@@ -108,27 +108,35 @@ class BareS3(_Bare):
         self._local = threading.local()
 
     def save(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
-        self._each(self._copied(state), partial(self._move, "PUT"))
+        self._each(self._copied(state), self._put)
 
     def load(self, step: int, state: State) -> None:  # noqa: ARG002 - as above
-        self._each(_views(state), partial(self._move, "GET"))
+        self._each(_views(state), self._get)
 
-    def _move(self, method: str, start: int, memory: list[memoryview]) -> None:
+    def _put(self, start: int, memory: list[memoryview]) -> None:
+        _checksum(memory)
+        (body,) = memory
+        with self._ask("PUT", start, body):
+            pass
+
+    def _get(self, start: int, memory: list[memoryview]) -> None:
+        with self._ask("GET", start) as answer:
+            for view in memory:
+                _fill(answer, view)
+        _checksum(memory)
+
+    def _ask(
+        self, method: str, start: int, body: memoryview | None = None
+    ) -> http.client.HTTPResponse:
         address = urlsplit(_signed(f"{self.where}/{os.environ.get('RANK', '0')}-{start}", method))
         if not hasattr(self._local, "connection"):
             self._local.connection = http.client.HTTPConnection(address.netloc)
         connection: http.client.HTTPConnection = self._local.connection
-        body = memory[0] if method == "PUT" else None
-        if body is not None:
-            _checksum(memory)
         connection.request(method, f"{address.path}?{address.query}", body)
-        with connection.getresponse() as answer:
-            if answer.status != 200:
-                raise RuntimeError(f"{method} {address.path}: {answer.status}")
-            for view in memory if body is None else ():
-                _fill(answer, view)
-        if body is None:
-            _checksum(memory)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise RuntimeError(f"{method} {address.path}: {answer.status}")
+        return answer
 
 
 def _fill(answer: http.client.HTTPResponse, view: memoryview) -> None:
@@ -153,8 +161,7 @@ def _read(fd: int, start: int, memory: list[memoryview]) -> None:
 
 def _checksum(memory: Iterable[memoryview]) -> None:
     for view in memory:
-        for start in range(0, view.nbytes, BLOCK_SIZE):
-            crc32c(view[start : start + BLOCK_SIZE])
+        block_crcs(view)
 
 
 def _views(state: State) -> list[memoryview]:
@@ -162,7 +169,7 @@ def _views(state: State) -> list[memoryview]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 @cache

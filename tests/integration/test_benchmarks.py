@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,10 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.torch
 
 
-def compare(
-    *arguments: str, what: str = "checkpoint", environment: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def compare(*arguments: str, what: str = "checkpoint") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", what, *arguments]
-    known = {**os.environ, **(environment or {})}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=known
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ
     )
 
 
@@ -64,19 +60,22 @@ def test_many_chunks_on_this_disk(tmp_path: Path) -> None:
     done = compare("--scale", "0.05", "--json", str(written), what="manifest")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads(written.read_text())["figures"]) == 2
-    assert "| 50,000 chunks |" in done.stdout
+    assert "| 1,000 ranks | 50,000 |" in done.stdout
+    assert "| 1,000 chunks a tensor | 48,000 |" in done.stdout  # 12 of them, on 4 ranks
     assert not list(ROOT.glob("tierstore-bench-*"))
 
 
 @pytest.mark.hdfs
 @pytest.mark.parametrize("deadline", ["300", "0.001"], ids=["in time", "hanging"])
-def test_a_short_comparison_on_hdfs(hdfs_root: HdfsRoot, tmp_path: Path, deadline: str) -> None:
+def test_a_short_comparison_on_hdfs(
+    hdfs_root: HdfsRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadline: str
+) -> None:
     written, server = tmp_path / "figures.json", hdfs_root.server
+    monkeypatch.setenv("TIERSTORE_TEST_HDFS", f"http://{server.user}@{server.address}")
     done = compare(
         *("--rounds", "1", "--scale", "0.01", "--deadline", deadline, "--json", str(written)),
         *("--peer", "tierstore"),
         what="hdfs",
-        environment={"TIERSTORE_TEST_HDFS": f"http://{server.user}@{server.address}"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(written.read_text())
