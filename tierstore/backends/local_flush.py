@@ -43,12 +43,12 @@ class Flushed:
         Returns:
             Its status; None where something has this name, or this file system cannot do it.
         """
-        folder, site = os.path.dirname(path), self.site()
+        folder, flags = os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+        self.site()
         try:
-            site.folders.ensure(folder)
-            fd = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            fd = os.open(folder, flags, 0o666)
         except OSError:
-            return None  # whoever does it the usual way finds out why
+            return None  # whoever does it the usual way makes the folder, or finds out why
         try:
             rest = memoryview(buffer)
             while rest.nbytes:
