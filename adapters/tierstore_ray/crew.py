@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import tierstore
 from tierstore.errors import ConfigError
 from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, width_of
+from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, room_of, width_of
 from tierstore.transfer.migrate.listing import Ends
 from tierstore_ray.sight import Probe, Sight, sight_of
 from tierstore_ray.worker import Answered, Worker
@@ -78,7 +78,7 @@ def open_crew(recipe: Recipe, ends: Ends, cluster: Cluster) -> RayCrew:
         probe.close()
         raise
     begin = (tierstore.__version__, recipe, sight, cluster.environment)
-    return RayCrew(begin, width_of(ends), probe)
+    return RayCrew(begin, width_of(ends), room_of(ends), probe)
 
 
 def _connect(address: str) -> None:
@@ -99,14 +99,15 @@ class RayCrew:
 
     Args:
         begin: what each worker is told first.
-        width: commands at once of each.
+        width: commands that each carries out at once.
+        room: commands that each is given.
         probe: closed at the end.
     """
 
     def __init__(
-        self, begin: tuple[str, Recipe, Sight, dict[str, str]], width: int, probe: Probe
+        self, begin: tuple[str, Recipe, Sight, dict[str, str]], width: int, room: int, probe: Probe
     ) -> None:
-        self._begin, self._width, self._probe = begin, width, probe
+        self._begin, self._width, self._room, self._probe = begin, width, room, probe
         self._members: dict[str, _Member] = {}
         self._left_out: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -160,7 +161,7 @@ class RayCrew:
                 return
             if not error and not reason:
                 member.joined = True
-                self._tell(m.Joined(member.name, self._width))
+                self._tell(m.Joined(member.name, self._room))
                 return
             member.left = True
         if reason:

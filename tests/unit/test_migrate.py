@@ -23,7 +23,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.crew import Buffers
+from tierstore.transfer.migrate.crew import Buffers, room_of
 from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.listing import Ends, Selection, objects
@@ -244,7 +244,7 @@ def test_everything_fails(src: Path, tmp_path: Path) -> None:
     fault = Fault("create", error=AccessError("denied"), times=9999)
     done = Run(tmp_path, folder(src), folder(tmp_path / "dst", fault))
     assert done.migration.trouble == "100 objects failed one after the other, the last: denied"
-    assert done.totals.settled[m.Outcome.FAILED] < 120
+    assert done.totals.settled[m.Outcome.FAILED] <= 100 + room_of(Ends(done.source, done.target))
 
 
 @pytest.mark.parametrize("key", ["large", "sub/3"])

@@ -30,6 +30,7 @@ from tierstore.wrappers.metrics import Metered
 GROUP = "tierstore.crews"
 _MEMORY = 512 * 1024**2
 _SMALL = 8 * 1024**2
+_AHEAD = 32  # small commands: more than end before the next ones are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +172,18 @@ def retries_of(ends: Ends) -> int:
 
 def heavy_of(ends: Ends) -> int:
     """Return for how many small commands a large one counts, so that large ones are fewer."""
-    return max(1, width_of(ends) // _wide(ends))
+    return max(1, room_of(ends) // _wide(ends))
 
 
 def width_of(ends: Ends) -> int:
     """Return how many commands at once suit one worker with these ends."""
     source, target = ends.source.capabilities, ends.target.capabilities
     return max(_wide(ends), source.small_concurrency, target.small_concurrency)
+
+
+def room_of(ends: Ends) -> int:
+    """Return how many commands one worker is given, some ahead, so that it never waits for one."""
+    return width_of(ends) + _AHEAD
 
 
 def hands_of(ends: Ends, core: Core, *, durable: bool = True) -> Hands:
@@ -212,7 +218,7 @@ class Threads:
         self._flusher: Flusher | None = None
         self._hands = hands_of(ends, core, durable=not self._flushes)
         self._tasks: queue.SimpleQueue[m.Task | None] = queue.SimpleQueue()
-        self._width = width_of(ends)
+        self._width, self._room = width_of(ends), room_of(ends)
         self._threads: list[threading.Thread] = []
 
     def start(self, tell: Callable[[m.Event], None]) -> None:
@@ -230,7 +236,7 @@ class Threads:
         ]
         for thread in self._threads:
             thread.start()
-        tell(m.Joined("", self._width))
+        tell(m.Joined("", self._room))
 
     def submit(self, worker: str, task: m.Task) -> None:
         """See `Crew.submit`."""

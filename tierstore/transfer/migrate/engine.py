@@ -23,6 +23,7 @@ GRACE = 0.75
 """Seconds that parts under way are waited for when the migration is stopped."""
 _TICK = 0.1
 _AT_ONCE = 64  # events between two looks at the clock
+_TOGETHER = 0.001  # seconds: answers of small commands are taken several at once
 
 
 class Migration:
@@ -131,6 +132,7 @@ class Migration:
             self._perform(self._machine.handle(event))
             for _ in range(_AT_ONCE):
                 if self._events.empty():
+                    time.sleep(_TOGETHER)
                     break
                 self._perform(self._machine.handle(self._events.get()))
         if time.monotonic() >= self._waits_until:

@@ -322,7 +322,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A worker is there that carries out so many commands at once."""
+    """A worker is there that is given so many commands at once."""
 
     worker: str
     width: int
