@@ -225,6 +225,22 @@ def test_an_upload_whose_file_was_taken_away(tmp_path: Path):
             commit()
 
 
+def test_a_small_file_that_is_flushed_later_has_no_other_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_WRONLY))
+    except OSError:
+        pytest.skip("no O_TMPFILE in this file system")
+    backend = open_local(f"file://{tmp_path}")
+    monkeypatch.setattr("tierstore.backends.local.LocalUpload", None)  # it has, until its commit
+    for key in ("new/folder/first", "new/folder/second"):
+        backend.create(key, b"x", if_absent=True, durable=False)
+        assert (tmp_path / key).read_bytes() == b"x"
+    backend.flush()
+    backend.close()
+
+
 # -- direct I/O ------------------------------------------------------------------------------
 
 

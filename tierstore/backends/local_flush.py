@@ -43,12 +43,11 @@ class Flushed:
         Returns:
             Its status; None where something has this name, or this file system cannot do it.
         """
-        folder, flags = os.path.dirname(path), os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
-        self.site()
+        site = self.site()
         try:
-            fd = os.open(folder, flags, 0o666)
+            fd = _unnamed(site.folders, os.path.dirname(path))
         except OSError:
-            return None  # whoever does it the usual way makes the folder, or finds out why
+            return None  # whoever does it the usual way finds out why
         try:
             rest = memoryview(buffer)
             while rest.nbytes:
@@ -81,3 +80,13 @@ class Flushed:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _unnamed(folders: Folders, folder: str) -> int:
+    """Open a new file without a name in a folder, which is made if it is not there."""
+    flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+    try:
+        return os.open(folder, flags, 0o666)
+    except FileNotFoundError:
+        folders.ensure(folder)
+        return os.open(folder, flags, 0o666)
