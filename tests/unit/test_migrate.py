@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.crew import Buffers, room_of
+from tierstore.transfer.migrate.crew import Buffers, room_of, width_of
 from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.listing import Ends, Selection, objects
@@ -235,6 +236,32 @@ def test_permission_is_lost_half_way(src: Path, tmp_path: Path) -> None:
     again = Run(tmp_path, folder(src), folder(tmp_path / "dst"))
     settled = {outcome: number for outcome, number in again.totals.settled.items() if number}
     assert settled == {m.Outcome.COPIED: 31, m.Outcome.SAME: 26}
+
+
+def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None:
+    source, begun, released = memory(), threading.Semaphore(0), threading.Event()
+    for number in range(100):
+        source.inner.create(f"{number:03}", b"x")
+
+    def wait(_call: object) -> None:
+        begun.release()
+        assert released.wait(30)
+
+    target = memory(Fault("create", times=100, action=wait))
+    ends = Ends(source, target)
+    with closing(Journal(tmp_path / "journal", "from", "to")) as journal:
+        migration = Migration(ends, journal, objects(ends, Selection()))
+        stopper = threading.Thread(target=lambda: begun.acquire() and migration.stop())
+        stopper.start()
+        totals = migration.run()  # waits for a while, not for these
+        stopper.join()
+        threads = [each for each in threading.enumerate() if "tierstore-migrate" in each.name]
+        released.set()
+        for thread in threads:
+            thread.join(30)
+    assert totals.settled[m.Outcome.COPIED] == 0
+    created = sum(call.operation == "create" for call in target.calls)
+    assert 0 < created <= width_of(ends) < room_of(ends)
 
 
 def test_everything_fails(src: Path, tmp_path: Path) -> None:

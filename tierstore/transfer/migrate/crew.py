@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Protocol
@@ -103,7 +103,7 @@ class Crew(Protocol):
         ...
 
     def close(self, *, patience: float = 0.0) -> None:
-        """End all workers, after what is under way or so many seconds. Idempotent."""
+        """End all workers, after what they have begun or so many seconds. Idempotent."""
         ...
 
     @property
@@ -245,6 +245,9 @@ class Threads:
 
     def close(self, *, patience: float = 0.0) -> None:
         """See `Crew.close`."""
+        with suppress(queue.Empty):
+            while True:  # what was given ahead is not begun any more
+                self._tasks.get_nowait()
         for _ in self._threads:
             self._tasks.put(None)
         if self._flusher:
