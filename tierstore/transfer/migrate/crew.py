@@ -172,7 +172,7 @@ def retries_of(ends: Ends) -> int:
 
 def heavy_of(ends: Ends) -> int:
     """Return for how many small commands a large one counts, so that large ones are fewer."""
-    return max(1, room_of(ends) // _wide(ends))
+    return room_of(ends) // _wide(ends)
 
 
 def width_of(ends: Ends) -> int:
