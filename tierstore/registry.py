@@ -22,12 +22,14 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tierstore.backend import Backend
 from tierstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "tierstore.backends"
 CREDENTIALS_HINT = (
@@ -190,8 +192,10 @@ _FROM_TEXT: Mapping[object, Callable[[str], object]] = {
 
 
 @functools.cache
-def _entries() -> Mapping[str, metadata.EntryPoint]:
-    return {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+def _entries() -> Mapping[str, EntryPoint]:
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
 def schemes() -> list[str]:
@@ -266,6 +270,8 @@ def merge_query(
 
 
 def _missing_package(scheme: str, error: ModuleNotFoundError) -> ConfigError:
+    from importlib import metadata
+
     package = "tierstore"
     if scheme in (metadata.metadata(package).get_all("Provides-Extra") or ()):
         package = f"tierstore[{scheme}]"

@@ -19,8 +19,6 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-import numpy as np
-
 from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, copy, cut
 
 _BOUNCE = BLOCK_SIZE + ALIGNMENT  # an unaligned block still takes one request
@@ -28,6 +26,18 @@ _SAMPLE = 16 * ALIGNMENT
 _MOST_BUFFERS = 1024  # IOV_MAX of readv(2)
 _local = threading.local()
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _View(ctypes.Structure):
+    """Py_buffer of CPython's buffer protocol; only the address is read."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("sizes", ctypes.c_ssize_t * 2),
+        ("flags", ctypes.c_int * 2),
+        ("rest", ctypes.c_void_p * 5),
+    )
 
 
 def is_direct(fd: int) -> bool:
@@ -139,9 +149,7 @@ def is_cached(fd: int, offset: int, length: int) -> bool:
     """
     start = offset // ALIGNMENT * ALIGNMENT
     with mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as mapping:
-        pages = np.frombuffer(mapping, np.uint8)
-        base, size = pages.ctypes.data, len(pages)
-        del pages  # the mapping cannot be closed while an array holds it
+        base, size = _address(mapping), len(mapping)
         last = (size - 1) // ALIGNMENT * ALIGNMENT
         return _resident(base, min(size, _SAMPLE)) and _resident(
             base + max(0, last - _SAMPLE), min(size, _SAMPLE)
@@ -155,8 +163,14 @@ def _resident(address: int, length: int) -> bool:
     return all(page & 1 for page in answer)
 
 
-def _address(view: memoryview) -> int:
-    return int(np.frombuffer(view, np.uint8).ctypes.data)
+def _address(memory: memoryview | mmap.mmap) -> int:
+    """Return where memory begins, be it read-only; NumPy could tell, but takes 0.1 s to import."""
+    view = _View()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(memory), ctypes.byref(view), 0)
+    try:
+        return view.buf or 0
+    finally:
+        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
 
 
 def _bounce() -> memoryview:

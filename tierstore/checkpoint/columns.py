@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tierstore.blocks import Buffer
+from tierstore.checkpoint.commit import FORMAT
 from tierstore.errors import FormatError, InvalidKeyError, NewerFormatError
 from tierstore.keys import Attempt
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
-
-FORMAT = 1
-"""The version of fragments, manifests and commits that this code writes."""
 
 _FORMAT_KEY = b"tierstore.format"
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tierstore.blocks import Buffer, crc32c
-from tierstore.checkpoint.columns import FORMAT
 from tierstore.errors import (
     AttemptDeletedError,
     FormatError,
@@ -20,6 +19,9 @@ from tierstore.errors import (
     NewerFormatError,
 )
 from tierstore.keys import Attempt, RunKeys
+
+FORMAT = 1
+"""The version of fragments, manifests and commits that this code writes."""
 
 
 @dataclass(frozen=True, slots=True)

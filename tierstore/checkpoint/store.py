@@ -8,19 +8,19 @@ How an attempt comes to exist::
 The last writer commits. Whoever sees all fragments may commit, at any time, again: all write the
 same manifest, and of several commits the first one stays. There is no coordinator, so a last writer
 that dies is replaced by whoever looks next.
+
+Fragments and manifests are arrays, and NumPy takes 0.1 s to import: a look at what there is does
+without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import crc32c
 from tierstore.checkpoint.commit import Commit
-from tierstore.checkpoint.fragment import Fragment, read_fragment
-from tierstore.checkpoint.manifest import Manifest
-from tierstore.checkpoint.merge import Merged, merge
 from tierstore.checkpoint.objects import map_object, read_objects, read_record, sizes_in
 from tierstore.checkpoint.timeline import Launch, timeline
 from tierstore.errors import (
@@ -33,6 +33,11 @@ from tierstore.errors import (
     TruncatedFileError,
 )
 from tierstore.keys import RUNS, Attempt, AttemptKeys, RunKeys
+
+if TYPE_CHECKING:
+    from tierstore.checkpoint.fragment import Fragment
+    from tierstore.checkpoint.manifest import Manifest
+    from tierstore.checkpoint.merge import Merged
 
 
 class CommitEntry(NamedTuple):
@@ -141,6 +146,8 @@ class RunStore:
             IntegrityError: the manifest is missing, damaged or another attempt's.
             TruncatedFileError: it has another size than the commit says.
         """
+        from tierstore.checkpoint.manifest import Manifest
+
         key = self.keys.attempt(commit.attempt, commit.nonce).manifest(commit.manifest_crc32c)
         try:
             buffer = map_object(self.backend, key, commit.manifest_size)
@@ -194,6 +201,8 @@ class RunStore:
             fragments = read_objects(self.backend, found)
         except NotFoundError:
             return None  # swept just now: the next look finds the tombstone
+        from tierstore.checkpoint.merge import merge
+
         merged = merge(fragments, [info.key for info in found])
         commit = _commit_of(merged)
         if (commit.attempt, commit.nonce) != (attempt, nonce):
@@ -221,6 +230,8 @@ class RunStore:
         found: list[ObjectInfo] = []
         for info in self.backend.list(keys.fragments):
             if ranks is None:
+                from tierstore.checkpoint.fragment import read_fragment
+
                 data = read_objects(self.backend, [info])[0]
                 ranks = read_fragment(data, info.key).info.ranks
             expected = keys.fragment(ranks[len(found)]) if len(found) < len(ranks) else None

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tierstore.blocks import Buffer
-from tierstore.checkpoint.columns import FORMAT
-from tierstore.checkpoint.commit import seal, unseal
+from tierstore.checkpoint.commit import FORMAT, seal, unseal
 from tierstore.errors import FormatError, InvalidKeyError
 from tierstore.keys import Attempt, RunKeys
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tierstore.checkpoint.commit import Commit
-from tierstore.checkpoint.manifest import Manifest
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch, timeline
 from tierstore.errors import (
@@ -24,7 +23,10 @@ from tierstore.errors import (
 )
 from tierstore.keys import Attempt, RunKeys
 from tierstore.ladder.tiers import OpenTier
-from tierstore.transfer.read import Replica
+
+if TYPE_CHECKING:
+    from tierstore.checkpoint.manifest import Manifest
+    from tierstore.transfer.read import Replica
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +173,8 @@ def open_attempt(
     Raises:
         CheckpointError: no tier has a readable commit and manifest of the whole world, and why.
     """
+    from tierstore.transfer.read import Replica
+
     replicas: list[Replica] = []
     found: tuple[Commit, Manifest] | None = None
     troubles: list[tuple[str, TierstoreError]] = []
