@@ -12,6 +12,7 @@ from benchmarks import (
     migrate,
     mlperf,
     publish,
+    start,
     storage,
     storage_model,
     timeline,
@@ -26,6 +27,7 @@ app.command("migrate")(migrate.run)
 app.command("mlperf")(mlperf.run)
 app.command("model")(storage_model.run)
 app.command("report")(publish.run)
+app.command("start")(start.run)
 app.command("storage")(storage.run)
 app.command("timeline")(timeline.run)
 

@@ -17,6 +17,7 @@ from benchmarks import (
     pictures,
     rates,
     report,
+    start,
     storage_model,
     storage_report,
     timeline_report,
@@ -58,6 +59,7 @@ KINDS = {
     "fits": Kind("Storage time", storage_report.markdown, pictures.of_storage),
     "verdicts": Kind("The storage-time model on new points", _verdicts),
     "rows": Kind("A job of four processes beside its prediction", ladder.markdown),
+    "starts": Kind("Starting the command", start.markdown),
     "figures": Kind("A million chunks", manifest.markdown),
 }
 """A key that only this comparison's JSON has -> what becomes of it."""

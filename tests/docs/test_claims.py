@@ -25,14 +25,19 @@ from tierstore import errors, registry
 from tierstore.checkpoint.columns import schema
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.timeline import Launch
-from tierstore.cli.main import app
+from tierstore.cli.commands import Deferred
+from tierstore.cli.main import program
 from tierstore.config import Policy, TierConfig, load_config
 from tierstore.keys import Attempt
 from tierstore.ladder.diagnosis import diagnose
 from tierstore_hdfs import open_hdfs
 
 OPERATORS, TORCH, FORMAT = (ROOT / f"docs/{page}.md" for page in ("operators", "torch", "format"))
-COMMANDS: dict[str, click.Command] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, click.Command] = {
+    name: command.load()
+    for name, command in program().commands.items()
+    if isinstance(command, Deferred)
+}
 BENCHMARKS: dict[str, click.Command] = typer.main.get_command(benchmarks).commands  # type: ignore[attr-defined]
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _CALL = re.compile(r"\(.*\)$")

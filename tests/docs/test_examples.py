@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
+from tests.command import tierstore
 from tests.docs import pages
 from tests.docs.conftest import Sandbox
 from tests.docs.pages import PAGES, ROOT, Block, all_blocks, blocks, name
@@ -115,11 +115,9 @@ def _run(block: Block, text: str, names: dict[str, Any]) -> None:
 
 
 def _tierstore(block: Block, arguments: list[str]) -> str:
-    from tierstore.cli.main import app
-
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, f"{block}: {arguments}: {done.output} {done.exception!r}"
-    return done.output
+    done = tierstore(*arguments)
+    assert done.code == 0, f"{block}: {arguments}: {done.out} {done.err}"
+    return done.out
 
 
 def _squeezed(text: str) -> str:

@@ -6,8 +6,9 @@ import io
 import os
 import signal
 import socket
+import subprocess
 import sys
-import time
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from rich.console import Console
 
 from tests.command import tierstore
 from tests.loopback import answer, read_request, serving
+from tests.patience import PATIENCE
+from tests.shards import until
 from tierstore.cli import demo
 from tierstore.config import load_config
 from tierstore.errors import TierstoreError
@@ -206,7 +209,7 @@ def test_a_line_that_its_rank_died_in_is_left_out(tmp_path: Path) -> None:
 
 CHILD = """
 import signal, subprocess, sys, time
-sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+sleep = [sys.executable, "-c", "import time; time.sleep(3600)"]
 rank = subprocess.Popen(sleep, start_new_session=True)
 def end(*_):
     rank.terminate()
@@ -215,7 +218,7 @@ def end(*_):
     sys.exit(1)
 signal.signal(signal.SIGTERM, end)
 print(rank.pid, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -227,34 +230,57 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_job_that_does_not_end_is_ended_with_its_ranks() -> None:
-    command = [sys.executable, "-c", CHILD]
+@pytest.fixture
+def started(tmp_path: Path) -> Path:
+    """Where a job that was started writes its rank's process id."""
+    return tmp_path / "rank"
+
+
+def job(started: Path) -> list[str]:
+    script = CHILD.replace("flush=True)\ntime", f"file=open({str(started)!r}, 'w'))\ntime")
+    assert str(started) in script
+    return [sys.executable, "-c", script]
+
+
+def written(started: Path) -> bool:
+    return started.exists() and started.read_text().endswith("\n")
+
+
+def test_a_job_that_does_not_end_is_ended_with_its_ranks(
+    started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    communicate = subprocess.Popen.communicate
+
+    def once_started(process: Any, *given: Any, **how: Any) -> Any:
+        until(lambda: written(started))  # its second begins with its ranks
+        return communicate(process, *given, **how)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", once_started)
     with pytest.raises(demo.DemoError, match=r"did not end within 1 s") as caught:
-        demo._run_to_end(command, dict(os.environ), 1)
-    _, rank, ended = str(caught.value).splitlines()
+        demo._run_to_end(job(started), dict(os.environ), 1)
+    _, ended = str(caught.value).splitlines()
     assert ended == "ranks ended"
-    assert gone(int(rank))
+    assert gone(int(started.read_text()))
 
 
-def test_an_interrupt_ends_the_job_and_its_ranks(tmp_path: Path) -> None:
-    log = tmp_path / "rank"
-    script = CHILD.replace("print(rank.pid", f"print(rank.pid, file=open({str(log)!r}, 'w')")
-    previous = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    signal.setitimer(signal.ITIMER_REAL, 1.0)
-    started = time.monotonic()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            demo._run_to_end([sys.executable, "-c", script], dict(os.environ), 30)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert time.monotonic() - started < 15
-    assert gone(int(log.read_text()))
+def test_an_interrupt_ends_the_job_and_its_ranks(started: Path) -> None:
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until(lambda: written(started))
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        demo._run_to_end(job(started), dict(os.environ), PATIENCE)
+    thread.join()
+    assert gone(int(started.read_text()))
 
 
 def test_an_ordinary_job_tells_its_code_and_output() -> None:
     code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
-    ended, log = demo._run_to_end([sys.executable, "-u", "-c", code], dict(os.environ), 30)
+    ended, log = demo._run_to_end([sys.executable, "-u", "-c", code], dict(os.environ), PATIENCE)
     assert (ended, sorted(log.split())) == (3, ["err", "out"])
 
 

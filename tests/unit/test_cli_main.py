@@ -7,13 +7,13 @@ import pty
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import folders, ladder_file, save, start, tierstore
+from tests.patience import PATIENCE, noted_retries
 from tierstore import __version__
 from tierstore.testing.servers import free_port
 
@@ -44,7 +44,7 @@ def test_help_says_what_each_command_does(command: str, purpose: str) -> None:
     done = tierstore(command, "--help")
     assert done.code == 0
     assert "Usage:" in done.out
-    assert purpose in done.out
+    assert purpose in " ".join(done.out.split())
     assert "--json" in done.out
     assert purpose.split(",")[0][:30] in " ".join(tierstore("--help").out.split())
 
@@ -70,10 +70,10 @@ def test_without_a_command_there_is_help() -> None:
     ("words", "said"),
     [
         (["sl"], "No such command 'sl'"),
-        (["ls", "--josn"], "No such option: --josn"),
+        (["ls", "--josn"], "No such option '--josn'"),
         (["verify", "../run", "-c", "file:///nowhere"], "'../run'"),
         (["show"], "Missing argument"),
-        (["show", "run", "latest"], "Invalid value for 'step'"),
+        (["show", "run", "latest"], "Invalid value for '[STEP]'"),
         (["ls", "file:///tmp/x"], "behind --config"),
         (["verify", "s3://bucket/x"], "behind --config"),
         (["ls", "-c", "a.toml", "-c", "file:///tmp/x"], "not a mixture"),
@@ -161,17 +161,16 @@ def test_a_dead_server_is_named_with_what_to_do(
     assert "hunter2" not in done.err
 
 
-def test_nobody_waits_long_for_a_dead_server(dead: str) -> None:
+def test_nobody_waits_long_for_a_dead_server(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save would wait for two minutes."""
-    started = time.monotonic()
+    retries = noted_retries(monkeypatch)
     assert tierstore("ls", "--config", dead).code == 1
-    assert time.monotonic() - started < 15
-    started = time.monotonic()
+    assert retries == [5.0]
     done = tierstore("doctor", "--config", dead)
     assert done.code == 1
     assert "failed  reachable" in done.out
     assert "hunter2" not in done.out + done.err
-    assert time.monotonic() - started < 10
+    assert retries == [5.0], "doctor tries once"
 
 
 # Terminals and pipes
@@ -191,7 +190,7 @@ def terminal(*words: str) -> tuple[int, str]:
         if process.poll() is not None and not seen:
             break
     os.close(main)
-    return process.wait(timeout=30), seen.decode()
+    return process.wait(timeout=PATIENCE), seen.decode()
 
 
 @pytest.fixture
@@ -212,17 +211,30 @@ def test_a_terminal_has_colour_and_a_bar(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain_terminal")
+@pytest.mark.parametrize("words", [["show", "run"], ["show", "other"]])
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_the_environment_can_refuse_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str, value: str
+) -> None:
+    save(folders(tmp_path, "t"), 1)
+    monkeypatch.setenv(name, value)
+    code, seen = terminal(*words, "-c", f"file://{tmp_path}/t")
+    assert code == (words[1] == "other")
+    assert "\x1b" not in seen
+
+
+@pytest.mark.usefixtures("plain_terminal")
 def test_a_pipe_has_neither(tmp_path: Path) -> None:
     save(folders(tmp_path, "t"), 1)
     words = ("verify", "run", "-c", f"file://{tmp_path}/t")
     with start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("run step 1 on local: good")
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("words", [["ls"], ["ls", "--json"]])
+@pytest.mark.parametrize("words", [["ls"], ["ls", "--json"], ["show", "run"]])
 def test_a_reader_that_leaves_early(tmp_path: Path, words: list[str]) -> None:
     """As in `tierstore ls | head -1`."""
     save(folders(tmp_path, "t"), 1)
@@ -232,7 +244,7 @@ def test_a_reader_that_leaves_early(tmp_path: Path, words: list[str]) -> None:
         *words, "-c", f"file://{tmp_path}/t", stdout=write, stderr=subprocess.PIPE
     ) as process:
         os.close(write)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (LEFT, "")
 
 
@@ -240,7 +252,7 @@ def test_a_reader_that_leaves_early(tmp_path: Path, words: list[str]) -> None:
 def silent() -> Iterator[socket.socket]:
     """A server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(30)
+        server.settimeout(PATIENCE)
         yield server
 
 
@@ -252,6 +264,6 @@ def test_an_interrupt_ends_with_130_and_no_word(silent: socket.socket, command: 
         connection, _ = silent.accept()
         with connection:
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err.strip() == ""

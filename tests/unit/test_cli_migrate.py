@@ -16,6 +16,8 @@ import pytest
 
 from tests.command import start, tierstore
 from tests.files import contents
+from tests.patience import PATIENCE
+from tests.shards import until
 from tierstore.cli.ends import Place
 
 
@@ -200,7 +202,7 @@ def test_a_bar_for_who_watches(src: Path, tmp_path: Path) -> None:
         while more := os.read(terminal, 65536):
             shown += more
     os.close(terminal)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert out.startswith("3 objects: 3 copied\n")
     assert b"of 3 objects" in shown
@@ -209,14 +211,22 @@ def test_a_bar_for_who_watches(src: Path, tmp_path: Path) -> None:
 
 def test_the_second_signal_ends_it_at_once(src: Path, tmp_path: Path) -> None:
     (src / "b.bin").write_bytes(os.urandom(40_000_000))
-    slow = f"file://{tmp_path}/dst?write_bandwidth=2000000"
+    slow = f"file://{tmp_path}/dst?write_bandwidth=10000"  # more than an hour
     process = start("migrate", str(src), slow)
     state = tmp_path / "state"
     # Once before it is begun and once with its token: then its parts are on their way.
     while not any(path.read_bytes().count(b'"begun"') > 1 for path in state.rglob("*.journal")):
         assert process.poll() is None
         time.sleep(0.02)
+    assert catches(process.pid, signal.SIGTERM)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    until(lambda: not catches(process.pid, signal.SIGTERM))  # the first was heard
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(PATIENCE) == 130
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)

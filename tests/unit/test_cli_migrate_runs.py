@@ -14,6 +14,7 @@ import pytest
 from tests.command import Done, folders, ladder_file, save, start, stored, tierstore
 from tests.damage import flip
 from tests.files import contents
+from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, stage
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.collect import delete
@@ -192,11 +193,9 @@ def test_what_did_not_arrive_is_not_removed(src: Path, tmp_path: Path) -> None:
 
 def test_killed_while_readers_have_their_time(src: Path, tmp_path: Path) -> None:
     urls = f"file://{src}", f"file://{tmp_path}/dst"
-    words = ["--run", "run", "--delete-source", "--grace", "60"]
+    words = ["--run", "run", "--delete-source", "--grace", "3600"]
     process = start("migrate", *urls, *words, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
     while steps(src):
-        assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -215,7 +214,7 @@ def nodes(tmp_path: Path) -> list[str]:
         path = tmp_path / f"node{rank}"
         with closing(Saver([folder("t", path, [rank])], "run")) as saver:
             work = stage(Attempt(1, 1, 1), launch(world=2), rank=rank, world=2, rows=900)
-            saver.submit(*work).wait(timeout=30)
+            saver.submit(*work).wait(timeout=PATIENCE)
         made.append(str(path))
     return made
 

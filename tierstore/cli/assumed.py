@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from tierstore.cli.amounts import assignments, nbytes, number, of_tiers, seconds
-from tierstore.cli.output import JsonOption
+from tierstore.cli.options import PATH, json_option, option
 from tierstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ class Question:
 
     model: Annotated[
         str,
-        typer.Option(
+        option(
             "--params",
             "--shape",
             metavar="N|SHAPE",
@@ -64,22 +62,28 @@ class Question:
             "1t).",
         ),
     ]
-    nodes: Annotated[int, typer.Option("--nodes", help="Machines of the job.")]
+    nodes: Annotated[int, option("--nodes", type=int, help="Machines of the job.")]
     mtbf: Annotated[
         str,
-        typer.Option("--mtbf", help="Mean time between failures of one machine, such as 150d."),
+        option("--mtbf", help="Mean time between failures of one machine, such as 150d."),
     ]
     points: Annotated[
-        Path, typer.Option("--points", "-p", help="The file that `tierstore bench` wrote.")
+        Path, option("--points", "-p", type=PATH, help="The file that `tierstore bench` wrote.")
     ]
-    gpus: Annotated[int, typer.Option("--gpus", help="Ranks on each machine.")] = 8
+    gpus: Annotated[
+        int, option("--gpus", type=int, show_default=True, help="Ranks on each machine.")
+    ] = 8
     assume: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assume", "-a", metavar="KEY=VALUE", help="A number that nobody measured; repeatable."
+        tuple[str, ...],
+        option(
+            "--assume",
+            "-a",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="A number that nobody measured; repeatable.",
         ),
-    ] = None
-    as_json: JsonOption = False
+    ] = ()
+    as_json: Annotated[bool, json_option] = False
 
     def read(self) -> Setting:
         """Return it as the model takes it.

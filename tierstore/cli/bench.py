@@ -9,14 +9,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from tierstore.cli.amounts import duration, nbytes
+from tierstore.cli.options import PATH, config_option, json_option
 from tierstore.cli.output import (
-    ConfigOption,
-    JsonOption,
     console,
     of_tier,
     print_error,
@@ -35,28 +34,32 @@ FITTED = ("put", "write", "commit", "read", "list")
 """What is fitted: "write" and "commit" are the parts of a put, "read" is get and range."""
 
 
+@click.command
+@config_option("config")
+@click.option(
+    "--seconds", default=60.0, show_default=True, help="On each tier, at most about this long."
+)
+@click.option(
+    "--bytes",
+    "limit",
+    default="16G",
+    show_default=True,
+    help="Moved on each tier, both ways, at most.",
+)
+@click.option("--size", "sizes", multiple=True, help="Of a request, such as 8M; repeatable.")
+@click.option("--concurrency", multiple=True, type=int, help="Requests in flight; repeatable.")
+@click.option("--points", "-p", type=PATH, help="Write what was measured here.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and where; do nothing.")
+@json_option("as_json")
 def run(
-    config: ConfigOption = None,
-    *,
-    seconds: Annotated[
-        float, typer.Option("--seconds", help="On each tier, at most about this long.")
-    ] = 60.0,
-    limit: Annotated[
-        str, typer.Option("--bytes", help="Moved on each tier, both ways, at most.")
-    ] = "16G",
-    sizes: Annotated[
-        list[str] | None, typer.Option("--size", help="Of a request, such as 8M; repeatable.")
-    ] = None,
-    concurrency: Annotated[
-        list[int] | None, typer.Option("--concurrency", help="Requests in flight; repeatable.")
-    ] = None,
-    points: Annotated[
-        Path | None, typer.Option("--points", "-p", help="Write what was measured here.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written, and where; do nothing.")
-    ] = False,
-    as_json: JsonOption = False,
+    config: tuple[str, ...],
+    seconds: float,
+    limit: str,
+    sizes: tuple[str, ...],
+    concurrency: tuple[int, ...],
+    points: Path | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Measure each tier: sizes x concurrency x put, get, range, first byte and list.
 
@@ -67,10 +70,8 @@ def run(
     from tierstore.model.bench import Limits
     from tierstore.model.fit import require_scipy
 
-    tiers = load_config(*(config or [])).tiers
-    bounds = Limits(
-        seconds, nbytes(limit), tuple(int(nbytes(s)) for s in sizes or ()), tuple(concurrency or ())
-    )
+    tiers = load_config(*config).tiers
+    bounds = Limits(seconds, nbytes(limit), tuple(int(nbytes(s)) for s in sizes), concurrency)
     if dry_run:
         plans = [_planned(tier, bounds) for tier in tiers]
         print_json(plans) if as_json else _print_plans(plans)
@@ -89,7 +90,7 @@ def run(
     for name, error in failed:
         print_error(of_tier(name, error))
     if failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _measure(

@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from tierstore.cli.options import flag, option
 from tierstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class Elsewhere:
 
     on: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--on",
             metavar="ray",
             help="Split the work over a Ray cluster's nodes. A folder has to be on each.",
@@ -31,16 +30,17 @@ class Elsewhere:
     ] = None
     address: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--ray-address",
             metavar="HOST:PORT",
             envvar="RAY_ADDRESS",
+            show_envvar=True,
             help="The cluster; the one that runs on this machine if left out.",
         ),
     ] = None
     sends: Annotated[
         bool,
-        typer.Option(
+        flag(
             "--send-credentials",
             help="Let nodes use this machine's AWS_* and HADOOP_* variables instead of their own.",
         ),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
+import click
 
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import MoveOptions, OnConflict, move
-from tierstore.cli.options import takes
+from tierstore.cli.moving import CONFLICT, MoveOptions, OnConflict, move
+from tierstore.cli.options import option, takes
 from tierstore.errors import NotFoundError
 
 
@@ -18,10 +18,17 @@ class Options(MoveOptions):
     """What to do where DST exists."""
 
     conflict: Annotated[
-        OnConflict, typer.Option("--conflict", help="Where DST is something else already.")
+        OnConflict,
+        option(
+            "--conflict",
+            type=CONFLICT,
+            show_default=True,
+            help="Where DST is something else already.",
+        ),
     ] = OnConflict.fail
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Copy one object, verify it, and go on inside it after any kill with the same command."""

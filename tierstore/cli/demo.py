@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from tierstore.cli.output import JsonOption, console, print_json, size, table
+from tierstore.cli.options import PLACE, json_option
+from tierstore.cli.output import console, print_json, size, table
 from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
@@ -82,12 +83,11 @@ class Demo:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
     def launch(self, title: str, ranks: int, *extra: str, save: bool = True) -> Job:
-        """Run the training job under torchrun until it ends."""
+        """Run the training job until it ends."""
         self.out.print(title, style="bold", end=" ", soft_wrap=True)
         events = self.folder / "events" / str(next(self._numbers))
         events.mkdir(parents=True)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(ranks), "-m", "tierstore_torch.demo.train"]
+        command = [sys.executable, "-m", "tierstore_torch.demo.train", "--ranks", str(ranks)]
         command += ["--steps", str(_STEPS), "--every", str(_EVERY), "--events", str(events)]
         command += ["--job", self.run, *(["--config", self.config] if save else []), *extra]
         started = time.perf_counter()
@@ -110,9 +110,7 @@ class Demo:
 
 
 def _run_to_end(command: list[str], environment: dict[str, str], seconds: float) -> tuple[int, str]:
-    """Run torchrun and return its exit code and what it and its ranks printed.
-
-    Its ranks are in sessions of their own: only torchrun, asked politely, ends them too.
+    """Run the job and return its exit code and what its ranks printed.
 
     Raises:
         DemoError: it did not end in time.
@@ -154,25 +152,22 @@ def _events(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def run(
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--config",
-            "-c",
-            metavar="FILE|URL",
-            help="Save to these tiers instead: a configuration file, or URLs, one each.",
-            show_default=False,
-        ),
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="An empty folder for it all; a temporary one if left out.", file_okay=False
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
+@click.command
+@click.option(
+    "--config",
+    "-c",
+    multiple=True,
+    type=PLACE,
+    metavar="FILE|URL",
+    help="Save to these tiers instead: a configuration file, or URLs, one each.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
+    help="An empty folder for it all; a temporary one if left out.",
+)
+@json_option("as_json")
+def run(config: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
     """Train a small transformer with FSDP2, kill a rank while it saves, and resume.
 
     Saves to a local folder, to S3 (MinIO if it is on PATH, otherwise moto in this process) and to
@@ -212,7 +207,7 @@ def _check_packages(*, own: bool) -> None:
             )
 
 
-def _own_tiers(config: list[str] | None) -> Path | str | None:
+def _own_tiers(config: tuple[str, ...]) -> Path | str | None:
     """Return the file of the tiers that were asked for, or TOML of their URLs; None if none were.
 
     Raises:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from tierstore.cli.output import ConfigOption, JsonOption, console, print_json
+from tierstore.cli.options import config_option, json_option
+from tierstore.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from tierstore.backend import Check
     from tierstore.config import TierConfig
 
-_COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
-def run(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@click.command
+@config_option("config")
+@json_option("as_json")
+def run(config: tuple[str, ...], as_json: bool) -> None:
     """Check each tier: reachable, writable, conditional create, checksums, clock, disk; advise.
 
     Writes and deletes a few small objects below doctor/ on every tier. Exits with 1 if a check
@@ -28,11 +32,10 @@ def run(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     show: Callable[[Check], None] = _silent if as_json else _show
     found: dict[str, tuple[str, list[Check]]] = {}
-    for tier in load_config(*(config or [])).tiers:
+    for tier in load_config(*config).tiers:
         if not as_json:
-            out = console()
-            out.print(tier.name, style="bold", end="")
-            out.print(f"  {tier.url}", soft_wrap=True)
+            say(tier.name, bold=True, nl=False)
+            say(f"  {tier.url}")
         found[tier.name] = tier.url, _look(tier, show)
     if as_json:
         print_json(
@@ -42,7 +45,7 @@ def run(config: ConfigOption = None, as_json: JsonOption = False) -> None:
             }
         )
     if any(check.outcome == "failed" for _, checks in found.values() for check in checks):
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _look(tier: TierConfig, show: Callable[[Check], None]) -> list[Check]:
@@ -60,8 +63,8 @@ def _silent(check: Check) -> None:
 
 
 def _show(check: Check) -> None:
-    out = console()
-    out.print(f"  {check.outcome:<8}", style=_COLOURS[check.outcome], end="")
-    out.print(f"{check.name}: {check.detail}", soft_wrap=True)
+    failed = check.outcome == "failed"
+    say(f"  {check.outcome:<8}", fg=_COLOURS[check.outcome], bold=failed, nl=False)
+    say(f"{check.name}: {check.detail}")
     if check.advice:
-        out.print(f"          -> {check.advice}", soft_wrap=True)
+        say(f"          -> {check.advice}")

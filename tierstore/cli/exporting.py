@@ -6,20 +6,20 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.amounts import some_bytes
 from tierstore.cli.conversion import Conversion
-from tierstore.cli.options import takes
-from tierstore.cli.output import (
-    RunArgument,
-    TierOption,
-    console,
-    count,
-    open_tiers,
-    print_json,
-    size,
+from tierstore.cli.options import (
+    PLACE,
+    argument,
+    flag,
+    option,
+    run_argument,
+    takes,
+    tier_option,
 )
+from tierstore.cli.output import count, open_tiers, print_json, say, size
 from tierstore.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 class Options(Conversion):
     """What is exported, and where to."""
 
-    run: RunArgument
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A path or URL to write to.")]
+    run: Annotated[str, run_argument]
+    target: Annotated[str, argument(type=PLACE, help="A path or URL to write to.")]
     step: Annotated[
-        int | None, typer.Option("--step", "-s", help="The step; the latest if left out.")
+        int | None, option("--step", "-s", type=int, help="The step; the latest if left out.")
     ] = None
-    tier: TierOption = None
+    tier: Annotated[str | None, tier_option] = None
     form: Annotated[
-        str,
-        typer.Option("--to", metavar="FORMAT", help="hf, torch or dcp; a file's name tells it."),
+        str, option("--to", metavar="FORMAT", help="hf, torch or dcp; a file's name tells it.")
     ] = ""
     max_shard: Annotated[
-        str, typer.Option("--max-shard-size", help="Bytes of one file of several.")
+        str, option("--max-shard-size", show_default=True, help="Bytes of one file of several.")
     ] = "5GB"
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False
+    force: Annotated[bool, flag("--force", help="Replace an earlier export.")] = False
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Export a step as a torch.save file, a DCP folder or Hugging Face safetensors.
@@ -105,17 +105,15 @@ def _facts(plan: ExportPlan, options: Options, name: str) -> dict[str, Any]:
 def _print(facts: dict[str, Any], note: str) -> None:
     from tierstore.convert.selection import some
 
-    out = console()
     verb = "would export" if facts["dry_run"] else "exported"
     what = f"{count(facts['tensors'], 'tensor')}, {count(facts['values'], 'value')}"
-    out.print(
+    say(
         f"{verb} {what}, {size(facts['bytes'])} of {facts['run']} step {facts['step']} to "
         f"{facts['target']} ({facts['format']}, {count(len(facts['files']), 'file')})",
-        soft_wrap=True,
     )
     if facts["not_selected"]:
-        out.print(f"  not selected: {facts['not_selected']}")
+        say(f"  not selected: {facts['not_selected']}")
     if facts["left_out"]:
-        out.print(f"  left out, no tensors: {some(facts['left_out'], 10)}", soft_wrap=True)
+        say(f"  left out, no tensors: {some(facts['left_out'], 10)}")
     if note:
-        out.print(f"  {note}", soft_wrap=True)
+        say(f"  {note}")

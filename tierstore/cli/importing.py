@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.conversion import Conversion
-from tierstore.cli.options import takes
-from tierstore.cli.output import RunArgument, console, count, open_tiers, print_json, size
+from tierstore.cli.options import PLACE, argument, flag, option, run_argument, takes
+from tierstore.cli.output import count, open_tiers, print_json, say, size
 from tierstore.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 class Options(Conversion):
     """What is imported, and what it becomes."""
 
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A path or URL.")]
-    run: RunArgument
-    step: Annotated[int, typer.Argument(metavar="STEP", min=0, help="The step it becomes.")]
+    source: Annotated[str, argument(type=PLACE, help="A path or URL.")]
+    run: Annotated[str, run_argument]
+    step: Annotated[int, argument(type=click.IntRange(min=0), help="The step it becomes.")]
     tier: Annotated[
-        str | None, typer.Option("--tier", "-t", help="Only to this tier; to all if left out.")
+        str | None, option("--tier", "-t", help="Only to this tier; to all if left out.")
     ] = None
     form: Annotated[
-        str, typer.Option("--from", metavar="FORMAT", help="hf, torch or dcp; guessed if left out.")
+        str, option("--from", metavar="FORMAT", help="hf, torch or dcp; guessed if left out.")
     ] = ""
     force: Annotated[
-        bool, typer.Option("--force", help="Go back: the run's steps from STEP on are abandoned.")
+        bool, flag("--force", help="Go back: the run's steps from STEP on are abandoned.")
     ] = False
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Import a torch.save file, a DCP folder or Hugging Face safetensors as a step of a run.
@@ -89,20 +90,17 @@ def _facts(plan: ImportPlan, options: Options, name: str, tiers: list[OpenTier])
 def _print(facts: dict[str, Any]) -> None:
     from tierstore.convert.selection import some
 
-    out = console()
     verb = "would import" if facts["dry_run"] else "imported"
     what = f"{count(facts['tensors'], 'tensor')}, {count(facts['values'], 'value')}"
-    out.print(
+    say(
         f"{verb} {what}, {size(facts['bytes'])} from {facts['source']} ({facts['format']}) as "
         f"{facts['run']} step {facts['step']} on {', '.join(facts['tiers'])}",
-        soft_wrap=True,
     )
     if facts["not_selected"]:
-        out.print(f"  not selected: {facts['not_selected']}")
+        say(f"  not selected: {facts['not_selected']}")
     if facts["left_out"]:
-        out.print(f"  left out: {some(facts['left_out'], 10)}", soft_wrap=True)
+        say(f"  left out: {some(facts['left_out'], 10)}")
     if facts["pickles"]:
-        out.print(
+        say(
             f"  kept as pickles, which restoring refuses by default: {some(facts['pickles'])}",
-            soft_wrap=True,
         )

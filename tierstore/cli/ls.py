@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
+from tierstore.cli.options import config_option, json_option, run_argument
 from tierstore.cli.output import (
-    AnyRunArgument,
-    ConfigOption,
-    JsonOption,
     console,
     of_tier,
     open_tiers,
     print_json,
     print_unseen,
+    say,
     table,
 )
 from tierstore.errors import CheckpointNotFoundError, StorageError, TierstoreError
@@ -54,14 +53,14 @@ class Row:
         return {"run": self.run, **numbers, "line": self.line, "tiers": self.tiers}
 
 
-def run(
-    run: AnyRunArgument = None,
-    config: ConfigOption = None,
-    everything: Annotated[
-        bool, typer.Option("--all", "-a", help="Also abandoned lines and deleted steps.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
+@click.command
+@run_argument("run", required=False, help="A run; all runs if left out.")
+@config_option("config")
+@click.option(
+    "--all", "-a", "everything", is_flag=True, help="Also abandoned lines and deleted steps."
+)
+@json_option("as_json")
+def run(run: str | None, config: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """List checkpoints, newest first, and the tiers that hold them.
 
     A tier that cannot be listed is reported, the others are shown, and the exit code is 1.
@@ -85,7 +84,7 @@ def run(
         _print(shown, everyone, unseen, hidden=len(rows) - len(shown))
     if unseen:
         print_unseen(unseen)
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _runs(tiers: Sequence[OpenTier]) -> tuple[list[str], Unseen]:
@@ -120,15 +119,16 @@ def _rows(tiers: Sequence[OpenTier], run: str, unseen: Unseen) -> list[Row]:
 
 
 def _print(rows: list[Row], tiers: list[str], unseen: Unseen, *, hidden: int) -> None:
-    shown = table(["run", "step", "launch", "try", "line", *tiers], right=("step", "launch", "try"))
-    absent = dict.fromkeys(tiers, "-") | {tier: "?" for tier, _ in unseen}
-    for row in rows:
-        marks = ["yes" if tier in row.tiers else absent[tier] for tier in tiers]
-        numbers = map(str, (row.step, row.launch, row.number))
-        shown.add_row(row.run, *numbers, row.line, *marks)
     if rows:
+        numbers = ("step", "launch", "try")
+        shown = table(["run", *numbers, "line", *tiers], right=numbers)
+        absent = dict.fromkeys(tiers, "-") | {tier: "?" for tier, _ in unseen}
+        for row in rows:
+            marks = ["yes" if tier in row.tiers else absent[tier] for tier in tiers]
+            counted = map(str, (row.step, row.launch, row.number))
+            shown.add_row(row.run, *counted, row.line, *marks)
         console().print(shown)
     else:
-        console(stderr=True).print("no checkpoints")
+        say("no checkpoints", stderr=True)
     if hidden:
-        console(stderr=True).print(f"{hidden} abandoned or deleted not shown; --all shows them")
+        say(f"{hidden} abandoned or deleted not shown; --all shows them", stderr=True)

@@ -7,76 +7,48 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
 from tierstore import __version__
-from tierstore.cli import (
-    bench,
-    cp,
-    demo,
-    doctor,
-    exporting,
-    importing,
-    ls,
-    migrate,
-    plan,
-    predict,
-    show,
-    sync,
-    verify,
-)
+from tierstore.cli.commands import COMMANDS, Deferred
 from tierstore.cli.output import print_error
 from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
-from tierstore.registry import parse_url
 
+NAME = "tierstore"
 _GARBAGE = 50_000  # objects until cycles are looked for: commands make many objects, and few cycles
+_INTERRUPTED = 130
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
-app = typer.Typer(
-    name="tierstore",
-    help="Sharded torch checkpoints over memory, NVMe, HDFS and S3: look at, check and try them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # joins the lines of a paragraph
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("ls")(ls.run)
-app.command("show")(show.run)
-app.command("verify")(verify.run)
-app.command("migrate")(migrate.run)
-app.command("sync")(sync.run)
-app.command("cp")(cp.run)
-app.command("import")(importing.run)
-app.command("export")(exporting.run)
-app.command("doctor")(doctor.run)
-app.command("bench")(bench.run)
-app.command("predict")(predict.run)
-app.command("plan")(plan.run)
-app.command("demo")(demo.run)
+
+class _Program(click.Group):
+    """All commands in their own order; Ctrl-C ends each without a word."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        return [*self.commands]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
-def _print_version(value: bool) -> None:
-    if value:
-        typer.echo(f"tierstore {__version__}")
-        raise typer.Exit
-
-
-@app.callback(
-    epilog="Exit codes: 0 fine, 1 something is missing, damaged or unreachable, 2 wrong usage."
-)
-def options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
-        ),
-    ] = False,
-) -> None:
-    """Options before the command."""
-    del version
+def program() -> click.Group:
+    """Return the whole command line."""
+    group = _Program(
+        NAME,
+        [Deferred(name, module, purpose) for name, (module, purpose) in COMMANDS.items()],
+        help="Sharded torch checkpoints over memory, NVMe, HDFS and S3: look at, check and try "
+        "them.",
+        epilog="Exit codes: 0 fine, 1 something is missing, damaged or unreachable, 2 wrong usage.",
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    version = click.version_option(
+        __version__, message="%(prog)s %(version)s", help="Print the version."
+    )
+    return version(group)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's others spin, and nobody uses them
     try:
         _refuse_secrets(words)
-        app(args=words, prog_name="tierstore")
+        program()(args=words, prog_name=NAME)
     except (ConfigError, InvalidKeyError, ModelError) as error:
         print_error(error)
         sys.exit(2)
@@ -102,13 +74,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_error(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     finally:
         gc.set_threshold(*usual)
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:
     """Look at every URL first: what is said about a wrong word repeats it."""
-    for word in words:
-        if url := _URL.search(word):
-            parse_url(url[0])
+    if urls := [found[0] for word in words if (found := _URL.search(word))]:
+        from tierstore.registry import parse_url
+
+        for url in urls:
+            parse_url(url)

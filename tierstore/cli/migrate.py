@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
+import click
 
 from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import Globs, MoveOptions, OnConflict, Removal, move
-from tierstore.cli.options import takes
+from tierstore.cli.moving import (
+    CONFLICT,
+    Globs,
+    MoveOptions,
+    OnConflict,
+    Removal,
+    include_option,
+    move,
+)
+from tierstore.cli.options import option, takes
 from tierstore.errors import ConfigError
 
 
@@ -20,27 +28,39 @@ class Options(MoveOptions, Elsewhere, Removal):
 
     run: Annotated[
         Globs,
-        typer.Option("--run", metavar="GLOB", help="Checkpoints of these runs; may be repeated."),
-    ] = None
+        option(
+            "--run",
+            multiple=True,
+            metavar="GLOB",
+            help="Checkpoints of these runs; may be repeated.",
+        ),
+    ] = ()
     step: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        option(
             "--step",
+            multiple=True,
             metavar="STEP",
             help="Of --run: 100, 100:200, 100: or 'latest'; may be repeated.",
         ),
-    ] = None
-    include: Annotated[
-        Globs, typer.Option("--include", metavar="GLOB", help="Only these; may be repeated.")
-    ] = None
+    ] = ()
+    include: Annotated[Globs, include_option] = ()
     exclude: Annotated[
-        Globs, typer.Option("--exclude", metavar="GLOB", help="None of these; may be repeated.")
-    ] = None
+        Globs,
+        option("--exclude", multiple=True, metavar="GLOB", help="None of these; may be repeated."),
+    ] = ()
     conflict: Annotated[
-        OnConflict, typer.Option("--conflict", help="Where DST has something else already.")
+        OnConflict,
+        option(
+            "--conflict",
+            type=CONFLICT,
+            show_default=True,
+            help="Where DST has something else already.",
+        ),
     ] = OnConflict.fail
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Copy SRC to DST, verify it, and go on after any kill with the same command.
@@ -57,9 +77,9 @@ def run(options: Options) -> None:
         raise ConfigError("--step is of a run", hint="say of which one with --run")
     if options.run and (options.include or options.exclude):
         raise ConfigError("--include and --exclude are not for checkpoints, which are whole")
-    steps = Steps.parse(options.step or ())
-    selection = Selection(options.include or (), options.exclude or ())
-    runs = options.run or ()
+    steps = Steps.parse(options.step)
+    selection = Selection(options.include, options.exclude)
+    runs = options.run
     with open_ends(options.source, options.target, options.limits, runs) as between:
         if options.run:
             found = checkpoints(between.ends, options.run, steps)

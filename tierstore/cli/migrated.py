@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from tierstore.cli.amounts import duration
-from tierstore.cli.output import console, count, print_json, size
+from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.progress import byte_bar
 
 if TYPE_CHECKING:
@@ -106,13 +107,12 @@ class TextView(View):
 
     def __init__(self) -> None:
         super().__init__()
-        self._screen = console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self._screen.is_terminal:
-            self._bar = self.enter_context(byte_bar(self._screen))
+        if sys.stderr.isatty():
+            self._bar = self.enter_context(byte_bar())
             self._task = self._bar.add_task("listing", total=None)
         return self
 
@@ -121,8 +121,13 @@ class TextView(View):
         if report.outcome.value != "failed":
             return
         self.failed += 1
-        if self.failed <= _SHOWN:
-            self._screen.print(f"failed: {report.key}: {report.reason}", soft_wrap=True)
+        text = f"failed: {report.key}: {report.reason}"
+        if self.failed > _SHOWN:
+            return
+        if self._bar is None:
+            say(text, stderr=True)
+        else:  # above the bar
+            self._bar.console.print(text, soft_wrap=True)
 
     def tick(self, totals: Totals) -> None:
         """See `View.tick`."""
@@ -139,9 +144,9 @@ class TextView(View):
         self, totals: Totals, cost: dict[str, float], *, complete: bool, journal: str
     ) -> None:
         """See `View.summary`."""
-        out, settled = console(), {o.value: n for o, n in totals.settled.items()}
+        settled = {o.value: n for o, n in totals.settled.items()}
         if self.failed > _SHOWN:
-            self._screen.print(f"and {self.failed - _SHOWN} more failed; --json lists them all")
+            say(f"and {self.failed - _SHOWN} more failed; --json lists them all", stderr=True)
         words = {
             "copied": "copied",
             "same": "there already",
@@ -150,7 +155,7 @@ class TextView(View):
             "failed": "failed",
         }
         counted = [f"{settled[name]:,} {word}" for name, word in words.items() if settled[name]]
-        out.print(f"{count(totals.found, 'object')}: {', '.join(counted) or 'none over'}")
+        say(f"{count(totals.found, 'object')}: {', '.join(counted) or 'none over'}")
         seconds, used = cost["seconds"], cost["cpu_seconds"]
         line = f"{size(totals.sent)} sent in {seconds:.1f} s"
         if totals.sent:
@@ -165,15 +170,15 @@ class TextView(View):
         if "workers" in cost:
             line += f"; {count(int(cost['workers']), 'worker')}"
             line += f", {lost:.0f} lost" if (lost := cost["workers_lost"]) else ""
-        out.print(line)
+        say(line)
         if totals.removed:
-            out.print(f"{totals.removed:,} removed from the source")
+            say(f"{totals.removed:,} removed from the source")
         if not complete:
-            out.print(f"not done: the same command goes on from {journal}", soft_wrap=True)
+            say(f"not done: the same command goes on from {journal}")
 
     def plan_summary(self, conflict: str, seconds: float | None) -> None:
         """See `View.plan_summary`."""
-        out, clash = console(), {"skip": "be kept", "fail": "fail", "overwrite": "be overwritten"}
+        clash = {"skip": "be kept", "fail": "fail", "overwrite": "be overwritten"}
         means = {
             "copy": "would be copied",
             "compare": "are there in the same size and would be compared",
@@ -181,9 +186,9 @@ class TextView(View):
         }
         for what, (objects, nbytes) in self._plan.items():
             if objects or what == "copy":
-                out.print(f"{count(objects, 'object')} of {size(nbytes)} {means[what]}")
+                say(f"{count(objects, 'object')} of {size(nbytes)} {means[what]}")
         if seconds:
-            out.print(f"reading what would be copied takes about {duration(seconds)} from here")
+            say(f"reading what would be copied takes about {duration(seconds)} from here")
 
 
 def _numbers(totals: Totals) -> dict[str, Any]:

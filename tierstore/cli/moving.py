@@ -9,17 +9,25 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import Limits
 from tierstore.cli.migrated import JsonView, TextView, View
-from tierstore.cli.options import DryOption
-from tierstore.cli.output import JsonOption, print_error
+from tierstore.cli.options import (
+    PATH,
+    PLACE,
+    argument,
+    dry_option,
+    flag,
+    json_option,
+    option,
+)
+from tierstore.cli.output import print_error
 from tierstore.errors import TierstoreError
 
 if TYPE_CHECKING:
@@ -30,16 +38,10 @@ if TYPE_CHECKING:
     from tierstore.transfer.migrate.messages import Dead, Entry
 
 _INTERRUPTED = 128
-SourceArgument = Annotated[
-    str, typer.Argument(metavar="SRC", help="A URL, a path, or the name of a configured tier.")
-]
-TargetArgument = Annotated[
-    str, typer.Argument(metavar="DST", help="The same; one object goes into it if it ends in '/'.")
-]
-Globs = list[str] | None
+Globs = tuple[str, ...]
 
 
-class OnConflict(str, Enum):  # noqa: UP042 - typer prints a StrEnum's members by their names
+class OnConflict(StrEnum):
     """What to do where the destination has something else."""
 
     skip = "skip"
@@ -47,30 +49,57 @@ class OnConflict(str, Enum):  # noqa: UP042 - typer prints a StrEnum's members b
     overwrite = "overwrite"
 
 
+CONFLICT = click.Choice(OnConflict)
+include_option = option(
+    "--include", multiple=True, metavar="GLOB", help="Only these; may be repeated."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoveOptions:
     """From where to where, and how."""
 
-    source: SourceArgument
-    target: TargetArgument
-    dry_run: DryOption = False
+    source: Annotated[
+        str,
+        argument(
+            type=PLACE, metavar="SRC", help="A URL, a path, or the name of a configured tier."
+        ),
+    ]
+    target: Annotated[
+        str,
+        argument(
+            type=PLACE,
+            metavar="DST",
+            help="The same; one object goes into it if it ends in '/'.",
+        ),
+    ]
+    dry_run: Annotated[bool, dry_option] = False
     bandwidth: Annotated[
         str | None,
-        typer.Option("--bandwidth", metavar="RATE", help="Bytes a second at most, such as 200M."),
+        option(
+            "--bandwidth",
+            metavar="RATE",
+            help="Bytes a second at most, such as 200M.",
+        ),
     ] = None
     requests: Annotated[
         int | None,
-        typer.Option("--requests", metavar="N", min=1, help="Requests in flight at each end."),
+        option(
+            "--requests",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Requests in flight at each end.",
+        ),
     ] = None
     journal: Annotated[
         Path | None,
-        typer.Option("--journal", metavar="FILE", help="What a later run goes on from."),
+        option("--journal", type=PATH, metavar="FILE", help="What a later run goes on from."),
     ] = None
     config: Annotated[
         str | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Where tiers are named."),
+        option("--config", "-c", type=PLACE, metavar="FILE", help="Where tiers are named."),
     ] = None
-    as_json: JsonOption = False
+    as_json: Annotated[bool, json_option] = False
 
     @property
     def limits(self) -> Limits:
@@ -84,14 +113,18 @@ class Removal:
 
     delete_source: Annotated[
         bool,
-        typer.Option("--delete-source", help="Remove from SRC what is verified at DST."),
+        flag(
+            "--delete-source",
+            help="Remove from SRC what is verified at DST.",
+        ),
     ] = False
     grace: Annotated[
         float,
-        typer.Option(
+        option(
             "--grace",
+            type=click.FloatRange(min=0),
+            show_default=True,
             metavar="SECONDS",
-            min=0.0,
             help="How long readers of a checkpoint have before --delete-source removes its data.",
         ),
     ] = 60.0
@@ -170,16 +203,16 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
                 hint="the same command goes on where it stopped",
             )
         )
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
     if stopped:
-        raise typer.Exit(_INTERRUPTED + stopped[0])
+        raise click.exceptions.Exit(_INTERRUPTED + stopped[0])
     if not migration.totals.found:
         raise TierstoreError(
             f"there is nothing to migrate at {between.source}",
             hint="`--dry-run` shows what the patterns leave over",
         )
     if view.failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _plan(ends: Ends, found: Iterable[Entry | Dead], conflict: str, view: View) -> None:
@@ -196,7 +229,7 @@ def _plan(ends: Ends, found: Iterable[Entry | Dead], conflict: str, view: View) 
         seconds = forecast.seconds()
     view.plan_summary(conflict, seconds)
     if view.failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the commands share: options, the open ladder, and how results reach the reader."""
+"""What the commands share: the open ladder, and how results reach the reader."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-import typer
+import click
 
 from tierstore.errors import ConfigError, IntegrityError, StorageError, TierstoreError
 
@@ -27,40 +27,28 @@ _PIPE_WIDTH = 10_000
 _LISTENER_LEFT = 141  # as the shell calls a program that SIGPIPE ended
 
 
-def _not_a_url(value: str | None) -> str | None:
-    if value and "://" in value:
-        raise typer.BadParameter("a run is wanted here; a tier's URL goes behind --config")
-    return value
+def say(
+    text: str, *, fg: str | None = None, bold: bool = False, nl: bool = True, stderr: bool = False
+) -> None:
+    """Print a line for people, or without `nl` a part of one; in colour on a terminal only.
+
+    Rich could do it too, but its import takes as long as all else that most commands do.
+    """
+    try:
+        click.secho(text, fg=fg, bold=bold or None, nl=nl, err=stderr, color=_colour())
+    except BrokenPipeError:
+        _listener_left(sys.stderr if stderr else sys.stdout)
 
 
-ConfigOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--config",
-        "-c",
-        metavar="FILE|URL",
-        help="A configuration file, or a tier's URL; URLs may be repeated. "
-        "Default: $TIERSTORE_CONFIG, then ./tierstore.toml.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-RunArgument = Annotated[
-    str, typer.Argument(help="The run's name.", show_default=False, callback=_not_a_url)
-]
-AnyRunArgument = Annotated[
-    str | None, typer.Argument(help="A run; all runs if left out.", callback=_not_a_url)
-]
-StepArgument = Annotated[
-    int | None, typer.Argument(help="The step; the latest if left out.", show_default=False)
-]
-TierOption = Annotated[
-    str | None, typer.Option("--tier", "-t", help="Only this tier, by its name.")
-]
+def _colour() -> bool | None:
+    """Return what the environment says, as Rich reads it; None if a terminal decides."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return where people read; in a pipe without colour, and lines are not folded.
+    """Return where tables and bars are shown; in a pipe without colour, and lines are not folded.
 
     Nothing in a text is markup: names of tensors and paths have brackets.
     """
@@ -108,12 +96,11 @@ def _listener_left(stream: TextIO) -> NoReturn:
 
 def print_error(error: TierstoreError) -> None:
     """Print what happened and the next step on standard error."""
-    out = console(stderr=True)
-    out.print("error:", style="bold red", end=" ")
-    out.print(said(error), soft_wrap=True)
+    say("error: ", stderr=True, nl=False, fg="red", bold=True)
+    say(said(error), stderr=True)
     if step := next_step(error):
-        out.print("next:", style="bold", end=" ")
-        out.print(step, soft_wrap=True)
+        say("next: ", stderr=True, nl=False, bold=True)
+        say(step, stderr=True)
 
 
 def said(error: TierstoreError) -> str:
@@ -146,12 +133,12 @@ def print_unseen(errors: Iterable[tuple[str, TierstoreError]]) -> None:
 
 @contextlib.contextmanager
 def open_tiers(
-    sources: list[str] | None, only: str | None = None, *, patience: float | None = PATIENCE
+    sources: Sequence[str], only: str | None = None, *, patience: float | None = PATIENCE
 ) -> Iterator[list[OpenTier]]:
     """Open the ladder that the options name, or one tier of it, and close it afterwards.
 
     Args:
-        sources: a file or URLs; None for the default.
+        sources: a file or URLs; none for the default.
         only: the one tier to open.
         patience: seconds that a request is repeated at most; None for what each tier says.
 
@@ -161,7 +148,7 @@ def open_tiers(
     from tierstore.config import load_config
     from tierstore.ladder.tiers import close_ladder, open_ladder
 
-    config = load_config(*(sources or []))
+    config = load_config(*sources)
     names = [tier.name for tier in config.tiers]
     if only is not None and only not in names:
         raise ConfigError(f"there is no tier {only!r}", hint=f"tiers: {', '.join(names)}")

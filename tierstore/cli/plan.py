@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.amounts import assignments, duration, number, of_tiers, seconds
 from tierstore.cli.assumed import Question
-from tierstore.cli.options import takes
+from tierstore.cli.options import option, takes
 from tierstore.cli.output import console, print_json, size, table
 from tierstore.cli.predict import show, to_json
 from tierstore.errors import ConfigError
@@ -34,11 +34,18 @@ class Options(Question):
     """What the command is told."""
 
     target: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", metavar="KEY=VALUE", help="What to reach; repeatable."),
-    ] = None
+        tuple[str, ...],
+        option(
+            "--target",
+            "-t",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="What to reach; repeatable.",
+        ),
+    ] = ()
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Choose tiers, every and keep: the cheapest ladder that meets all targets.

@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import click
 
 from tierstore.cli.amounts import duration, of_tiers
 from tierstore.cli.assumed import Question
-from tierstore.cli.options import takes
+from tierstore.cli.options import PLACE, option, takes
 from tierstore.cli.output import console, print_json, size, table
 
 if TYPE_CHECKING:
@@ -24,17 +24,19 @@ class Options(Question):
     """What the command is told."""
 
     config: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        option(
             "--config",
             "-c",
+            multiple=True,
+            type=PLACE,
             metavar="FILE",
             help="Take the ladder from here, by the names of its tiers; else that of the points.",
-            show_default=False,
         ),
-    ] = None
+    ] = ()
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Predict for a cluster: time on each tier, stall, work lost, goodput, a good interval.
@@ -61,7 +63,7 @@ def run(options: Options) -> None:
 
 
 def _ladder(
-    measured: Measured, config: list[str] | None, assumed: dict[str, float]
+    measured: Measured, config: tuple[str, ...], assumed: dict[str, float]
 ) -> dict[str, int]:
     from tierstore.config import load_config
     from tierstore.model.checks import whole

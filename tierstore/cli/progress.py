@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,28 +11,33 @@ from typing import TYPE_CHECKING
 from tierstore.cli.output import console
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress
 
+Advance = Callable[[int], None]
+"""Told the bytes of each step."""
 
-def byte_bar(screen: Console) -> Progress:
-    """Return a bar for tasks that are counted in bytes: on a terminal only, and gone at its end."""
+
+def byte_bar() -> Progress:
+    """Return a bar on standard error, for tasks that are counted in bytes; gone at its end."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), Remaining())
-    return Progress(
-        "{task.description}",
-        *columns,
-        console=screen,
-        transient=True,
-        disable=not screen.is_terminal,
-    )
+    return Progress("{task.description}", *columns, console=console(stderr=True), transient=True)
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of one task; what is given is told the bytes of each step."""
-    with byte_bar(console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield partial(bar.advance, task)
+def bars() -> Iterator[Callable[[str, int], Advance]]:
+    """Yield what begins a bar of a name and total, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _total: lambda _nbytes: None
+        return
+    with byte_bar() as shown:
+        yield lambda what, total: partial(shown.advance, shown.add_task(what, total=total))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Show one bar."""
+    with bars() as begin:
+        yield begin(what, total)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from tierstore.cli.look import Copy, Target, find, open_copy
+from tierstore.cli.options import (
+    config_option,
+    json_option,
+    run_argument,
+    step_argument,
+    tier_option,
+)
 from tierstore.cli.output import (
-    ConfigOption,
-    JsonOption,
-    RunArgument,
-    StepArgument,
-    TierOption,
     console,
     count,
     of_tier,
@@ -22,6 +24,7 @@ from tierstore.cli.output import (
     print_error,
     print_json,
     print_unseen,
+    say,
     size,
     table,
 )
@@ -31,16 +34,22 @@ if TYPE_CHECKING:
     from tierstore.checkpoint.manifest import Manifest
 
 
+@click.command
+@run_argument("run")
+@step_argument("step")
+@config_option("config")
+@tier_option("tier")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--match", "-m", default="", help="Only names like this glob; implies --tensors.")
+@json_option("as_json")
 def run(
-    run: RunArgument,
-    step: StepArgument = None,
-    config: ConfigOption = None,
-    tier: TierOption = None,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    match: Annotated[
-        str, typer.Option("--match", "-m", help="Only names like this glob; implies --tensors.")
-    ] = "",
-    as_json: JsonOption = False,
+    run: str,
+    step: int | None,
+    config: tuple[str, ...],
+    tier: str | None,
+    tensors: bool,
+    match: str,
+    as_json: bool,
 ) -> None:
     """Show one checkpoint: its size, ranks, parent, tiers, values and tensors.
 
@@ -63,9 +72,9 @@ def run(
     for copy, error in troubles:
         print_error(of_tier(copy.tier.name, error))
     if match and not facts["tensors"]:
-        console(stderr=True).print(f"no tensor is named like {match!r}")
+        say(f"no tensor is named like {match!r}", stderr=True)
     if target.unseen or troubles:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _best(copies: list[Copy]) -> tuple[Commit, Manifest]:
@@ -140,14 +149,14 @@ def _values(manifest: Manifest) -> dict[str, str]:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    out, parent = console(), facts["parent"]
-    out.print(facts["run"], style="bold", end="")
-    out.print(
+    parent = facts["parent"]
+    say(facts["run"], bold=True, nl=False)
+    say(
         f" step {facts['step']}  launch {facts['launch']}, try {facts['try']}, "
         f"{count(facts['world_size'], 'rank')}"
         + (f", goes on from step {parent['step']} of launch {parent['launch']}" if parent else "")
     )
-    out.print(
+    say(
         f"{size(facts['bytes'])} in {count(facts['tensor_count'], 'tensor')}, "
         f"{count(facts['chunks'], 'chunk')}, {count(facts['files'], 'file')}, "
         f"format {facts['format']}"
@@ -155,13 +164,13 @@ def _print(facts: dict[str, Any]) -> None:
     for tier, where in facts["tiers"].items():
         ranks, world = facts["ranks"][tier], facts["world_size"]
         only = f"  ({ranks} of {world} ranks)" if ranks != world else ""
-        out.print(f"  {tier}: {where}{only}", soft_wrap=True)
+        say(f"  {tier}: {where}{only}")
     for name, value in facts["values"].items():
         text = value if len(value) <= 60 else f"{value[:57]}..."
-        out.print(f"  {name} = {text}", soft_wrap=True)
+        say(f"  {name} = {text}")
     if facts.get("tensors"):
         rows = table(("tensor", "dtype", "shape", "chunks"), right=("chunks",))
         for row in facts["tensors"]:
             shape = "x".join(map(str, row["shape"])) or "scalar"
             rows.add_row(row["name"], row["dtype"], shape, str(row["chunks"]))
-        out.print(rows)
+        console().print(rows)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+import click
 
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import Globs, MoveOptions, OnConflict, move
-from tierstore.cli.options import takes
-from tierstore.cli.output import console, count, print_json, size
+from tierstore.cli.moving import Globs, MoveOptions, OnConflict, include_option, move
+from tierstore.cli.options import flag, option, takes
+from tierstore.cli.output import count, print_json, say, size
 from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
@@ -23,21 +23,20 @@ _HALF = 0.5
 class Options(MoveOptions):
     """What is mirrored, and how much may be deleted."""
 
-    include: Annotated[
-        Globs, typer.Option("--include", metavar="GLOB", help="Only these; may be repeated.")
-    ] = None
+    include: Annotated[Globs, include_option] = ()
     exclude: Annotated[
         Globs,
-        typer.Option("--exclude", metavar="GLOB", help="None of these, which are not deleted."),
-    ] = None
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Delete at DST what SRC does not have.")
-    ] = False
+        option(
+            "--exclude", multiple=True, metavar="GLOB", help="None of these, which are not deleted."
+        ),
+    ] = ()
+    delete: Annotated[bool, flag("--delete", help="Delete at DST what SRC does not have.")] = False
     force: Annotated[
-        bool, typer.Option("--force", help="Even if that is more than half of what DST has.")
+        bool, flag("--force", help="Even if that is more than half of what DST has.")
     ] = False
 
 
+@click.command
 @takes(Options)
 def run(options: Options) -> None:
     """Make DST what SRC is: copy what is missing or differs and, with --delete, remove the rest.
@@ -48,7 +47,7 @@ def run(options: Options) -> None:
     from tierstore.transfer.migrate.listing import Selection, objects
     from tierstore.transfer.migrate.mirror import Mirror
 
-    selection = Selection(options.include or (), options.exclude or ())
+    selection = Selection(options.include, options.exclude)
     with open_ends(options.source, options.target, options.limits) as between:
         if between.ends.only is not None:
             raise ConfigError(f"{between.source} is one object", hint="`tierstore cp` copies it")
@@ -80,4 +79,4 @@ def _remove(mirror: Mirror, extra: Extra, options: Options) -> None:
         print_json({"event": "delete", **numbers}, indent=None)
         return
     what = f"{count(extra.objects, 'object')} of {size(extra.nbytes)}"
-    console().print(f"{what} {'would be' if options.dry_run else 'were'} deleted at DST")
+    say(f"{what} {'would be' if options.dry_run else 'were'} deleted at DST")

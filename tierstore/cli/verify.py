@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
 from tierstore.cli.look import Copy, Target, find, open_copy
+from tierstore.cli.options import (
+    config_option,
+    json_option,
+    run_argument,
+    step_argument,
+    tier_option,
+)
 from tierstore.cli.output import (
-    ConfigOption,
-    JsonOption,
-    RunArgument,
-    StepArgument,
-    TierOption,
-    console,
     count,
     open_tiers,
     print_json,
     print_unseen,
     said,
+    say,
     size,
 )
-from tierstore.cli.progress import byte_bar
+from tierstore.cli.progress import bars
 from tierstore.errors import TierstoreError, TransientError
 
 if TYPE_CHECKING:
@@ -76,12 +77,14 @@ class Result:
         }
 
 
+@click.command
+@run_argument("run")
+@step_argument("step")
+@config_option("config")
+@tier_option("tier")
+@json_option("as_json")
 def run(
-    run: RunArgument,
-    step: StepArgument = None,
-    config: ConfigOption = None,
-    tier: TierOption = None,
-    as_json: JsonOption = False,
+    run: str, step: int | None, config: tuple[str, ...], tier: str | None, as_json: bool
 ) -> None:
     """Read one checkpoint whole on every tier that holds it and report all damage.
 
@@ -103,18 +106,18 @@ def run(
         _print(target, results)
     print_unseen(target.unseen.items())
     if target.unseen or not all(result.good for result in results.values()):
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 def _verify_all(target: Target) -> dict[str, Result]:
     copies = [open_copy(target, tier) for tier in target.tiers]
     results = {}
-    with byte_bar(console(stderr=True)) as bar:
+    with bars() as bar:
         for copy in copies:
             manifest = copy.manifest or _stand_in(copy, copies)
             total = sum(file.size for file in manifest.files) if manifest else 0
-            task = bar.add_task(copy.tier.name, total=total)
-            results[copy.tier.name] = _verify(target, copy, manifest, partial(bar.advance, task))
+            advance = bar(copy.tier.name, total)
+            results[copy.tier.name] = _verify(target, copy, manifest, advance)
     return results
 
 
@@ -197,16 +200,15 @@ def _check_segments(
 
 
 def _print(target: Target, results: dict[str, Result]) -> None:
-    out = console()
     for name, result in results.items():
-        out.print(f"{target.run} step {target.attempt.step} on {name}: ", end="")
+        say(f"{target.run} step {target.attempt.step} on {name}: ", nl=False)
         state = "good" if result.good else "damaged" if result.damage else "unreadable"
-        out.print(state, style="green" if result.good else "bold red", end="")
-        out.print(f", {count(result.files, 'file')}, {size(result.bytes)} read")
+        say(state, fg="green" if result.good else "red", bold=not result.good, nl=False)
+        say(f", {count(result.files, 'file')}, {size(result.bytes)} read")
         for line in _lines(result):
-            out.print(f"  {line}", soft_wrap=True)
+            say(f"  {line}")
         if result.error:
-            out.print(f"  {result.error}", soft_wrap=True)
+            say(f"  {result.error}")
 
 
 def _lines(result: Result) -> Iterator[str]:
