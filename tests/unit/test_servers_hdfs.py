@@ -6,12 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import urllib3
 
 from tests.conftest import HdfsRoot
+from tests.patience import PATIENCE
 from tests.unit.test_servers import _gone
 from tierstore.errors import ConfigError
 from tierstore.testing.servers import (
@@ -115,14 +115,13 @@ def test_a_dead_datanode_is_given_up_and_taken_back(hdfs_root: HdfsRoot):
 @pytest.mark.hdfs
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [True, False], ids=["killed", "done"])
-def test_it_starts_in_time_and_ends_with_its_owner(hdfs_server, tmp_path, killed):
+def test_it_ends_with_its_owner(hdfs_server, tmp_path, killed):
     """The session's own server shows that HDFS can be had; this one has an owner to end."""
     code = (
         "from tierstore.testing.servers import hdfs\n"
         "with hdfs(datanodes=1) as server:\n"
         "    print(server.namenode.pid, server.datanodes[0].pid, flush=True); input()"
     )
-    begun = time.monotonic()
     owner = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
@@ -132,15 +131,14 @@ def test_it_starts_in_time_and_ends_with_its_owner(hdfs_server, tmp_path, killed
     )
     with owner, owner.stdin, owner.stdout:
         daemons = list(map(int, owner.stdout.readline().split()))
-        assert time.monotonic() - begun < 30
         assert len(daemons) == 2
         if killed:
             owner.kill()
         else:
-            owner.communicate("\n", timeout=30)
+            owner.communicate("\n", timeout=PATIENCE)
             assert owner.returncode == 0
             assert list(tmp_path.iterdir()) == []
-        assert all(_gone(pid, 15) for pid in daemons)
+        assert all(_gone(pid) for pid in daemons)
 
 
 def test_an_address_names_a_server_that_is_there(monkeypatch):

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tierstore.testing.servers import class_archive
 from tierstore.testing.servers.programs import ServerUnavailableError
 
 VERSION = "3.4.2"
@@ -41,10 +42,12 @@ class Hadoop:
     Attributes:
         java: the program that runs them.
         jars: their class path.
+        archive: of their classes, which may not be there yet.
     """
 
     java: Path
     jars: tuple[Path, ...]
+    archive: Path
 
     def command(self, main: str, folder: Path, *arguments: str, heap: int = 384) -> list[str]:
         """Return the command line of one program.
@@ -56,9 +59,17 @@ class Hadoop:
             heap: MiB that it may take.
         """
         (folder / "tmp").mkdir(exist_ok=True)
-        path = os.pathsep.join(map(str, (folder, *self.jars)))
-        options = (*_SETTINGS, f"-Xmx{heap}m", f"-Djava.io.tmpdir={folder / 'tmp'}")
+        path = os.pathsep.join(map(str, (*self.jars, folder)))  # an archive is of what is first
+        options = (
+            *(*_SETTINGS, f"-Xmx{heap}m", f"-Djava.io.tmpdir={folder / 'tmp'}"),
+            *class_archive.options(self.archive, folder),
+        )
         return [str(self.java), *options, "-cp", path, f"org.apache.hadoop.hdfs.{main}", *arguments]
+
+    def archive_classes(self, root: Path) -> None:
+        """Make the archive if it is missing, of what the daemons below `root` have loaded."""
+        command = [str(self.java), *_SETTINGS, "-cp", os.pathsep.join(map(str, self.jars))]
+        class_archive.make(self.archive, root, command)
 
 
 def find_hadoop() -> Hadoop:
@@ -83,7 +94,7 @@ def find_hadoop() -> Hadoop:
         jars = _read(found)
     if not jars:
         raise ServerUnavailableError("Maven fetched no jars of Hadoop")
-    return Hadoop(Path(java), jars)
+    return Hadoop(Path(java), jars, class_archive.place_of(Path(java), jars, cache))
 
 
 def _read(listing: Path) -> tuple[Path, ...]:

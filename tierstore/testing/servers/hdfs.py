@@ -26,9 +26,9 @@ _SETTINGS = {
     "dfs.namenode.datanode.registration.ip-hostname-check": "false",
     # Names of users who are not known to this machine have no groups, which is no reason to warn.
     "hadoop.security.group.mapping": "org.apache.hadoop.security.NullGroupsMapping",
-    # A datanode is given up after 20 s, not ten minutes: 2 * recheck + 10 * interval.
+    # A datanode is given up after 14 s, not ten minutes: 2 * recheck + 10 * interval.
     "dfs.heartbeat.interval": "1",
-    "dfs.namenode.heartbeat.recheck-interval": "5000",
+    "dfs.namenode.heartbeat.recheck-interval": "2000",
     # Nor does a datanode that reads or writes elsewhere for a client wait for minutes.
     "dfs.client.socket-timeout": "2000",
     "dfs.client.retry.window.base": "100",
@@ -69,6 +69,7 @@ def hdfs(
         if root is None:
             made = tempfile.TemporaryDirectory(prefix="tierstore-hdfs-", ignore_cleanup_errors=True)
             root = Path(stack.enter_context(made))
+        stack.callback(hadoop.archive_classes, root)  # once its daemons have ended
         for attempt in range(1, _TRIES + 1):
             folder = root / str(attempt)
             folder.mkdir(parents=True)
