@@ -172,7 +172,7 @@ def run(config: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
 
     Saves to a local folder, to S3 (MinIO if it is on PATH, otherwise moto in this process) and to
     the HDFS at TIERSTORE_TEST_HDFS (http://user@namenode:9870), if that is set; or to the tiers
-    that --config names. Takes under two minutes.
+    that --config names. Takes under a minute.
     """
     _check_packages(own=bool(config))
     own = _own_tiers(config)

@@ -38,7 +38,7 @@ class Transformer(nn.Module):
     """Bytes in, logits of the next byte out."""
 
     def __init__(
-        self, *, width: int = 256, layers: int = 4, heads: int = 4, length: int = 64
+        self, *, width: int = 256, layers: int = 2, heads: int = 4, length: int = 64
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(VOCABULARY, width)

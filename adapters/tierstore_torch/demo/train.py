@@ -1,21 +1,27 @@
-"""One rank of the demo's training job, started by torchrun from `tierstore demo`.
+"""The demo's training job, started by `tierstore demo`: imports torch once and forks its ranks.
 
-Reports to its parent as JSON lines in `--events`, one file a rank.
+Each rank reports as JSON lines in `--events`, one file a rank. If one dies, the others are ended.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
+import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the first step of an optimizer imports it: seconds, for every rank anew
 import torch.distributed as dist
+import torch.multiprocessing
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -25,15 +31,16 @@ from tierstore_torch import Checkpointer
 from tierstore_torch.demo.model import Transformer
 from tierstore_torch.demo.text import batch, standard_library
 
-BATCH = 12
-LENGTH = 64
+BATCH = 6  # three ranks share it as well as two
+LENGTH = 32
 
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="", help="tierstore.toml; empty: no checkpoints")
-    parser.add_argument("--job", default="demo", help="the run; torchrun has a --run-path")
+    parser.add_argument("--job", default="demo", help="the run")
+    parser.add_argument("--ranks", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True, help="train up to this step")
     parser.add_argument("--every", type=int, default=4, help="save every so many steps")
     parser.add_argument("--kill-at", type=int, default=0, help="rank 1 dies saving this step")
@@ -50,7 +57,7 @@ class Trainer:
         for block in self.model.blocks:
             fully_shard(block)
         fully_shard(self.model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.text = standard_library()
         self.step = 0
 
@@ -119,9 +126,9 @@ def run(args: argparse.Namespace, report: Callable[..., None]) -> None:
         checkpointer.close()
 
 
-def main() -> None:
-    """Run one rank."""
-    args = arguments()
+def rank(number: int, args: argparse.Namespace) -> None:
+    """Be one rank."""
+    os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     with (args.events / f"{dist.get_rank()}.jsonl").open("a") as file:
@@ -133,6 +140,27 @@ def main() -> None:
         run(args, report)
     dist.barrier()  # nobody hangs up on a rank that is still in the last collective
     dist.destroy_process_group()
+
+
+def main() -> None:
+    """Run all ranks, and fail if one does."""
+    args = arguments()
+    # Ranks get it when this process is gone, and it ends them in a collective too.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    os.environ.update({**meeting, "WORLD_SIZE": str(args.ranks)})
+    gc.freeze()  # what is collected is written to, and would be copied for every rank
+    code = 0
+    try:
+        torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+            rank, (args,), nprocs=args.ranks, start_method="fork"
+        )
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)  # without the words of a library that looks for leaks as it ends
 
 
 if __name__ == "__main__":
