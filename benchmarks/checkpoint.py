@@ -110,9 +110,11 @@ def _forget(peers: list[PeerProcess], bucket: str) -> None:
     if bucket:
         import boto3
 
-        for found in boto3.resource("s3").Bucket(bucket.removeprefix("s3://")).objects.all():
+        s3 = boto3.resource("s3")
+        for found in s3.Bucket(bucket.removeprefix("s3://")).objects.all():
             if found.size > _SMALL:
                 found.delete()
+        s3.meta.client.close()
 
 
 def _disk_rate(folder: Path, rest: float) -> float | None:

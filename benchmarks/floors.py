@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-import torch
 
 from benchmarks.peer import Blocking, State, fsync
 from tierstore.blocks import BLOCK_SIZE, block_crcs, cut
+
+if TYPE_CHECKING:
+    import torch  # seconds, which only those who save have to wait for
 
 _THREADS = 4
 _PART = 8 * BLOCK_SIZE
@@ -32,6 +34,8 @@ class BareCopy(Blocking):
         self._copies: State = {}
 
     def save(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
+        import torch
+
         self._copies = self._copies or {name: torch.zeros_like(t) for name, t in state.items()}
         for name, tensor in state.items():
             self._copies[name].copy_(tensor)
@@ -59,6 +63,8 @@ class _Bare(Blocking):
         self._pool.shutdown()
 
     def _copied(self, state: State) -> list[memoryview]:
+        import torch
+
         total = sum(tensor.nbytes for tensor in state.values())
         if self._image is None:
             self._image = torch.zeros(total, dtype=torch.uint8)
@@ -106,12 +112,18 @@ class BareS3(_Bare):
     def __init__(self, where: str) -> None:
         super().__init__(where, _PART)
         self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
 
     def save(self, step: int, state: State) -> None:  # noqa: ARG002 - keeps only the last step
         self._each(self._copied(state), self._put)
 
     def load(self, step: int, state: State) -> None:  # noqa: ARG002 - as above
         self._each(_views(state), self._get)
+
+    def close(self) -> None:
+        super().close()
+        for connection in self._connections:
+            connection.close()
 
     def _put(self, start: int, memory: list[memoryview]) -> None:
         _checksum(memory)
@@ -131,6 +143,7 @@ class BareS3(_Bare):
         address = urlsplit(_signed(f"{self.where}/{os.environ.get('RANK', '0')}-{start}", method))
         if not hasattr(self._local, "connection"):
             self._local.connection = http.client.HTTPConnection(address.netloc)
+            self._connections.append(self._local.connection)
         connection: http.client.HTTPConnection = self._local.connection
         connection.request(method, f"{address.path}?{address.query}", body)
         answer = connection.getresponse()
@@ -169,6 +182,8 @@ def _views(state: State) -> list[memoryview]:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 

@@ -15,6 +15,7 @@ import os
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean, median
@@ -36,36 +37,54 @@ from tierstore.wrappers import open_tier
 MIB = 1 << 20
 TIERS = ("local", "s3")
 _TENSORS = 8
-_REST = 2.0  # seconds before each save, as before each turn of the other comparisons
+_IMPORTED = ["torch.distributed", "tierstore_torch.checkpointer", "tierstore_s3.backend"]
+"""Once for all ranks, which are forked from the process that did."""
 _YEAR = 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is run.
+
+    Attributes:
+        ranks: processes.
+        mib: MiB of each.
+        saves: that count; one more comes before.
+        rest: seconds before each, and before tiers are measured.
+    """
+
+    ranks: int
+    mib: int
+    saves: int
+    rest: float
 
 
 def _rank(
     rank: int,
-    ranks: int,
+    job: Job,
     config: Config,
     run: str,
-    mib: int,
-    saves: int,
+    environment: dict[str, str],
     meet: str,
     out: Connection,
 ) -> None:
-    """Save `saves` times and send (stall, durable on each tier) of each, in seconds."""
+    """Save again and again and send (stall, durable on each tier) of each, in seconds."""
     import torch
     import torch.distributed as dist
 
     from tierstore_torch import Checkpointer
 
     warnings.simplefilter("ignore")
+    os.environ.update(environment)  # the process it is forked from may be older than the servers
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=ranks)
-    one = mib * MIB // 4 // _TENSORS
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=job.ranks)
+    one = job.mib * MIB // 4 // _TENSORS
     state = {f"{rank}.{i}": torch.rand(one) for i in range(_TENSORS)}
     found = []
     with Checkpointer(config, run=run) as ckpt:
-        for step in range(saves + 1):
+        for step in range(job.saves + 1):
             os.sync()
-            time.sleep(_REST)
+            time.sleep(job.rest)
             dist.barrier()
             begun = time.perf_counter()
             save = ckpt.save(step, state)
@@ -78,18 +97,19 @@ def _rank(
     dist.destroy_process_group()
 
 
-def _save(config: Config, run: str, ranks: int, mib: int, saves: int) -> list[list[float]]:
+def _save(config: Config, run: str, job: Job) -> list[list[float]]:
     """Return of each save: the longest stall, then when the first rank saw each commit.
 
     Raises:
         RuntimeError: a rank failed, and has said why.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
         answers, processes = [], []
-        for rank in range(ranks):
+        for rank in range(job.ranks):
             answer, out = context.Pipe(duplex=False)
-            given = (rank, ranks, config, run, mib, saves, f"{folder}/meet", out)
+            given = (rank, job, config, run, dict(os.environ), f"{folder}/meet", out)
             process = context.Process(target=_rank, args=given)
             process.start()
             out.close()  # so that its end is the end of the answer
@@ -115,12 +135,12 @@ def _empty(config: Config) -> None:
             backend.delete([info.key for info in backend.list("")])
 
 
-def _measure(config: Config, seconds: float, mib: int) -> Measured:
+def _measure(config: Config, seconds: float, job: Job) -> Measured:
     os.sync()
-    time.sleep(_REST)
+    time.sleep(job.rest)
     copy = copy_rate()
-    small = mib * MIB < SIZES[-1]
-    sizes = tuple(size for size in SIZES if size <= mib * MIB) if small else ()
+    small = job.mib * MIB < SIZES[-1]
+    sizes = tuple(size for size in SIZES if size <= job.mib * MIB) if small else ()
     limits = Limits(seconds, sizes=sizes, operations=("put", "get", "range", "list"))
     tiers = tuple(measure(tier, limits) for tier in config.tiers)
     return Measured(describe_machine(), copy, tiers)
@@ -145,18 +165,22 @@ def run(
     turns: Annotated[int, typer.Option(min=1, help="Of measuring and of saving.")] = 3,
     saves: Annotated[int, typer.Option(min=1, help="Of a turn; one more comes before.")] = 5,
     seconds: Annotated[float, typer.Option(help="Of measuring each tier, every time.")] = 30.0,
+    rest: Annotated[
+        float, typer.Option(min=0, help="Seconds before each save and each measuring.")
+    ] = 2.0,
     place: Disk = Path(),
 ) -> None:
     """Stall, and durable on each tier: predicted, simulated and real."""
+    job = Job(ranks, mib, saves, rest)
     with minio() as server, tempfile.TemporaryDirectory(dir=place, prefix="tierstore-") as folder:
         os.environ.update(server.environment())
         urls = (Path(folder).as_uri(), f"s3://{server.new_bucket()}/ladder")
         config = Config(tuple(TierConfig(*each) for each in zip(TIERS, urls, strict=True)))
-        measured, taken = [_measure(config, seconds, mib)], []
+        measured, taken = [_measure(config, seconds, job)], []
         for turn in range(turns):
-            taken += _save(config, f"ladder-{turn}", ranks, mib, saves)
+            taken += _save(config, f"ladder-{turn}", job)
             _empty(config)
-            measured.append(_measure(config, seconds, mib))
+            measured.append(_measure(config, seconds, job))
     work = Workload(f"{ranks} x {mib} MiB", float(ranks * mib * MIB))
     cluster = Cluster(1, ranks, 1000 * _YEAR, spread=0.0)
     foretold = [_foretold(each, work, cluster) for each in measured]

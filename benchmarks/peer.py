@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch  # seconds, which only those who save have to wait for
 
-State = dict[str, torch.Tensor]
+State = dict[str, "torch.Tensor"]
 
 
 class Peer(Protocol):
@@ -57,6 +58,8 @@ class Blocking:
         return lambda: None
 
     def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
+        import torch
+
         whole = {name: torch.empty(rows, *out.shape[1:])}
         self.load(step, whole)
         out.copy_(whole[name][: len(out)])

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
-
-import torch
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.floors import BareCopy, BareFile, BareS3
 from benchmarks.peer import Blocking, Peer, State, fsync
+
+if TYPE_CHECKING:
+    import torch  # seconds, which only those who save have to wait for
 
 
 class TorchSave(Blocking):
@@ -22,10 +24,14 @@ class TorchSave(Blocking):
     settings = "torch.save + fsync; torch.load(weights_only=True) + copy_"
 
     def save(self, step: int, state: State) -> None:
+        import torch
+
         torch.save(state, self.path(step))
         fsync(self.path(step))
 
     def load(self, step: int, state: State) -> None:
+        import torch
+
         loaded = torch.load(self.path(step), weights_only=True)
         for name, tensor in state.items():
             tensor.copy_(loaded[name])
@@ -83,6 +89,7 @@ class _Dcp(Blocking):
         dcp.load(state, storage_reader=self.reader(step))
 
     def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
+        import torch
         import torch.distributed.checkpoint as dcp
 
         whole = {name: torch.empty(rows, *out.shape[1:])}  # for its shape; never touched
@@ -196,13 +203,18 @@ class TierstoreDcp(_Dcp):
             self._writer.close()
 
 
-class _Slice(torch.Tensor):
-    """A part of a larger tensor, in torch's own protocol for that."""
+@cache
+def _slice() -> Any:
+    """Return the class of a part of a larger tensor, in torch's own protocol for that."""
+    import torch
 
-    global_shape: tuple[int, ...]
-    global_offsets: tuple[tuple[int, ...], ...]
-    local_offsets: tuple[tuple[int, ...], ...]
-    local_sizes: tuple[tuple[int, ...], ...]
+    class Slice(torch.Tensor):
+        global_shape: tuple[int, ...]
+        global_offsets: tuple[tuple[int, ...], ...]
+        local_offsets: tuple[tuple[int, ...], ...]
+        local_sizes: tuple[tuple[int, ...], ...]
+
+    return Slice
 
 
 class Tierstore(_Dcp):
@@ -227,7 +239,7 @@ class Tierstore(_Dcp):
         self._checkpointer.restore(state, step=step, strict=False)
 
     def load_slice(self, step: int, name: str, rows: int, out: torch.Tensor) -> None:
-        part = out.as_subclass(_Slice)
+        part = out.as_subclass(_slice())
         part.global_shape = (rows, *out.shape[1:])
         part.global_offsets = part.local_offsets = ((0,) * out.ndim,)
         part.local_sizes = (tuple(out.shape),)

@@ -89,6 +89,8 @@ class PeerProcess:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -96,5 +98,4 @@ def minio_bucket() -> Iterator[str]:
     """Yield the s3:// URL of a fresh bucket; every peer finds the server in the environment."""
     with minio() as server:
         os.environ.update(server.environment())
-        server.client().create_bucket(Bucket="bench")
-        yield "s3://bench"
+        yield f"s3://{server.new_bucket()}"

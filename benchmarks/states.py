@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
+from typing import TYPE_CHECKING
 
 from benchmarks.mlperf_layout import shards
 from tierstore.model.workload import SHAPES as MLPERF
+
+if TYPE_CHECKING:
+    import torch  # seconds, which only those who save have to wait for
 
 SHAPES: dict[str, tuple[int, tuple[int, ...]]] = {
     "300 tensors": (300, (874, 1024)),
@@ -25,6 +27,8 @@ def make(scenario: str, *, rank: int = 0, scale: float = 1.0) -> dict[str, torch
         rank: seeds the content and names the tensors.
         scale: share of the full size, in (0, 1].
     """
+    import torch
+
     if scenario in MLPERF:
         return _mlperf(scenario, rank, scale)
     count, (rows, columns) = SHAPES[scenario]
@@ -40,6 +44,8 @@ def make(scenario: str, *, rank: int = 0, scale: float = 1.0) -> dict[str, torch
 
 def _mlperf(shape: str, rank: int, scale: float) -> dict[str, torch.Tensor]:
     """Return one rank's part in the published layout, every tensor cut to its share."""
+    import torch
+
     generator = torch.Generator().manual_seed(rank)
     state = {}
     for name, (count, dtype) in shards(MLPERF[shape], rank).items():
@@ -50,6 +56,8 @@ def _mlperf(shape: str, rank: int, scale: float) -> dict[str, torch.Tensor]:
 
 def digests(state: dict[str, torch.Tensor]) -> list[int]:
     """Return the CRC32C of every tensor, to prove after a load that it is the one saved."""
+    import torch
+
     from tierstore.blocks import crc32c
 
     return [crc32c(t.view(-1).view(torch.uint8).numpy().data) for t in _values(state)]

@@ -9,10 +9,17 @@ import pytest
 
 from tests.command import ladder_file, tierstore
 from tests.conftest import Bucket, HdfsRoot
+from tierstore.model import bench as measuring
 
-SHORT = ("--seconds", "1", "--size", "16K", "--size", "256K", "--size", "1M")
+SHORT = ("--seconds", "0.1", "--size", "16K", "--size", "256K", "--size", "1M")
 MANY = ("--concurrency", "1", "--concurrency", "2", "--concurrency", "4")
 JOB = ("--params", "1e9", "--nodes", "16", "--mtbf", "30d")
+
+
+@pytest.fixture(autouse=True)
+def _few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure with few requests of each kind."""
+    monkeypatch.setattr(measuring, "_ROUND_SECONDS", 0.001)
 
 
 def bench(tmp_path: Path, **tiers: str) -> Path:

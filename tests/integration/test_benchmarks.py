@@ -6,18 +6,28 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from multiprocessing import forkserver, get_context
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks import ladder, measure, mlperf_layout, report
+from benchmarks import checkpoint, ladder, manifest, measure, mlperf_layout, report, storage_points
+from benchmarks.__main__ import app
 from benchmarks.hdfs import WORKLOADS
-from benchmarks.hdfs_worker import Files
+from benchmarks.hdfs_worker import MIB, Files
 from benchmarks.measure import Sample
 from benchmarks.migrate_ends import Site, make
+from benchmarks.ranks import PeerProcess
 from tests import model_points
-from tests.conftest import HdfsRoot
+from tests.conftest import Bucket, HdfsRoot
+from tests.patience import PATIENCE
 from tierstore.config import Config, TierConfig
+from tierstore.model import bench
 from tierstore.model.workload import BYTES_PER_PARAMETER, SHAPES, Shape
 from tierstore.testing.servers import S3Server
 
@@ -26,14 +36,84 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.torch
 
 
-def compare(*arguments: str, what: str = "checkpoint") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", what, *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=os.environ
-    )
+class Here:
+    """A peer in this process: a worker's own answers, without another import of torch."""
+
+    def __init__(self, name: str, where: str, shape: str, world: int, scale: float) -> None:
+        from benchmarks import states
+        from benchmarks.worker import Worker
+
+        assert world == 1
+        self.name, self.seconds = name, 0.0
+        self.place = None if "://" in where else Path(where)
+        with mock.patch.dict(os.environ, {"RANK": "0"}):
+            self._worker = Worker(name, where, shape, scale)
+        self.nbytes = states.size(self._worker.state)
+
+    def ask(self, command: str, step: int) -> Sample:
+        return Sample(**self._worker.answer(command, step))
+
+    def close(self) -> None:
+        self._worker.peer.close()
 
 
-def test_a_short_comparison(tmp_path: Path) -> None:
+def started(name: str, *given: Any) -> Here | PeerProcess:
+    return (PeerProcess if name == "tierstore" else Here)(name, *given)
+
+
+@pytest.fixture
+def few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure a tier with few requests of each kind."""
+    monkeypatch.setattr(bench, "_ROUND_SECONDS", 0.001)
+
+
+@pytest.fixture
+def alone(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """This process is the one rank of a job, as a worker with one rank is."""
+    import torch.distributed as dist
+
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    meet = (tmp_path_factory.mktemp("job") / "meet").as_uri()
+    dist.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def forked() -> None:
+    """Ranks are forked from the process that those of all tests are forked from."""
+    get_context("forkserver").set_forkserver_preload(["tests.imports"])
+    forkserver.ensure_running()
+
+
+@pytest.fixture
+def shared_minio(minio_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons take the MinIO of all tests."""
+    server = minio_bucket.server
+    address = server.endpoint.replace("://", f"://{server.access_key}:{server.secret_key}@")
+    monkeypatch.setenv("TIERSTORE_TEST_S3", address)
+
+
+@pytest.fixture
+def shared_bucket(
+    minio_bucket: Bucket, shared_minio: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Comparisons take this test's bucket, which goes after it."""
+    monkeypatch.setattr(S3Server, "new_bucket", lambda _: minio_bucket.name)
+
+
+def compare(*arguments: str, what: str = "checkpoint") -> Any:
+    """Run a comparison in this process; its peers have processes of their own."""
+    with mock.patch.dict(os.environ):
+        return CliRunner().invoke(app, [what, *arguments])
+
+
+@pytest.mark.minio
+@pytest.mark.usefixtures("shared_bucket", "alone")
+def test_a_short_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "PeerProcess", started)
     written = tmp_path / "figures.json"
     done = compare(
         *("--rounds", "1", "--scale", "0.01", "--rest", "0", "--place", str(tmp_path)),
@@ -41,7 +121,7 @@ def test_a_short_comparison(tmp_path: Path) -> None:
         *("--peer", "bare copy", "--peer", "tierstore", "--peer", "dcp file"),
         *("--peer", "bare file", "--peer", "bare s3"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())["scenarios"]["1 tensor"]
     assert found["errors"] == {}
     for peer in ("tierstore", "dcp file", "bare file", "bare s3"):
@@ -55,14 +135,18 @@ def test_a_short_comparison(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-def test_many_chunks_on_this_disk(tmp_path: Path) -> None:
+def test_many_chunks_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = tmp_path / "figures.json"
-    done = compare("--scale", "0.05", "--json", str(written), what="manifest")
-    assert done.returncode == 0, done.stdout + done.stderr
+    shapes = {"100 ranks": (100, 1000, 1), "1,000 chunks a tensor": (4, 250, 1000)}
+    monkeypatch.setattr(manifest, "SHAPES", shapes)
+    done = compare(
+        *("--scale", "0.05", "--place", str(tmp_path), "--json", str(written)), what="manifest"
+    )
+    assert done.exit_code == 0, done.output
     assert len(json.loads(written.read_text())["figures"]) == 2
-    assert "| 1,000 ranks | 50,000 |" in done.stdout
+    assert "| 100 ranks | 5,000 |" in done.stdout
     assert "| 1,000 chunks a tensor | 48,000 |" in done.stdout  # 12 of them, on 4 ranks
-    assert not list(ROOT.glob("tierstore-bench-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
 @pytest.mark.hdfs
@@ -77,7 +161,7 @@ def test_a_short_comparison_on_hdfs(
         *("--peer", "tierstore"),
         what="hdfs",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())
     assert found["errors"] == {}
     if deadline == "300":
@@ -90,7 +174,10 @@ def test_a_short_comparison_on_hdfs(
 
 
 def test_wrong_names_are_explained() -> None:
-    done = compare("--peer", "nobody")
+    command = [sys.executable, "-m", "benchmarks", "checkpoint", "--peer", "nobody"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 2
     assert "'nobody' is not one of" in done.stderr.replace("\n", " ")
 
@@ -131,7 +218,7 @@ def test_the_report_names_who_failed_and_who_was_asked_once() -> None:
 
 
 @pytest.mark.minio
-@pytest.mark.usefixtures("minio_bucket")  # not without a real MinIO, although it starts its own
+@pytest.mark.usefixtures("shared_minio")
 @pytest.mark.parametrize("deadline", ["300", "0.001"], ids=["in time", "hanging"])
 def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None:
     written = tmp_path / "figures.json"
@@ -141,7 +228,7 @@ def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None
         *("--deadline", deadline, "--place", str(tmp_path)),
         what="migrate",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())
     assert found["errors"] == {}
     if deadline == "300":
@@ -159,7 +246,7 @@ def test_a_short_comparison_of_migrations(tmp_path: Path, deadline: str) -> None
 
 def test_migrations_to_compare_are_chosen_by_name() -> None:
     done = compare("--only", "tape", what="migrate")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "S3 to HDFS, small files" in " ".join(done.stderr.replace("│", " ").split())
 
 
@@ -176,13 +263,14 @@ def test_a_copy_that_differs_is_noticed(tmp_path: Path) -> None:
         site.check(end, wanted)
 
 
+@pytest.mark.usefixtures("few_requests")
 def test_the_storage_model_is_judged_on_points_it_has_not_seen(tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
     done = compare(
         *("--only", "local", "--seconds", "0.1", "--place", str(tmp_path), "--json", str(written)),
         what="model",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())
     assert [v["operation"] for v in found["verdicts"]] == ["put", "get"]
     for verdict in found["verdicts"]:
@@ -196,7 +284,7 @@ def test_the_sources_formulas_are_far_off_where_the_model_is_exact(tmp_path: Pat
     written = tmp_path / "figures.json"
     given = model_points.write(tmp_path / "points.json", local)
     done = compare("--points", given, "--json", str(written), what="model")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     put, get = json.loads(written.read_text())["verdicts"]
     for verdict in (put, get):
         assert verdict["calibrated"] < 0.02
@@ -204,14 +292,15 @@ def test_the_sources_formulas_are_far_off_where_the_model_is_exact(tmp_path: Pat
     assert "| local | put | 8, 8 |" in done.stdout
 
 
-def test_a_short_storage_comparison(tmp_path: Path) -> None:
+def test_a_short_storage_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_points, "_RATES", (256 * MIB, 1024 * MIB))  # waits for less
     written = tmp_path / "storage.json"
     done = compare(
         *("--rounds", "2", "--scale", "0.02", "--place", str(tmp_path)),
         *("--store", "local", "--json", str(written)),
         what="storage",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())
     assert [fit["operation"] for fit in found["fits"]] == ["put", "get"]
     for fit in found["fits"]:
@@ -233,7 +322,7 @@ def test_a_short_run_of_mlperfs_checkpoints(tmp_path: Path) -> None:
         *("--peer", "tierstore", "--place", str(tmp_path), "--json", str(written)),
         what="mlperf",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     found = json.loads(written.read_text())["mlperf"]["8b"]
     assert (found["layout"]["played"], found["layout"]["ranks"]) == (2, 8)
     peer = found["peers"]["tierstore"]
@@ -257,15 +346,17 @@ def test_mlperfs_ranks_save_what_is_published() -> None:
 
 
 @pytest.mark.minio
-@pytest.mark.usefixtures("minio_bucket")  # not without a real MinIO, although it starts its own
-def test_a_short_ladder(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shared_bucket", "few_requests", "forked")
+def test_a_short_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "copy_rate", partial(bench.copy_rate, MIB))
     written = tmp_path / "ladder.json"
     done = compare(
         *("--ranks", "2", "--mib", "8", "--turns", "1", "--saves", "1", "--seconds", "0.1"),
+        *("--rest", "0"),
         *("--place", str(tmp_path), "--json", str(written)),
         what="ladder",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     rows = json.loads(written.read_text())["rows"]
     assert [row["rung"] for row in rows] == ["staged", "local", "s3"]
     assert all(row[kind] > 0 for row in rows for kind in ("predicted", "simulated", "real"))
@@ -273,10 +364,11 @@ def test_a_short_ladder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ladder.json"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_ranks_that_fail_end_the_ladder(tmp_path: Path) -> None:
     wrong = Config((TierConfig("local", f"file://{tmp_path}/x?part_size=1"),))
     with pytest.raises(RuntimeError, match="a rank failed in r: see above"):
-        ladder._save(wrong, "r", 2, 8, 1)
+        ladder._save(wrong, "r", ladder.Job(2, 8, 1, 0.0))
 
 
 def test_the_time_line_of_a_save_is_in_order(tmp_path: Path) -> None:
@@ -286,7 +378,7 @@ def test_the_time_line_of_a_save_is_in_order(tmp_path: Path) -> None:
         *("--tier", "memory", "--tier", "disk"),
         what="timeline",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     rows = json.loads(written.read_text())["timeline"]
     assert [(row["tier"], row["what"]) for row in rows] == [
         *[("", "stall"), ("memory", "write"), ("memory", "commit")],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import COMMAND
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.torch
 
@@ -23,7 +24,7 @@ def tierstore(*arguments: str) -> subprocess.CompletedProcess[str]:
         [*COMMAND, *arguments],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=2 * PATIENCE,
         check=False,
         env=environment,
     )
