@@ -17,6 +17,7 @@ import pytest
 
 from tests.command import COMMAND, save
 from tests.conftest import Bucket
+from tests.patience import PATIENCE
 from tests.shards import folder
 from tierstore.backend import Check, ObjectInfo
 from tierstore.backends import local_diagnosis
@@ -140,7 +141,7 @@ def test_a_mount_that_takes_nothing(tmp_path: Path, options: str, fill: str, sai
         f"{shlex.join(COMMAND)} doctor -c file://{tmp_path}/tier",
     )
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "; ".join(steps)]
-    done = subprocess.run(unshare, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(unshare, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no mount namespaces here: {done.stderr.strip()}")
     assert done.returncode == 1, done.stderr
@@ -191,6 +192,12 @@ def test_a_clock_that_is_off(opened: Any) -> None:
     check = opened(Late("memory://late"))["clock"]
     assert check.outcome == "warning"
     assert "-3600 s" in check.detail
+
+
+def test_a_slow_store_has_no_other_clock() -> None:
+    assert diagnosis._clock(1000.0, 995.0, 1060.0).outcome == "ok"
+    assert "+10 s" in diagnosis._clock(1070.0, 995.0, 1060.0).detail
+    assert "-15 s" in diagnosis._clock(980.0, 995.0, 1060.0).detail
 
 
 def test_what_comes_back_damaged_or_is_refused(opened: Any) -> None:
