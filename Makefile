@@ -4,18 +4,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
-BENCHES ?= checkpoint hdfs ladder manifest migrate mlperf model storage timeline
+BENCHES ?= checkpoint hdfs ladder manifest migrate mlperf model start storage timeline
 BENCH_ARGS ?=
 RESULTS := bench-results
+# Tests start hundreds of processes: none of them shall compile what all import, whatever is set.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench servers api clean
+.PHONY: help demo test test-quick check bench servers api clean
 
 help:
-	@echo "make demo     train, kill, resume: the whole thing on this machine, under two minutes"
+	@echo "make demo     train, kill, resume: the whole thing on this machine, under a minute"
 	@echo "make test     all tests, on real servers, by two workers (or as PYTEST_ARGS=... says)"
+	@echo "make test-quick  what needs no server and no patience: under a minute, while writing"
 	@echo "make check    format, lint, types, structure"
 	@echo "make bench    all comparisons, and a report of them in $(RESULTS)/: an hour or two"
 	@echo "              (BENCHES=\"mlperf storage\" for some; BENCH_ARGS=... goes to each)"
@@ -29,6 +32,9 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m tierstore.testing.servers install
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-quick: $(READY)
+	@$(BIN)/python -m pytest --quick $(PYTEST_ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

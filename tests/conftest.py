@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from tests import running
 from tests.hdfs_zone import key_provider
+from tests.patience import PATIENCE
 from tierstore.testing.servers import (
     HdfsServer,
     S3Server,
@@ -30,12 +32,12 @@ from tierstore.testing.servers import (
 )
 
 REQUIRE_SERVERS = "TIERSTORE_REQUIRE_SERVERS"
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = PATIENCE
 _LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-api", action="store_true", help="accept the public API as it is")
+pytest_addoption = running.pytest_addoption
+pytest_collection_modifyitems = running.pytest_collection_modifyitems
+pytest_xdist_make_scheduler = running.pytest_xdist_make_scheduler
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,6 +64,7 @@ def pytest_terminal_summary(
     for server, why in config.stash[_LEFT_OUT].items():
         terminalreporter.section(f"LEFT OUT: every test that needs {server}", red=True, bold=True)
         terminalreporter.line(why, red=True)
+    running.report(terminalreporter)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tierstore.testing.servers import HdfsServer
 from tierstore.testing.servers.hadoop import Hadoop, find_hadoop
 
@@ -39,6 +40,6 @@ def _run(hadoop: Hadoop, main: str, folder: Path, *words: str, user: str = "keys
         [main if word.endswith(".MAIN") else word for word in command],
         env={**os.environ, "HADOOP_USER_NAME": user},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )

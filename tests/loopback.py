@@ -9,9 +9,41 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+
+from tests.patience import PATIENCE
 
 Serve = Callable[[socket.socket], None]
 Start = Callable[[Serve], str]
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """A thread for each connection; nobody waits for what a client has left open."""
+
+    allow_reuse_address = True
+    daemon_threads = False
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End all connections, so that the threads that read from them do."""
+        with self._lock:
+            for sock in self._open:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
@@ -21,16 +53,12 @@ def serving(serve: Serve, context: ssl.SSLContext | None = None) -> Iterator[str
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             sock = self.request
-            sock.settimeout(5)
+            sock.settimeout(PATIENCE)
             # A client that gives up in the middle is what most of these tests are about.
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 if context:
                     sock = stack.enter_context(context.wrap_socket(sock, server_side=True))
                 serve(sock)
-
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = False
 
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -40,6 +68,7 @@ def serving(serve: Serve, context: ssl.SSLContext | None = None) -> Iterator[str
             yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
+            server.hang_up()
             thread.join()
 
 

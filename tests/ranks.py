@@ -20,12 +20,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-_PRELOAD = [
-    "torch",
-    "torch.distributed.tensor",
-    "torch.distributed.fsdp",
-    "tierstore_torch.checkpointer",
-]
+from tests.patience import PATIENCE
+
+_PRELOAD = ["tests.imports"]
 
 
 class RankError(AssertionError):
@@ -56,7 +53,7 @@ class Ranks:
         size: int,
         function: Callable[..., Any],
         *arguments: Any,
-        timeout: float = 60.0,
+        timeout: float = PATIENCE,
         distributed: bool = True,
     ) -> list[Any]:
         """Run `function(*arguments)` on `size` ranks and return their results in rank order."""
@@ -77,7 +74,9 @@ class Ranks:
             connection.send(job)
         return [process.pid for process, _ in self._workers[:size]]
 
-    def collect(self, size: int, *, timeout: float = 60.0, lost: tuple[int, ...] = ()) -> list[Any]:
+    def collect(
+        self, size: int, *, timeout: float = PATIENCE, lost: tuple[int, ...] = ()
+    ) -> list[Any]:
         """Wait for the ranks of the run begun last; ranks in `lost` are expected to die.
 
         Raises:
@@ -161,7 +160,7 @@ def _run(rank: int, job: _Job) -> Any:
         init_method=f"file://{job.rendezvous}",
         rank=rank,
         world_size=job.size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=PATIENCE),
     )
     try:
         dist.barrier()  # a rank that is done early must not close what others still connect to

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tierstore.testing.servers import ServerUnavailableError
 
 ENVIRONMENT = {
@@ -83,7 +84,7 @@ def ray_nodes(*cpus: int) -> Iterator[Nodes]:
             yield Nodes(address, Path(folder), raylets)
         finally:
             process.stdin.close()
-            process.wait(30)
+            process.wait(PATIENCE)
             process.stdout.close()
 
 
@@ -98,7 +99,7 @@ def _main(folder: str, *cpus: str) -> None:
             more = {"node_ip_address": f"127.0.0.{number + 1}", **({} if number else head)}
             memory = 80 * 1024**2
             cluster.add_node(num_cpus=int(count), wait=False, object_store_memory=memory, **more)
-        cluster.wait_for_nodes(timeout=100)
+        cluster.wait_for_nodes(timeout=PATIENCE)
         print(cluster.address)
         for node in cluster.list_all_nodes():
             print(node.all_processes["raylet"][0].process.pid)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from tests.loopback import read_head, reset
+from tests.loopback import Server, read_head, reset
+from tests.patience import PATIENCE
 
 CHUNK = 1 << 18
 
@@ -89,13 +90,9 @@ def misbehaving(upstream: str) -> Iterator[Misbehaving]:
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            self.request.settimeout(20)
+            self.request.settimeout(PATIENCE)
             with contextlib.suppress(OSError):
                 _serve(proxy, self.request)
-
-    class Server(socketserver.ThreadingTCPServer):
-        allow_reuse_address = True
-        daemon_threads = False
 
     with Server(("127.0.0.1", 0), Handler) as server:
         proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -107,6 +104,7 @@ def misbehaving(upstream: str) -> Iterator[Misbehaving]:
             proxy.over.set()
             proxy.late.set()
             server.shutdown()
+            server.hang_up()
             thread.join()
 
 
@@ -121,13 +119,13 @@ def _serve(proxy: Misbehaving, client: socket.socket) -> None:
     if deed == "reset":
         reset(client)
     elif deed == "stall":
-        proxy.over.wait(20)
+        proxy.over.wait(PATIENCE)
     elif deed in ("cut", "hold"):
         _half(proxy, client, head, _pieces(client, body, length // 2), deed)
     elif deed == "late":
         pieces = list(_pieces(client, body, length))
         reset(client)
-        proxy.late.wait(20)
+        proxy.late.wait(PATIENCE)
         with _upstream(proxy, head) as server:
             proxy.late_answers.append(_ask(server, pieces))
     elif misdeed and deed in ("answer", "refuse"):
@@ -197,7 +195,7 @@ def _upstream(proxy: Misbehaving, head: bytes) -> Iterator[socket.socket]:
     host, port = proxy.upstream
     if asked := re.match(rb"(\w+ )http://([^/:]+):(\d+)", line):  # as an HTTP proxy is asked
         line, host, port = asked[1] + line[asked.end() :], asked[2].decode(), int(asked[3])
-    with socket.create_connection((host, port), timeout=20) as server:
+    with socket.create_connection((host, port), timeout=PATIENCE) as server:
         server.sendall(line + b"\r\nConnection: close\r\n" + rest)
         yield server
 

@@ -6,11 +6,11 @@ import contextlib
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 from tests.loopback import answer, read_head, serving
+from tests.patience import PATIENCE
 
 _PAGE = 1000
 _DATE = "Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
@@ -27,19 +27,19 @@ _RESULT = (
 
 
 class ManyKeys:
-    """The server; `first_read` is the time.monotonic() at which an object was first asked for."""
+    """The server; `reads` counts the objects that were asked for."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.pages = 0
         self.pages_at_first_read = -1
-        self.first_read = 0.0
+        self.reads = 0
         self.endpoint = ""
         self._lock = threading.Lock()
 
     def serve(self, sock: socket.socket) -> None:
         """Answer the requests of one connection."""
-        sock.settimeout(60)
+        sock.settimeout(PATIENCE)
         while True:
             line = read_head(sock).split(b" HTTP/", 1)[0].decode()
             method, _, target = line.partition(" ")
@@ -65,8 +65,9 @@ class ManyKeys:
         if not re.fullmatch(r"\d{9}", key) or int(key) >= self.count:
             return answer(b"", "404 Not Found")
         with self._lock:
-            if method == "GET" and not self.first_read:
-                self.first_read, self.pages_at_first_read = time.monotonic(), self.pages
+            if method == "GET":
+                self.pages_at_first_read = self.pages_at_first_read if self.reads else self.pages
+                self.reads += 1
         whole = answer(key.encode(), headers=f'ETag: "x"\r\n{_DATE}')
         return whole[: -len(key)] if method == "HEAD" else whole
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tests.patience import PATIENCE
 from tierstore.backend import Backend
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.fragment import ValueEntry
@@ -111,8 +112,8 @@ def folder(name: str, path: Path, ranks: Sequence[int] = (0,), **config: Any) ->
     return tier(name, LocalBackend(str(path)), ranks, **config)
 
 
-def until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)

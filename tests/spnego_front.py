@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 STANDBY = {"exception": "StandbyException", "message": "Operation category READ is not supported"}
 _CONTROL = "/front/"
@@ -44,7 +46,7 @@ class Front:
         self._tell("expire")
 
     def _tell(self, what: str) -> bytes:
-        connection = http.client.HTTPConnection(self.address, timeout=20)
+        connection = http.client.HTTPConnection(self.address, timeout=PATIENCE)
         with contextlib.closing(connection):
             connection.request("GET", _CONTROL + what)
             return connection.getresponse().read()
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         return user, {name: text for name, text in given.items() if name not in self.server.flaws}
 
     def ask(self, server: str, target: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        with contextlib.closing(http.client.HTTPConnection(server, timeout=30)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(server, timeout=PATIENCE)) as connection:
             kind = self.headers.get("Content-Type")
             headers = {"Content-Type": kind} if kind else {}
             connection.request(self.command, target, body=body, headers=headers)

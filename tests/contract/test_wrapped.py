@@ -8,7 +8,9 @@ import pytest
 
 from tests.contract.test_local import FolderContract
 from tests.contract.test_memory import TestMemory as MemoryContract
+from tests.fired import fired
 from tierstore.backend import Backend
+from tierstore.blocks import crc32c
 from tierstore.config import Policy, TierConfig
 from tierstore.errors import DeadlineError, ThrottledError, UnreachableError
 from tierstore.wrappers import open_tier
@@ -69,4 +71,21 @@ class TestFlakyFolder(FolderContract):
         self.root = tmp_path
 
     def open(self) -> Backend:
-        return Retrying(Faulty(super().open(), *_FLAKY), budget=Budget(1e9), pause=lambda _: False)
+        self.faulty = Faulty(super().open(), *_FLAKY)
+        return Retrying(self.faulty, budget=Budget(1e9), pause=lambda _: False)
+
+    def test_the_faults_happen(self, backend: Backend) -> None:
+        for number in range(30):
+            key = f"k{number}"
+            backend.create(key, b"x", durable=False)
+            backend.flush()
+            upload = backend.upload(key, 1)
+            upload.write(0, b"y", crc32c(b"y"))
+            upload.commit()
+            backend.upload(key, 1).abort()
+            assert backend.stat(key).size == 1
+            backend.read_into(key, 0, memoryview(bytearray(1)))
+            backend.fetch(key, memoryview(bytearray(1)))
+            assert [info.key for info in backend.list("")] == [key]
+            backend.delete([key])
+        assert all(fired(self.faulty)), dict(zip(_FLAKY, fired(self.faulty), strict=True))

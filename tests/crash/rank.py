@@ -14,6 +14,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.shards import folder, launch, stage, tier
 from tierstore.errors import TierstoreError
 from tierstore.keys import Attempt
@@ -21,8 +22,9 @@ from tierstore.ladder.save import Saver
 from tierstore.wrappers.faults import Fault, Faulty
 
 
-def main(root: str, step: str, number: str, rank: str, world: str, *kill: str) -> int:
-    """Save one shard."""
+def main() -> int:
+    """Save one shard, as the command line says."""
+    root, step, number, rank, world, *kill = sys.argv[1:]
     backend = folder("t", Path(root)).backend
     if kill:
         operation, key, nth = kill
@@ -30,7 +32,7 @@ def main(root: str, step: str, number: str, rank: str, world: str, *kill: str) -
         backend = Faulty(backend, die)
     ranks = range(int(world))
     attempt, line = Attempt(int(step), 1, int(number)), launch(world=int(world))
-    with closing(Saver([tier("t", backend, ranks)], "run", commit_timeout=20)) as saver:
+    with closing(Saver([tier("t", backend, ranks)], "run", commit_timeout=PATIENCE)) as saver:
         shard, image = stage(attempt, line, rank=int(rank), world=int(world))
         save = saver.submit(shard, image)
         try:
@@ -46,4 +48,4 @@ def _die() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

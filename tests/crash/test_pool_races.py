@@ -10,18 +10,21 @@ import time
 
 import pytest
 
+from tests.patience import PATIENCE
 from tierstore.image.pool import StagingPool
 
 WORK = """
-import os, sys, time
+import os, select, sys
 from tierstore.image.pool import StagingPool, open_image
-number, end, turn = int(sys.argv[2]), time.monotonic() + float(sys.argv[3]), 0
-while time.monotonic() < end:
+number, turn = int(sys.argv[2]), 0
+while not (turn and select.select([sys.stdin], [], [], 0)[0]):
     pool = StagingPool(sys.argv[1])          # removes what others left
     for size in (4096, 65536, 65536):
         turn += 1
         image = pool.acquire(size, timeout=10)
         assert image.shared and os.path.exists(image.path), "a living pool lost its file"
+        if turn == 1:
+            print("holds an image", flush=True)
         mark = (number * 1_000_003 + turn).to_bytes(8, "little")
         image.buffer[:8] = mark
         reader = open_image(image.path, size)
@@ -29,28 +32,33 @@ while time.monotonic() < end:
         reader.release()
         image.release()
     pool.close()
-print(turn)
 """
 
 
-def start(folder: object, number: int, seconds: float) -> subprocess.Popen:
-    command = [sys.executable, "-c", WORK, str(folder), str(number), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder: object, number: int) -> subprocess.Popen:
+    """Start to make and close pools, until there is input; return once it has an image."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(folder), str(number)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "holds an image\n"
+    return process
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_dead_leave_nothing_and_the_living_lose_nothing(shm_path, seed):
     chance = random.Random(seed)
-    survivors = [start(shm_path, number, 3.0) for number in range(2)]
-    time.sleep(0.6)  # imports
+    survivors = [start(shm_path, number) for number in range(2)]
     for number in range(4):
-        victim = start(shm_path, 10 + number, 60.0)
-        time.sleep(0.45 + chance.random() * 0.2)
+        victim = start(shm_path, 10 + number)
+        time.sleep(chance.random() * 0.2)
         victim.send_signal(signal.SIGKILL)
         victim.communicate()
     for process in survivors:
-        out, err = process.communicate(timeout=30)
+        _, err = process.communicate("enough", timeout=PATIENCE)
         assert process.returncode == 0, err
-        assert int(out) > 10
     StagingPool(str(shm_path)).close()
     assert list(shm_path.iterdir()) == []

@@ -6,19 +6,23 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.shards import assert_restores, folder, launch, stage
+from tests.forked import forked
+from tests.patience import PATIENCE
+from tests.shards import assert_restores, folder, launch, stage, tier, until
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import CheckpointNotFoundError, IncompleteError
 from tierstore.keys import Attempt
 from tierstore.ladder.find import choose
 from tierstore.ladder.handle import SaveHandle
 from tierstore.ladder.save import Saver
+from tierstore.wrappers.faults import Fault, Faulty
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -43,19 +47,22 @@ AFTER_FRAGMENT = {
 def rank(
     root: Path, attempt: Attempt, number: int, *kill: object, prefix: tuple[str, ...] = ()
 ) -> subprocess.Popen[str]:
-    where = (root, attempt.step, attempt.number, number, WORLD, *kill)
-    command = [*prefix, sys.executable, "-m", "tests.crash.rank", *map(str, where)]
+    where = [str(w) for w in (root, attempt.step, attempt.number, number, WORLD, *kill)]
+    if not prefix:
+        return forked(*where, module="tests.crash.rank", stderr=subprocess.PIPE)
+    command = [*prefix, sys.executable, "-m", "tests.crash.rank", *where]
     return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, errors
 
 
-def survivor(root: Path, *, commit_timeout: float) -> closing[Saver]:
+def survivor(root: Path, *faults: Fault, commit_timeout: float = PATIENCE) -> closing[Saver]:
     """Rank 0, in this process."""
-    tiers = [folder("t", root, range(WORLD))]
+    faulty = Faulty(folder("t", root).backend, *faults)
+    tiers = [tier("t", faulty, range(WORLD))]
     return closing(Saver(tiers, "run", commit_timeout=commit_timeout))
 
 
@@ -72,12 +79,12 @@ def test_a_rank_killed_before_its_fragment_makes_the_attempt_incomplete(
     with survivor(tmp_path, commit_timeout=0.5) as saver:
         save = submit(saver, first)
         with pytest.raises(IncompleteError, match=r"ranks \[1\] have not written their part"):
-            save.wait(timeout=20)
+            save.wait(timeout=PATIENCE)
     with pytest.raises(CheckpointNotFoundError):
         choose(tiers, "run")
     process = rank(tmp_path, again, 1)  # a second try at the same step mixes with nothing
-    with survivor(tmp_path, commit_timeout=30) as saver:
-        submit(saver, again).wait(timeout=30)
+    with survivor(tmp_path) as saver:
+        submit(saver, again).wait(timeout=PATIENCE)
     assert finish(process) == (0, "")
     assert_restores(choose(tiers, "run"), again)
 
@@ -86,14 +93,16 @@ def test_a_rank_killed_before_its_fragment_makes_the_attempt_incomplete(
 def test_a_last_writer_killed_after_its_fragment_is_replaced(
     tmp_path: Path, kill: tuple[str, str, int]
 ) -> None:
-    attempt = Attempt(7, 1, 1)
-    with survivor(tmp_path, commit_timeout=30) as saver:
+    attempt, dead = Attempt(7, 1, 1), threading.Event()
+    # Else rank 0 may be quicker to commit than rank 1 to come to where it dies.
+    held = Fault("list", key="fragments/", action=lambda _: (dead.wait(PATIENCE), None)[1])
+    with survivor(tmp_path, held) as saver:
         save = submit(saver, attempt)
-        save.wait(timeout=20, until="written")
-        process = rank(tmp_path, attempt, 1, *kill)
-        save.wait(timeout=30)
-    # Rank 0 may have been quicker to commit than rank 1 to come to where it dies.
-    assert finish(process)[0] in (-signal.SIGKILL, 0)
+        save.wait(timeout=PATIENCE, until="written")
+        code, _ = finish(rank(tmp_path, attempt, 1, *kill))
+        dead.set()
+        save.wait(timeout=PATIENCE)
+    assert code == -signal.SIGKILL
     assert_restores(choose([folder("t", tmp_path)], "run"), attempt)
 
 
@@ -111,13 +120,12 @@ def test_ranks_killed_at_any_moment_leave_a_checkpoint_or_none(tmp_path: Path) -
     rng = random.Random(5)
     older = Attempt(1, 1, 1)
     processes = [rank(tmp_path, older, number) for number in range(WORLD)]
-    started = time.monotonic()
     assert [finish(process) for process in processes] == [(0, "")] * WORLD
-    usual = time.monotonic() - started
     for step in range(2, 6):
         attempt = Attempt(step, 1, 1)
         processes = [rank(tmp_path, attempt, number) for number in range(WORLD)]
-        time.sleep(usual * rng.uniform(0.4, 1.1))
+        until(lambda: any(tmp_path.rglob(f"{attempt}*")))  # noqa: B023 - it has begun
+        time.sleep(rng.uniform(0, 0.1))
         for process in processes:
             process.kill()
             finish(process)

@@ -125,7 +125,7 @@ def _squeezed(text: str) -> str:
 
 
 def _make(arguments: list[str]) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for word in arguments:
         if "=" not in word:
             assert word in targets, f"the Makefile has no {word!r}"

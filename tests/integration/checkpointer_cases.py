@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
+from tests.patience import PATIENCE
 from tests.ranks import resources
 from tierstore.errors import OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
@@ -66,7 +66,7 @@ def _own_mesh(rank: int, fill: float) -> DTensor:
 
 def conflict(url: str, kind: str) -> tuple[str, str]:
     """Try to save what cannot be saved, then something that can."""
-    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+    with Checkpointer(url, run="run") as checkpointer:
         error = outcome(lambda: checkpointer.save(1, _conflicting(kind)))
         good = checkpointer.save(1, {"w": torch.ones(3)})
         good.wait()
@@ -80,7 +80,7 @@ def diverging(url: str, kind: str) -> list[str]:
     if rank:  # of three ranks two share this
         own["b"] = {"step": torch.zeros(()), "rng": 0}
     texts = []
-    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+    with Checkpointer(url, run="run") as checkpointer:
         for step in (1, 2, 3):
             differs = step == 2 and rank == dist.get_world_size() - 1
             if kind == "value":
@@ -97,7 +97,7 @@ def becomes_unsavable(url: str) -> list[str]:
     """What the ranks share can no longer be encoded on one of them, for one save."""
     state: dict[str, Any] = {"a": torch.ones(4), "note": object, "lr": 0.1}
     texts = []
-    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+    with Checkpointer(url, run="run") as checkpointer:
         for step in (1, 2, 3):
             fails = step == 2 and dist.get_rank() == 1
             state["note"] = threading.Lock() if fails else object
@@ -168,20 +168,19 @@ def replicas(url: str) -> int:
 def sigterm(url: str) -> tuple[int, bool, int | None]:
     """Rank 1 is told to stop at step 3; all save and leave together."""
     state = {"w": torch.zeros(10), "step": 0}
-    with Checkpointer(url, run="run", sigterm_deadline=20) as checkpointer:
+    with Checkpointer(url, run="run", sigterm_deadline=PATIENCE) as checkpointer:
         assert checkpointer.time_left is None
         step = 0
         while step < 10:
             step += 1
             state["w"].fill_(step)
             if dist.get_rank() == 1 and step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.05)
+                signal.raise_signal(signal.SIGTERM)
             if checkpointer.stop_requested():
                 save = checkpointer.save(step, state)
                 left = checkpointer.time_left
                 assert left is not None
-                assert 0 < left <= 20
+                assert 0 < left <= PATIENCE
                 save.wait(timeout=left)
                 break
         restored = checkpointer.restore(state)
@@ -242,8 +241,10 @@ def leaks(url: str) -> tuple[int, int, int]:
 
 def dies_while_saving(url: str) -> str:
     """Rank 1 dies once its second save is staged; the others are told."""
-    checkpointer = Checkpointer(url, run="run", deadline=3)
+    checkpointer = Checkpointer(url, run="run")
     checkpointer.save(1, _halves(1.0)).wait()
+    for lane in checkpointer._saver._lanes.values():
+        lane._commit_timeout = 3.0
     if dist.get_rank() == 1:
         checkpointer._saver.submit = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     save = checkpointer.save(2, _halves(2.0))
@@ -254,7 +255,7 @@ def dies_while_saving(url: str) -> str:
 
 def dies_while_restoring(url: str) -> str:
     """Rank 1 is gone when the others want to agree."""
-    checkpointer = Checkpointer(url, run="run", deadline=3)
+    checkpointer = Checkpointer(url, run="run")
     state = _halves(0.0)
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -272,7 +273,7 @@ def restore_halves(url: str) -> tuple[int | None, list[float]]:
 
 def memory_runs_out_on_one(url: str) -> list[str]:
     """Rank 1 gets no staging image once; the other rank must get its own back."""
-    with Checkpointer(url, run="run", deadline=20) as checkpointer:
+    with Checkpointer(url, run="run") as checkpointer:
         texts = []
         for step, fails in ((1, True), (2, False), (3, True), (4, False)):
             real = checkpointer._saver.acquire

@@ -6,7 +6,6 @@ import gc
 import multiprocessing.process
 import os
 import signal
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,10 +230,9 @@ def _broken_on(rank: int, *faults: Fault) -> Iterator[None]:
         dcp_ladder.open_tier = open_tier
 
 
-def failing_save(url: str, rank: int, operation: str, key: str) -> tuple[str, str, float]:
-    """Save while one rank's tier refuses; return the error every rank got, and the seconds."""
+def failing_save(url: str, rank: int, operation: str, key: str) -> tuple[str, str, list[int]]:
+    """Save while one rank's tier refuses; return the error that every rank got, and who failed."""
     fault = Fault(operation, key=key, times=99, error=OutOfSpaceError("no room", url="file:///x"))
-    begin = time.monotonic()
     with _broken_on(rank, fault):
         try:
             writer = TierStorageWriter(url, checkpoint_id="failing/1")
@@ -242,8 +240,8 @@ def failing_save(url: str, rank: int, operation: str, key: str) -> tuple[str, st
         except CheckpointException as failed:
             error = cause(failed)
             notes = " ".join(getattr(error, "__notes__", []))
-            return type(error).__name__, notes, time.monotonic() - begin
-    return "none", "", 0.0
+            return type(error).__name__, notes, list(failed.failures)
+    return "none", "", []
 
 
 def save_step(url: str, name: str) -> None:
@@ -253,16 +251,15 @@ def save_step(url: str, name: str) -> None:
     )
 
 
-def failing_load(url: str, rank: int) -> tuple[str, float]:
-    """Load while one rank cannot list the tier."""
-    begin = time.monotonic()
+def failing_load(url: str, rank: int) -> tuple[str, list[int]]:
+    """Load while one rank cannot list the tier; return the error, and who failed."""
     fault = Fault("list", times=99, error=OutOfSpaceError("odd"))
     with _broken_on(rank, fault):
         try:
             loaded(url, "failing")
         except CheckpointException as failed:
-            return type(cause(failed)).__name__, time.monotonic() - begin
-    return "none", 0.0
+            return type(cause(failed)).__name__, list(failed.failures)
+    return "none", []
 
 
 def failing_stage(url: str, mode: str) -> list[tuple[str, bool]]:

@@ -411,7 +411,7 @@ def test_a_failing_tier_does_not_stop_the_others(tmp_path: Path) -> None:
         blocked.write_text("a file where the folder was")
         save = checkpointer.save(2, {"w": torch.ones(10)})
         save.wait("local")
-        with pytest.raises(Exception, match="data") as raised:
+        with pytest.raises(TierstoreError, match="data") as raised:
             save.wait("local2")
         assert save.failed["local2"] is raised.value
         assert save.status()["local"].state == "committed"

@@ -94,7 +94,7 @@ def test_all_damage_is_reported(config: str, minio_bucket: Bucket, tmp_path: Pat
 def test_a_tier_that_goes_away_in_the_middle(config: str, proxy: Proxy) -> None:
     """The listing still answers; the data does not come."""
     proxy.add("limit_data", stream="downstream", bytes=1_000_000)
-    lines = f'endpoint_url = "{proxy.endpoint}"\nretry_seconds = 0.5\nstall_timeout = 1.0\n'
+    lines = f'endpoint_url = "{proxy.endpoint}"\nretry_seconds = 0.5\n'
     Path(config).write_text(Path(config).read_text() + lines)
     done = tierstore("verify", "run", "1", "-c", config)
     assert done.code == 1

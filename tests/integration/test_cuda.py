@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from tests.ranks import resources
-from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter
+from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, private
 
 pytestmark = [
     pytest.mark.torch,
@@ -121,11 +121,31 @@ def test_twenty_saves_grow_nothing(checkpointer: Checkpointer) -> None:
     assert after[1:] == before[1:]
 
 
-def test_closing_unlocks_the_pages(url: str) -> None:
-    for number in range(3):  # memory that is still locked could not be locked again
-        with Checkpointer(url, run=f"run{number}") as checkpointer:
-            checkpointer.save(1, state("cuda", number)).wait()
+def test_closing_unlocks_the_pages(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, int]] = []
+    pin, unpin = private.pin, private.unpin
+
+    def noted_pin(address: int, size: int) -> bool:
+        done.append(("locked" if (locked := pin(address, size)) else "refused", address))
+        return locked
+
+    def noted_unpin(address: int) -> None:
+        unpin(address)
+        done.append(("unlocked", address))
+
+    monkeypatch.setattr(private, "pin", noted_pin)
+    monkeypatch.setattr(private, "unpin", noted_unpin)
+    with caplog.at_level(logging.WARNING):
+        for number in range(3):  # memory that is still locked could not be locked again
+            with Checkpointer(url, run=f"run{number}") as checkpointer:
+                checkpointer.save(1, state("cuda", number)).wait()
     torch.cuda.synchronize()
+    assert [what for what, _ in done] == ["locked", "unlocked"] * 3
+    assert [address for _, address in done[::2]] == [address for _, address in done[1::2]]
+    assert "page-lock" not in caplog.text
+    assert "a callback of staging memory failed" not in caplog.text
 
 
 def test_dcp_saves_and_loads(url: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import states
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.torch
 
@@ -31,7 +32,7 @@ print(json.dumps([sample.extra_memory, states.size(state), "numpy.ma" in sys.mod
 
 def test_ten_thousand_tensors_take_64_mib_at_most_beside_the_state(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FIRST_SAVE, tmp_path.as_uri(), str(SCALE)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     extra, size, has_masked_arrays = json.loads(done.stdout)
     count, (rows, columns) = states.SHAPES["10,000 tensors"]
     assert size == count * int(rows * SCALE) * columns * 4

@@ -39,7 +39,7 @@ from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
 pytestmark = pytest.mark.hdfs
 PART = 4 << 20
 DATA = noise(2 * PART + 77)
-OPTIONS = HdfsOptions(part_size=PART, stall_timeout=10)
+OPTIONS = HdfsOptions(part_size=PART, stall_timeout=60)
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_create_whose_rename_was_not_answered(
 ) -> None:
     proxy.misdeeds.append(Misdeed(".*op=RENAME", "lose"))
     assert behind.create("k", b"mine", if_absent=True).size == 4
+    assert proxy.misdeeds[0].done == 1
     assert hdfs_root.keys() == ["k"]
     proxy.misdeeds.append(Misdeed(".*op=RENAME", "reset"))
     with pytest.raises(TransientError):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import HdfsRoot
 from tests.hdfs_zone import make_zone
+from tests.patience import PATIENCE
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
 from tierstore.backend import Backend
 from tierstore.blocks import crc32c
@@ -22,7 +23,7 @@ from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
 pytestmark = pytest.mark.hdfs
 PART = 4 << 20
 DATA = noise(2 * PART + 77)
-OPTIONS = HdfsOptions(part_size=PART, stall_timeout=10)
+OPTIONS = HdfsOptions(part_size=PART, stall_timeout=60)
 CODED = "XOR-2-1-1024k"
 
 
@@ -119,7 +120,7 @@ def test_parts_that_differ_in_erasure_coding_get_one_stream(
 
 def test_streams_do_not_wait_for_each_other(hdfs_root: HdfsRoot) -> None:
     """A root with a comma always needs one, which writes and meanwhile reads."""
-    options = HdfsOptions(part_size=PART, concurrency=1, total_timeout=20)
+    options = HdfsOptions(part_size=PART, concurrency=1, total_timeout=PATIENCE)
     backend = open_hdfs(f"{hdfs_root.url}/r,s", options)
     uploads = [send(backend, f"d/{number}") for number in range(4)]
     with contextlib.closing(backend), ThreadPoolExecutor(4) as pool:

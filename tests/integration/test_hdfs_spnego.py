@@ -26,7 +26,7 @@ from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
 pytestmark = pytest.mark.hdfs
 PART = 4 << 20
 DATA = noise(2 * PART + 77)
-OPTIONS = HdfsOptions(auth="spnego", part_size=PART, stall_timeout=10)
+OPTIONS = HdfsOptions(auth="spnego", part_size=PART, stall_timeout=60)
 
 
 @pytest.fixture

@@ -23,15 +23,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.command import start
 from tests.ends import MIB, PAIRS, End, pairs
+from tests.forked import forked
 from tests.s3_faults import Misbehaving, misbehaving
 from tierstore.backend import Capabilities
 from tierstore.blocks import crc32c
 from tierstore.config import load_config
 from tierstore.wrappers import open_tier
 
-SIZE = int(os.environ.get("TIERSTORE_TEST_MIB", "96")) * MIB
+SIZE = int(os.environ.get("TIERSTORE_TEST_MIB", "64")) * MIB
 KILLS = int(os.environ.get("TIERSTORE_TEST_KILLS", "5"))
 FULL = KILLS > 5
 SMALL = {"a small one": 0.2, "deep/small too": 0.9}  # MiB
@@ -163,7 +163,7 @@ def killed(words: tuple[str, ...], counter: Proxied | Kernel) -> Life:
     """Start the command and kill it, at a moment or after some bytes."""
     seconds = random.choice([random.uniform(0, 1), 60.0])
     nbytes = random.uniform(0, 1.5 * SIZE / KILLS)
-    process = start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = forked(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     begun = time.monotonic()
     while time.monotonic() - begun < seconds and counter.life(process.pid).received < nbytes:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
@@ -174,7 +174,7 @@ def killed(words: tuple[str, ...], counter: Proxied | Kernel) -> Life:
 
 
 def finished(words: tuple[str, ...], counter: Proxied | Kernel) -> Life:
-    return ended(start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE), counter, 0)
+    return ended(forked(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE), counter, 0)
 
 
 def ended(process: subprocess.Popen[str], counter: Proxied | Kernel, *codes: int) -> Life:

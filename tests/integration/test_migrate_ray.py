@@ -17,7 +17,9 @@ from tests.command import start
 from tests.conftest import Bucket, or_skip
 from tests.ends import MIB, PART
 from tests.files import contents, receipts
+from tests.patience import PATIENCE
 from tests.ray_nodes import ENVIRONMENT, Nodes, ray_nodes
+from tests.shards import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.minio]
 
@@ -70,7 +72,7 @@ class Migration:
     def end(self) -> tuple[int, dict[str, Any], str]:
         """Return its exit code, its summary and its errors."""
         try:
-            _, err = self.process.communicate(timeout=60)
+            _, err = self.process.communicate(timeout=PATIENCE)
         finally:
             self.process.kill()
         return self.process.returncode, self.told, err
@@ -101,7 +103,7 @@ def test_interrupted_resumed_and_a_node_lost(src: Path, minio_bucket: Bucket, no
     first.process.send_signal(signal.SIGINT)
     code, told, err = first.end()
     assert (code, told["complete"], err) == (130, False, "")
-    assert not nodes.workers(0) + nodes.workers(1), "workers end with the command"
+    until(lambda: not nodes.workers(0) + nodes.workers(1))  # workers end with the command
     noted = len(first.noted)
 
     second = Migration(src, minio_bucket, "--send-credentials")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import save, start, tierstore
+from tests.command import save, tierstore
 from tests.conftest import Bucket, HdfsRoot
+from tests.forked import forked
+from tests.patience import PATIENCE
 from tests.shards import assert_restores, tier
 from tierstore.checkpoint.store import RunStore
 from tierstore.config import load_config
@@ -76,9 +78,9 @@ def test_killed_resumed_and_moved(urls: dict[str, str], one: str, other: str) ->
     kills = 0
     for _ in range(6):
         slow = [*words, "--bandwidth", "15M"]
-        process = start(*slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forked(*slow, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            process.wait(random.uniform(0.6, 1.6))
+            process.wait(random.uniform(0.1, 0.9))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
@@ -102,12 +104,12 @@ def test_a_run_that_goes_on_saving(urls: dict[str, str]) -> None:
         for step in STEPS:
             save([tier("t", backend)], step, rows=ROWS)
         words = ["migrate", source, target, "--bandwidth", "40M"]
-        process = start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = forked(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         step = STEPS[-1]
         while process.poll() is None and step < 6:
             step += 1
             save([tier("t", backend)], step, rows=ROWS)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, out + err
     there = check(target)
     assert set(STEPS) <= set(there)

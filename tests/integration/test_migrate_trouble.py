@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +23,14 @@ from tests.command import COMMAND, tierstore
 from tests.conftest import Bucket, HdfsRoot, bucket_of
 from tests.disks import small_disk
 from tests.ends import MIB, PART, End, s3_end
+from tests.forked import forked
+from tests.patience import PATIENCE
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
 from tests.shards import until
 from tierstore.testing.servers import minio
 
 pytestmark = pytest.mark.slow
-SLOW = f"write_bandwidth={8 * MIB}"
+SLOW, SLOWER = (f"write_bandwidth={mib * MIB}" for mib in (20, 8))
 # Whom the modes of files bind: root only without the capability to ignore them.
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if not os.geteuid() else ()
 KINDS = [
@@ -62,21 +65,27 @@ class Move:
         return ["migrate", str(self.source), target, "--delete-source", "--json"]
 
     @contextmanager
-    def under_way(self, *prefix: str) -> Iterator[Callable[[], tuple[str, Any]]]:
-        """Begin it and go on when a part has arrived; yields what waits for its end."""
-        process = subprocess.Popen(
-            [*prefix, *COMMAND, *self.words(SLOW)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    def under_way(self, *prefix: str, halt: bool = True) -> Iterator[Callable[[], tuple[str, Any]]]:
+        """Begin it and halt it when a part has arrived; yields what has it go on to its end."""
+        words, pipes = (
+            self.words(SLOW if halt else SLOWER),
+            {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
         )
+        if prefix:
+            process = subprocess.Popen([*prefix, *COMMAND, *words], text=True, **pipes)
+        else:
+            process = forked(*words, **pipes)
         try:
             while not self.receipts():
                 assert process.poll() is None, process.communicate()
-                time.sleep(0.01)
+                time.sleep(0.005)
+            if halt:
+                process.send_signal(signal.SIGSTOP)
+            assert self.receipts() < len(self.held["large"]) // PART, "what follows comes too late"
 
             def end() -> tuple[str, Any]:
-                out, err = process.communicate(timeout=60)
+                process.send_signal(signal.SIGCONT)
+                out, err = process.communicate(timeout=PATIENCE)
                 assert process.returncode == 1, out + err
                 assert "Traceback" not in err, err
                 return out + err, json.loads(out.splitlines()[-1])
@@ -156,7 +165,7 @@ def test_a_full_minio(
             assert "507 XMinioStorageFull" in failed or "404 NoSuchUpload" in failed
             assert "large" in moving.source
             enlarge(400)
-            until(lambda: takes_more(bucket), 30)  # it looks at its disk now and then only
+            until(lambda: takes_more(bucket))  # it looks at its disk now and then only
             moving.finish()
 
 
@@ -298,7 +307,8 @@ def test_somebody_else_writes_it_meanwhile(move: Callable[..., Move], kind: str)
 def test_the_source_goes_away_meanwhile(move: Callable[..., Move], kind: str) -> None:
     """What is deleted at the source is reported, and frees what was sent of it."""
     moving = move(kind, "local")
-    with moving.under_way() as end:
+    # Not halted: MinIO deletes nothing that somebody is still reading.
+    with moving.under_way(halt=False) as end:
         moving.source.delete("large")
         said, told = end()
     assert told["failed"] == 1, said

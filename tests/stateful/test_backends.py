@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.fired import fired
 from tierstore.backend import Backend
 from tierstore.backends.local import LocalOptions, open_local
 from tierstore.backends.memory import open_memory
@@ -76,13 +77,20 @@ def test_retries_hide_a_flaky_tier():
         for operation in ("create", "write", "commit", "abort", "delete", "read_into", "stat")
     ]
 
+    made: list[Faulty] = []
+
     def new_place() -> Callable[[], Backend]:
         url = f"memory://machine/{next(_numbers)}"
-        return lambda: Retrying(
-            Faulty(open_memory(url), *faults), budget=Budget(1e9), pause=lambda _: False
-        )
+
+        def opened() -> Backend:
+            made.append(Faulty(open_memory(url), *faults))
+            return Retrying(made[-1], budget=Budget(1e9), pause=lambda _: False)
+
+        return opened
 
     _run(new_place, 60)
+    happened = [sum(times) for times in zip(*map(fired, made), strict=True)]
+    assert all(happened), happened
 
 
 def test_s3(s3_bucket):

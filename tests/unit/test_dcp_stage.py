@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import staging as dcp_staging
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItemType
 
+from tests.patience import PATIENCE
 from tierstore.errors import DeadlineError, PlanError, TierstoreError, UnsupportedError
 from tierstore_torch import TierStorageReader, TierStorageWriter, cause
 from tierstore_torch.dcp_stage import IMAGES, Staging, close_staging
@@ -193,5 +194,5 @@ def test_a_failed_background_save_says_why_and_leaves_no_thread(tmp_path: Path) 
     assert "runs" in str(cause(error))
     for thread in threading.enumerate():
         if thread.name.startswith("AsyncCheckpointExecutor"):
-            thread.join(5)
+            thread.join(PATIENCE)
     assert threading.active_count() <= before

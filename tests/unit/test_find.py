@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, matrix, stage, tier
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.store import RunStore
@@ -43,7 +44,7 @@ def save(
     """Save a step of launch `on` to tiers that a single rank sees."""
     attempt = Attempt(step, on, number)
     with closing(Saver(tiers, "run")) as saver:
-        saver.submit(*stage(attempt, launch(on, **line))).wait(timeout=10)
+        saver.submit(*stage(attempt, launch(on, **line))).wait(timeout=PATIENCE)
     return attempt
 
 
@@ -113,9 +114,9 @@ def test_of_two_tries_at_one_step_the_higher_is_taken(ladder: list[OpenTier]) ->
 
 def test_a_damaged_segment_is_read_from_the_next_tier(ladder: list[OpenTier]) -> None:
     newest = save(ladder, 1)
-    for info in list(ladder[0].backend.list("runs/run/data/")):
-        if info.key.endswith("-001.safetensors"):
-            rotten(ladder[0], info.key)
+    keys = [info.key for info in ladder[0].backend.list("runs/run/data/")]
+    (second,) = (key for key in keys if key.endswith("-001.safetensors"))
+    rotten(ladder[0], second)
     assert_restores(choose(ladder, "run"), newest)
 
 
@@ -173,7 +174,9 @@ def test_a_complete_set_that_nobody_committed_is_committed_first(ladder: list[Op
 def test_an_incomplete_set_is_left_alone(ladder: list[OpenTier]) -> None:
     older = save(ladder, 1)
     saver = Saver([folder("fast", Path(ladder[0].backend.url[7:]), (0, 1))], "run")
-    saver.submit(*stage(Attempt(2, 1, 1), launch(), world=2)).wait(timeout=10, until="written")
+    saver.submit(*stage(Attempt(2, 1, 1), launch(), world=2)).wait(
+        timeout=PATIENCE, until="written"
+    )
     saver.close(timeout=0)
     assert choose(ladder, "run").attempt == older
 
@@ -189,7 +192,7 @@ def test_two_jobs_that_took_one_launch_number_are_not_mixed(ladder: list[OpenTie
     mine = save(ladder[:1], 5)
     foreign = Launch(1, "f" * 16, None, 1, 0.0)
     with closing(Saver(ladder[1:], "run")) as saver:
-        saver.submit(*stage(Attempt(9, 1, 1), foreign)).wait(timeout=10)
+        saver.submit(*stage(Attempt(9, 1, 1), foreign)).wait(timeout=PATIENCE)
     assert_restores(choose(ladder, "run"), mine)
 
 
@@ -243,7 +246,7 @@ def test_fragments_that_contradict_each_other_are_never_committed(tmp_path: Path
         ]
     for handle in handles:
         with pytest.raises(FormatError, match="ranks 0 and 1 are not of one attempt"):
-            handle.wait(timeout=10)
+            handle.wait(timeout=PATIENCE)
     with pytest.raises(CheckpointNotFoundError):
         choose(tiers, "run")
 
@@ -256,7 +259,7 @@ def ranks() -> Callable[..., list[Any]]:
     """Run a function in one thread a rank, with an all-gather between them."""
 
     def run(world: int, work: Callable[[int, Exchange], Any]) -> list[Any]:
-        barrier = threading.Barrier(world, timeout=10)
+        barrier = threading.Barrier(world, timeout=PATIENCE)
         slots: list[object] = [None] * world
 
         def exchange(rank: int, item: object) -> list[object]:

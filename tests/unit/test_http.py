@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.loopback import Start, answer, read_head, read_request, serving, wait_gone
+from tests.patience import PATIENCE
 from tierstore.errors import (
     AccessError,
     UnreachableError,
@@ -20,7 +23,7 @@ from tierstore.errors import (
 from tierstore.http import Deadlines, Transport
 from tierstore.http.transport import ERROR_BODY
 
-QUICK = Deadlines(connect=2.0, stall=0.3, total=1.0)
+PATIENT = Deadlines(connect=PATIENCE, stall=PATIENCE, total=PATIENCE)
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -33,7 +36,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def transport() -> Iterator[Transport]:
-    with contextlib.closing(Transport(pool_size=2, deadlines=QUICK)) as transport:
+    with contextlib.closing(Transport(pool_size=2, deadlines=PATIENT)) as transport:
         yield transport
 
 
@@ -231,7 +234,7 @@ def _echo(sock: socket.socket) -> None:
 
 def test_tls_with_its_own_authority(certificate: Any) -> None:
     data, into = bytes(range(256)) * 8192, bytearray(256 * 8192)
-    transport = Transport(pool_size=1, deadlines=QUICK, ca_bundle=str(certificate.cert))
+    transport = Transport(pool_size=1, deadlines=PATIENT, ca_bundle=str(certificate.cert))
     with contextlib.closing(transport), serving(_echo, _tls(certificate)) as url:
         transport.request("PUT", url, headers={}, body=data, into=[memoryview(into)])
         transport.close()
@@ -245,7 +248,7 @@ def test_tls_of_an_unknown_authority(certificate: Any, transport: Transport) -> 
 
 
 def test_tls_unverified_is_logged_once(certificate: Any, caplog: pytest.LogCaptureFixture) -> None:
-    transport = Transport(pool_size=1, deadlines=QUICK, verify=False)
+    transport = Transport(pool_size=1, deadlines=PATIENT, verify=False)
     with contextlib.closing(transport), serving(_echo, _tls(certificate)) as url:
         for _ in range(2):
             assert transport.request("PUT", url, headers={}, body=b"x").body == b"x"
@@ -258,8 +261,12 @@ def test_tls_early_refusal_is_heard(certificate: Any) -> None:
     def serve(sock: socket.socket) -> None:
         read_head(sock)
         sock.sendall(answer(b"", "403 Forbidden"))
-        time.sleep(1)
+        heard.wait(PATIENCE)
 
-    transport = Transport(pool_size=1, deadlines=QUICK, ca_bundle=str(certificate.cert))
+    heard, asks = threading.Event(), replace(PATIENT, stall=1.0)  # a stall makes it listen
+    transport = Transport(pool_size=1, deadlines=asks, ca_bundle=str(certificate.cert))
     with contextlib.closing(transport), serving(serve, _tls(certificate)) as url:
-        assert transport.request("PUT", url, headers={}, body=bytes(64 << 20)).status == 403
+        try:
+            assert transport.request("PUT", url, headers={}, body=bytes(64 << 20)).status == 403
+        finally:
+            heard.set()

@@ -318,15 +318,17 @@ def test_direct_reads_into_many_buffers(fd, skew, offset):
 
 def test_falls_back_where_direct_is_refused(fd, monkeypatch):
     """As overlays and old tmpfs do, at the first request."""
-    real_write, real_read = os.pwrite, os.preadv
+    real_write, real_read, refused = os.pwrite, os.preadv, []
 
     def pwrite(fd: int, data: memoryview, offset: int) -> int:
         if is_direct(fd):
+            refused.append("write")
             raise OSError(errno.EINVAL, "no O_DIRECT")
         return real_write(fd, data, offset)
 
     def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
         if is_direct(fd):
+            refused.append("read")
             raise OSError(errno.EINVAL, "no O_DIRECT")
         return real_read(fd, buffers, offset)
 
@@ -339,27 +341,38 @@ def test_falls_back_where_direct_is_refused(fd, monkeypatch):
     into = bytearray(len(data))
     assert read_at(fd, [memoryview(into)], 0) == len(data)
     assert into == data
+    assert refused == ["write", "read"]
 
 
 def test_short_writes_are_continued(fd, monkeypatch):
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: len(data) // 2 + 1], at))
+    real, sizes = os.pwrite, []
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        sizes.append(real(fd, data[: len(data) // 2 + 1], offset))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
     data = noise(100_001)
     write_at(fd, memoryview(data), 0, final=True)
     assert Path(f"/proc/self/fd/{fd}").read_bytes() == data
+    assert len(sizes) > 2
 
 
 def test_a_short_write_does_not_pad_over_the_neighbour(monkeypatch):
     """On tmpfs, which takes O_DIRECT but asks for no alignment."""
-    real = os.pwrite
-    monkeypatch.setattr(
-        os, "pwrite", lambda fd, data, at: real(fd, data[: 100 if at == 0 else None], at)
-    )
+    real, sizes = os.pwrite, []
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        sizes.append(real(fd, data[: 100 if offset == 0 else None], offset))
+        return sizes[-1]
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
     with tempfile.NamedTemporaryFile(dir="/dev/shm", buffering=0) as file:
         file.write(b"\xaa" * 16384)
         set_direct(file.fileno(), on=True)
         write_at(file.fileno(), memoryview(noise(8192)), 0, final=False)
         assert Path(file.name).read_bytes() == noise(8192) + b"\xaa" * 8192
+    assert sizes[0] == 100
 
 
 def test_direct_always_says_where_it_is_refused(tmp_path: Path, monkeypatch):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.files import contents
+from tests.fired import fired
+from tests.patience import PATIENCE
 from tierstore.backend import ObjectInfo
 from tierstore.backends.local import open_local
 from tierstore.backends.memory import open_memory
@@ -121,7 +123,7 @@ def test_the_first_byte_moves_before_the_listing_ends(tmp_path: Path) -> None:
         ) -> Iterator[ObjectInfo]:
             for number, info in enumerate(super().list(prefix, after=after)):
                 if number == 600:
-                    assert moved.wait(30), "nothing is copied while the listing goes on"
+                    assert moved.wait(PATIENCE), "nothing is copied while the listing goes on"
                 yield info
 
     source = Endless(open_memory(f"memory://{secrets.token_hex(8)}"))
@@ -245,7 +247,7 @@ def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None
 
     def wait(_call: object) -> None:
         begun.release()
-        assert released.wait(30)
+        assert released.wait(PATIENCE)
 
     target = memory(Fault("create", times=100, action=wait))
     ends = Ends(source, target)
@@ -258,7 +260,7 @@ def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None
         threads = [each for each in threading.enumerate() if "tierstore-migrate" in each.name]
         released.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
     assert totals.settled[m.Outcome.COPIED] == 0
     created = sum(call.operation == "create" for call in target.calls)
     assert 0 < created <= width_of(ends) < room_of(ends)
@@ -280,6 +282,7 @@ def test_the_destination_damages(src: Path, tmp_path: Path, key: str) -> None:
     operation = "write" if key == "large" else "create"
     target = folder(tmp_path / "dst", Fault(operation, key=key, flip=5))
     done = Run(tmp_path, folder(src), target)
+    assert fired(target) == [1]
     if key == "large":  # the part is refused by the CRC32C of the file, and read back otherwise
         assert done.outcome(key) == "copied"
         assert contents(tmp_path / "dst") == contents(src)
@@ -291,6 +294,7 @@ def test_the_destination_damages(src: Path, tmp_path: Path, key: str) -> None:
 def test_damage_that_is_read_back_is_sent_again(src: Path, tmp_path: Path) -> None:
     target = folder(tmp_path / "dst", Fault("read_into", key="large", flip=9))
     done = Run(tmp_path, folder(src), target)
+    assert fired(target) == [1]
     assert done.outcome("large") == "copied"
     assert len(done.sent) == 4  # it was read back once more, from the whole
     assert contents(tmp_path / "dst") == contents(src)
@@ -351,7 +355,7 @@ def test_large_parts_wait_for_memory() -> None:
         waiting.start()
         waiting.join(0.1)
         assert waiting.is_alive()
-    waiting.join(10)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive()
 
 

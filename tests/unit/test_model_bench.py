@@ -11,6 +11,7 @@ from tierstore.backends import memory
 from tierstore.backends.memory import MemoryBackend
 from tierstore.config import TierConfig, load_config
 from tierstore.errors import ConfigError, IntegrityError, ModelError, UnreachableError
+from tierstore.model import bench
 from tierstore.model.bench import Limits, copy_rate, measure, schedule
 from tierstore.model.probe import OPERATIONS
 from tierstore.registry import open_backend
@@ -109,15 +110,17 @@ def test_whatever_ends_it_nothing_stays(
     assert keys(url) == []
 
 
-def test_bytes_are_a_limit(url: str) -> None:
+def test_bytes_are_a_limit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_MOST_EACH", 1)  # else so many as fill a time
+    monkeypatch.setattr(bench, "_is_stable", lambda _rounds: False)
     one_pass = Limits(1e9, 1 << 40, SHORT.sizes, SHORT.concurrency)
     backend = open_backend(url)
     plan = schedule(tier(url), backend.capabilities, one_pass)
     moved = 3 * sum(plan.sizes) + sum(cell.moved for cell in plan.cells)
-    found = measure(tier(url), Limits(1e9, 50 * moved, SHORT.sizes, SHORT.concurrency))
+    found = measure(tier(url), Limits(1e9, 5 * moved, SHORT.sizes, SHORT.concurrency))
     assert found.stopped == "bytes"
     puts = sum(p.nbytes * p.requests for p in found.points if p.operation != "list")
-    assert 0 < puts <= 50 * moved
+    assert moved < puts <= 5 * moved
 
 
 @pytest.mark.parametrize(
@@ -144,4 +147,4 @@ def test_wrong_limits(given: dict) -> None:
 
 
 def test_memory_is_copied_at_some_rate() -> None:
-    assert 1e7 < copy_rate(1 << 20) < 1e13
+    assert 0 < copy_rate(1 << 20) < 1e13

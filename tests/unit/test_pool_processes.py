@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tierstore.errors import CheckpointError, DeadlineError, NotFoundError, TruncatedFileError
 from tierstore.image.memory import collect_leftovers
 from tierstore.image.pool import StagingPool, open_image
@@ -202,7 +203,7 @@ def test_lent_image_stays_busy_until_the_borrower_is_done(pool, hold):
     with pytest.raises(DeadlineError):
         pool.acquire(MIB, timeout=0.05)
     borrower.release()
-    again = pool.acquire(MIB, timeout=10)
+    again = pool.acquire(MIB, timeout=PATIENCE)
     assert again.address == image.address
     assert again.path == image.path
 
@@ -213,7 +214,7 @@ def test_borrowers_death_frees_the_image(pool, hold):
     image.lend()
     borrower = hold(image.path, "borrow")
     threading.Timer(0.1, borrower.stop).start()
-    assert pool.acquire(MIB, timeout=10).path == image.path
+    assert pool.acquire(MIB, timeout=PATIENCE).path == image.path
 
 
 def test_lent_image_can_be_taken_back(pool):
@@ -302,14 +303,14 @@ def test_fork_while_another_thread_holds_the_pools_lock(pool):
     def hold_lock() -> None:
         with pool._changed:
             entered.set()
-            leave.wait(30)
+            leave.wait(PATIENCE)
 
     thread = threading.Thread(target=hold_lock)
     thread.start()
-    entered.wait(30)
+    assert entered.wait(PATIENCE)
     child = os.fork()
     if child == 0:
-        signal.alarm(10)  # a deadlock ends the child
+        signal.alarm(int(PATIENCE))  # a deadlock ends the child
         image.release()
         pool.close()
         try:

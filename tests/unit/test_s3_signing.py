@@ -14,6 +14,7 @@ import botocore.exceptions as boto
 import pytest
 from botocore.credentials import ReadOnlyCredentials
 
+from tests.patience import PATIENCE
 from tierstore import errors
 from tierstore.backend import Capabilities
 from tierstore.blocks import BLOCK_SIZE, crc32c
@@ -137,7 +138,8 @@ def test_every_answer_has_its_error(status: int, code: str, kind: str) -> None:
 
 def test_an_answer_is_read_from_xml() -> None:
     body = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>a &amp; b</Message></Error>"
-    for pause, least, most in (("7", 7, 7), (formatdate(time.time() + 60, usegmt=True), 50, 60)):
+    at = formatdate(time.time() + 2 * PATIENCE, usegmt=True)
+    for pause, least, most in (("7", 7, 7), (at, PATIENCE, 2 * PATIENCE)):
         error = answered(Response(503, {"retry-after": pause}, body), doing="GetObject")
         assert isinstance(error, errors.ThrottledError)
         assert error.message == "GetObject: 503 SlowDown: a & b"

@@ -15,6 +15,7 @@ import pytest
 import urllib3
 
 from tests.conftest import leaving_nothing
+from tests.patience import PATIENCE
 from tierstore.errors import ConfigError
 from tierstore.testing.servers import (
     S3Server,
@@ -33,8 +34,8 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-def _gone(pid: int, seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
+def _gone(pid: int) -> bool:
+    deadline = time.monotonic() + PATIENCE
     while _alive(pid):
         if time.monotonic() > deadline:
             return False
@@ -43,7 +44,9 @@ def _gone(pid: int, seconds: float = 5.0) -> bool:
 
 
 def _sleeper(tmp_path: Path) -> ServerProcess:
-    return ServerProcess([sys.executable, "-c", "import time; time.sleep(60)"], log=tmp_path / "l")
+    return ServerProcess(
+        [sys.executable, "-c", "import time; time.sleep(3600)"], log=tmp_path / "l"
+    )
 
 
 def test_both_servers_hold_what_is_put(s3_bucket, no_leaks):
@@ -86,9 +89,9 @@ def test_a_server_survives_the_thread_that_started_it(tmp_path):
 def test_a_server_dies_with_its_killed_owner(tmp_path, victim):
     code = (
         "import sys, time; from pathlib import Path; from tierstore.testing.servers import *\n"
-        f"p = ServerProcess([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        f"p = ServerProcess([sys.executable, '-c', 'import time; time.sleep(3600)'],"
         f" log=Path({str(tmp_path / 'l')!r}))\n"
-        "print(p.pid, p._guard.pid, flush=True); time.sleep(60)"
+        "print(p.pid, p._guard.pid, flush=True); time.sleep(3600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with owner, owner.stdout:
@@ -166,7 +169,7 @@ def test_two_minio_servers_are_no_set():
 def test_toxics_spoil_and_heal(minio_server, toxics):
     proxy = toxics.proxy(minio_server.address)
     url = f"{proxy.endpoint}/minio/health/live"
-    with urllib3.PoolManager(retries=False, timeout=5.0) as http:
+    with urllib3.PoolManager(retries=False, timeout=PATIENCE) as http:
         assert http.request("GET", url).status == 200
         with proxy.toxic("latency", latency=200):
             start = time.monotonic()
@@ -185,14 +188,17 @@ def test_toxics_spoil_and_heal(minio_server, toxics):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        ("threading.Thread(target=time.sleep, args=(9,), name='tierstore-x', daemon=True).start()",
+        ("threading.Thread(target=time.sleep, args=(99,), name='tierstore-x', daemon=True).start()",
          "tierstore-x"),
         ("KEPT.append(open(__file__))", "test_inner.py"),
     ],
 )  # fmt: skip
 def test_the_leak_detector_detects(tmp_path, mistake, message):
     conftest = Path(__file__).parents[1] / "conftest.py"
-    (tmp_path / "conftest.py").write_text(conftest.read_text())
+    patient = conftest.read_text()
+    hasty = patient.replace("_GRACE_SECONDS = PATIENCE", "_GRACE_SECONDS = 0.2")
+    assert hasty != patient
+    (tmp_path / "conftest.py").write_text(hasty)
     (tmp_path / "test_inner.py").write_text(
         f"import threading, time\nKEPT = []\ndef test_leaks(no_leaks):\n    {mistake}\n"
     )

@@ -12,6 +12,7 @@ import pytest
 
 from tests.attempts import contents, nonce_of, save, write_rank
 from tests.collect_rules import CollectRules
+from tests.patience import PATIENCE
 from tests.store_rules import A, StoreRules
 from tierstore.backend import Backend
 from tierstore.backends.local import open_local
@@ -63,7 +64,7 @@ class TestLocal(StoreRules, CollectRules):
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
-        answers = {process.communicate("go\n", timeout=60)[0] for process in processes}
+        answers = {process.communicate("go\n", timeout=PATIENCE)[0] for process in processes}
         assert answers == {f"{store.read_commit(A).to_bytes()!r}\n"}
         assert sum("manifest-" in key for key in contents(store.backend)) == 1
 

@@ -161,7 +161,9 @@ def test_a_truncated_file_comes_from_the_next_tier_from_where_it_ends(
     good.create(KEYS.segment(NAMES[0]), CONTENTS[NAMES[0]][: 5 * BLOCK_SIZE + 3])
     for ranges in (RANGES["whole files"], RANGES["small and scattered"]):
         report = read(ranges, replica(good), replica(local, "second"))
-        assert {(d.tier, d.block) for d in report.damaged} <= {("first", n) for n in (5, 6, 7)}
+        damaged = {(d.tier, d.block) for d in report.damaged}
+        assert ("first", 5) in damaged
+        assert damaged <= {("first", n) for n in (5, 6, 7)}
 
 
 def test_damage_on_every_tier_names_file_block_and_tiers(good: Backend, local: Backend) -> None:
@@ -192,7 +194,7 @@ def test_a_tier_that_cannot_be_reached_is_asked_only_by_who_is_in_flight(
     faulty = Faulty(good, Fault("read_into", times=10**6, error=error))
     ranges = [(NAMES[0], block * BLOCK_SIZE, BLOCK_SIZE) for block in range(7)]
     read(ranges, replica(faulty), replica(local, "second"))
-    assert len(faulty.calls) <= good.capabilities.concurrency
+    assert 0 < len(faulty.calls) <= good.capabilities.concurrency
     with pytest.raises(type(error), match=str(error)):
         read(ranges, replica(faulty))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tierstore.backend import Backend, Capabilities
 from tierstore.backends.local import LocalBackend
 from tierstore.backends.memory import MemoryBackend
@@ -246,5 +247,5 @@ def test_aligned_buffers_are_reused_and_bounded() -> None:
         thread = threading.Thread(target=second, name="tierstore-test-second")
         thread.start()
         assert not entered.wait(0.05)
-    assert entered.wait(5)
+    assert entered.wait(PATIENCE)
     thread.join()

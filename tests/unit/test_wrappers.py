@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from tests.patience import PATIENCE
 from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.blocks import crc32c
 from tierstore.config import Policy, TierConfig
@@ -163,7 +164,7 @@ class TestRetrying:
 
         def work(index: int) -> None:
             if index:
-                paused.wait(10)
+                paused.wait(PATIENCE)
                 backend.close()
             else:
                 backend.stat("x")
@@ -185,7 +186,7 @@ class TestLimited:
                 most = max(most, now)
                 if now == 3:
                     full.set()
-            full.wait(5)
+            full.wait(PATIENCE)
             with lock:
                 now -= 1
 
@@ -244,13 +245,12 @@ class TestThrottled:
         assert time.now - before == pytest.approx(3.0)  # a burst is one second, not a hundred
 
     def test_threads_share_the_rate(self, memory):
+        waits: list[float] = []
         backend = Throttled(memory, read=None, write=20_000)
+        backend._write = TokenBucket(20_000, clock=lambda: 1000.0, sleep=waits.append)
         backend.create("warm", bytes(20_000))
-        import time as real
-
-        start = real.monotonic()
         together(4, lambda i: backend.create(str(i), bytes(1000)))
-        assert 0.1 < real.monotonic() - start < 2
+        assert sorted(waits) == pytest.approx([0.05, 0.1, 0.15])
 
     def test_reads_and_writes_apart(self, memory, time):
         backend = Throttled(memory, read=10, write=None)

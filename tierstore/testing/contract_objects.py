@@ -23,6 +23,7 @@ from tierstore.errors import (
 )
 from tierstore.testing.contract_base import Hooks, noise, read, together
 
+_PATIENCE = 60.0
 _RANGES = [(0, 1), (1, 100), (4095, 2), (4096, 4096), (4097, 8191), (0, 20_000), (19_999, 1)]
 _BAD_KEYS = ["", "/a", "a/", "a//b", ".", "a/../b", "a\x00b", "a\nb", "k" * 1025, "\ud800"]
 _USES: list[Callable[[Backend, str], object]] = [
@@ -158,21 +159,26 @@ class ObjectContract(Hooks):
     def test_readers_never_see_a_half(self, backend: Backend) -> None:
         contents = [bytes([value]) * 50_000 for value in range(12)]
         backend.create("x", contents[0])
-        over = threading.Event()
+        over, started = threading.Event(), threading.Barrier(4)
 
         def work(index: int) -> set[bytes]:
             if index == 0:
-                for content in contents:
-                    backend.create("x", content)
-                over.set()
-                return set()
-            seen = set()
+                started.wait()
+                try:
+                    for content in contents:
+                        backend.create("x", content)
+                finally:
+                    over.set()
+                return {contents[0]}
+            started.wait()
+            seen = {read(backend, "x", 0, 50_000)}
             while not over.is_set():
                 seen.add(read(backend, "x", 0, 50_000))
             return seen
 
         for seen in together(4, work):
             assert not isinstance(seen, Exception), seen
+            assert seen
             assert seen <= set(contents)
 
     @pytest.mark.parametrize(("offset", "length"), _RANGES)
@@ -293,7 +299,7 @@ class ObjectContract(Hooks):
         upload.commit()
         backend.close()
         backend.close()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + _PATIENCE
         while (new := _held() - before) and time.monotonic() < deadline:
             time.sleep(0.02)  # a server in this process closes its side a moment later
         assert not new
