@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 3
 DEMO_ARGS ?=
 BENCHES ?= checkpoint hdfs ladder manifest migrate mlperf model start storage timeline
 BENCH_ARGS ?=
@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help:
 	@echo "make demo     train, kill, resume: the whole thing on this machine, under a minute"
-	@echo "make test     all tests, on real servers, by two workers (or as PYTEST_ARGS=... says)"
+	@echo "make test     all tests, on real servers, by three workers (or as PYTEST_ARGS=... says)"
 	@echo "make test-quick  what needs no server and no patience: under a minute, while writing"
 	@echo "make check    format, lint, types, structure"
 	@echo "make bench    all comparisons, and a report of them in $(RESULTS)/: an hour or two"

@@ -45,7 +45,7 @@ def test_what_is_noted_is_archived_once(tmp_path: Path) -> None:
         (option,) = (o for o in class_archive.options(archive, root / "1") if "List=" in o)
         Path(option.partition("=")[2]).write_text(classes)
     class_archive.make(archive, root, command)
-    assert archive.read_text() == "A\nB\nC"
+    assert sorted(archive.read_text().split()) == ["A", "B", "C"]
     assert class_archive.options(archive, root) == (f"-XX:SharedArchiveFile={archive}",)
     class_archive.make(archive, root, ["/nowhere"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "java", "root"]
