@@ -13,9 +13,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from tierstore.errors import InvalidKeyError
 
@@ -62,10 +63,23 @@ def check_run(run: str) -> str:
     return run
 
 
-def _bounded(what: str, value: int, digits: int) -> int:
-    if not 0 <= value < 10**digits:
-        raise InvalidKeyError(f"{what} {value} is not between 0 and {10**digits - 1}")
-    return value
+def whole(what: str, value: SupportsIndex) -> int:
+    """Return a number of any integer type as an int: a tensor hashes by what it is, not by value.
+
+    Raises:
+        InvalidKeyError: it is no integer.
+    """
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # torch has all three for its tensors
+        raise InvalidKeyError(f"{what} {value!r} is not a whole number") from None
+
+
+def _bounded(what: str, value: SupportsIndex, digits: int) -> int:
+    number = whole(what, value)
+    if not 0 <= number < 10**digits:
+        raise InvalidKeyError(f"{what} {number} is not between 0 and {10**digits - 1}")
+    return number
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -83,9 +97,13 @@ class Attempt:
     number: int
 
     def __post_init__(self) -> None:
-        _bounded("step", self.step, 12)
-        _bounded("launch", self.launch, 6)
-        _bounded("try", self.number, 2)
+        bounded = (
+            ("step", _bounded("step", self.step, 12)),
+            ("launch", _bounded("launch", self.launch, 6)),
+            ("number", _bounded("try", self.number, 2)),
+        )
+        for name, value in bounded:
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"{self.step:012d}-{self.launch:06d}-{self.number:02d}"

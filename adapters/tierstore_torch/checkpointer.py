@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 class _Ready:
     """What all ranks agreed on before they copy."""
 
+    step: int
     shard: RankShard
     launch: Launch
     image: Image
@@ -176,7 +177,7 @@ class Checkpointer:
             raise
         finally:
             ready.shard.release()
-        return self._submit(step, ready, values, time.perf_counter() - started)
+        return self._submit(ready, values, time.perf_counter() - started)
 
     def restore(
         self,
@@ -271,7 +272,7 @@ class Checkpointer:
         error: BaseException | None = None
         ready = False
         try:
-            Attempt(step, 1, 1)
+            step = Attempt(step, 1, 1).step
             ready = self._shard is not None and self._shard.take(state)
             if ready:
                 taken.append(self._acquire())
@@ -318,16 +319,16 @@ class Checkpointer:
         if not taken:
             self._group.together(lambda: taken.append(self._acquire()))
         names = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
-        return _Ready(self._shard, self._launch, taken[0], names)
+        return _Ready(step, self._shard, self._launch, taken[0], names)
 
     def _acquire(self) -> Image:
         size = self._shard.staged.layout.size if self._shard else 0
         return self._saver.acquire(size, timeout=self._deadline)
 
-    def _submit(self, step: int, ready: _Ready, values: list[ValueEntry], stall: float) -> Save:
+    def _submit(self, ready: _Ready, values: list[ValueEntry], stall: float) -> Save:
         shard, launch = ready.shard, ready.launch
-        self._tries[step] += 1
-        attempt = Attempt(step, launch.number, self._tries[step])
+        self._tries[ready.step] += 1
+        attempt = Attempt(ready.step, launch.number, self._tries[ready.step])
         work = Shard(
             launch=launch,
             attempt=attempt,

@@ -21,7 +21,7 @@ from tierstore.errors import (
     CheckpointNotFoundError,
     TierstoreError,
 )
-from tierstore.keys import Attempt, RunKeys
+from tierstore.keys import Attempt, RunKeys, whole
 from tierstore.ladder.tiers import OpenTier
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def choose(
         CheckpointError: the newest cannot be used on any tier, and why.
         StorageError: a tier cannot be listed.
     """
+    step = None if step is None else whole("step", step)
     seen = survey(tiers, run)
     passed = [f"tier {tier} cannot be listed: {error}" for tier, error in seen.errors.items()]
     attempts = [attempt for attempt in seen.timeline if step is None or attempt.step == step]
