@@ -16,7 +16,16 @@ from unittest import mock
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import checkpoint, ladder, manifest, measure, mlperf_layout, report, storage_points
+from benchmarks import (
+    checkpoint,
+    ladder,
+    manifest,
+    measure,
+    mlperf_layout,
+    report,
+    start,
+    storage_points,
+)
 from benchmarks.__main__ import app
 from benchmarks.hdfs import WORKLOADS
 from benchmarks.hdfs_worker import MIB, Files
@@ -24,6 +33,7 @@ from benchmarks.measure import Sample
 from benchmarks.migrate_ends import Site, make
 from benchmarks.ranks import PeerProcess
 from tests import model_points
+from tests.command import COMMAND
 from tests.conftest import Bucket, HdfsRoot
 from tests.patience import PATIENCE
 from tierstore.config import Config, TierConfig
@@ -180,6 +190,18 @@ def test_wrong_names_are_explained() -> None:
     )
     assert done.returncode == 2
     assert "'nobody' is not one of" in done.stderr.replace("\n", " ")
+
+
+def test_starts_are_measured_as_whole_processes(tmp_path: Path) -> None:
+    written = tmp_path / "start.json"
+    done = compare("--rounds", "1", "--json", str(written), what="start")
+    assert done.exit_code == 0, done.output
+    found = json.loads(written.read_text())["starts"]
+    assert {start.BARE, start.BASE, "tierstore --help"} <= set(found)
+    assert all(figures["cpu"]["median"] > 0 for figures in found.values())
+    assert "| `tierstore --help` |" in done.stdout
+    with pytest.raises(RuntimeError, match=r"(?s)--nope failed: .*No such option"):
+        start.measure(start.Start([*COMMAND, "--nope"], {}))
 
 
 def test_ranks_are_joined_by_their_slowest() -> None:

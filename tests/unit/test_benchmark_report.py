@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.measure import Sample, summary
 from benchmarks.plots import Bar, bars, short
+from benchmarks.start import BASE
 from benchmarks.storage_judge import errors, judge
 from benchmarks.storage_model import Verdict
 
@@ -202,6 +203,7 @@ def test_every_comparison_can_be_published(tmp_path: Path) -> None:
     peers = {"tierstore": {"save": seconds, "load": seconds}}
     verdict = dict.fromkeys((field.name for field in fields(Verdict)), 0.5) | {"tier": "t"}
     row = {"rung": "r", "predicted": 1.0, "simulated": 1.0, "real": 1.0}
+    starts = {name: {"wall": seconds["wall"], "cpu": seconds["cpu"]} for name in (BASE, "ls")}
     base = {"machine": _machine(), "rounds": 2, "settings": {"tierstore": "defaults"}}
     workload = {"bytes": 1, "requests": 1, "peers": {"tierstore": seconds}}
     documents = {
@@ -209,6 +211,7 @@ def test_every_comparison_can_be_published(tmp_path: Path) -> None:
         "files": base
         | {"workloads": {"read": workload}, "left_out": {}, "errors": {}, "measured_once": []},
         "model": {"verdicts": [verdict]},
+        "start": base | {"starts": starts},
         "ladder": {"rows": [row]},
         "manifest": base
         | {"figures": {"x": {"commit": 1.0, "open_and_find": 1.0, "manifest_bytes": 1}}},
@@ -219,7 +222,7 @@ def test_every_comparison_can_be_published(tmp_path: Path) -> None:
     done = _publish(*paths, "--markdown", str(tmp_path / "r.md"))
     assert done.exit_code == 0, done.output
     text = (tmp_path / "r.md").read_text()
-    for expected in ("MLPerf 8b: 2 of 8 ranks", "### read", "| t |", "| r |", "| x |"):
+    for expected in ("MLPerf 8b: 2 of 8 ranks", "### read", "| t |", "| r |", "| x |", "| `ls` |"):
         assert expected in text
 
 
