@@ -30,7 +30,7 @@ from tests.shards import until
 from tierstore.testing.servers import minio
 
 pytestmark = pytest.mark.slow
-SLOW, SLOWER = (f"write_bandwidth={mib * MIB}" for mib in (20, 8))
+SLOW, SLOWER = (f"write_bandwidth={mib * MIB}" for mib in (8, 4))
 # Whom the modes of files bind: root only without the capability to ignore them.
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if not os.geteuid() else ()
 KINDS = [
