@@ -1,0 +1,68 @@
+"""How one command to go on with an upload is answered, whatever the store says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tierstore.backend import Upload
+from tierstore.backends.memory import MemoryBackend, open_memory
+from tierstore.errors import AccessError, NotFoundError, StorageError
+from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.core import Core
+from tierstore.transfer.migrate.crew import Buffers
+from tierstore.transfer.migrate.hands import Hands
+from tierstore.transfer.migrate.listing import Ends
+
+ENTRY = m.Entry("k", m.Version(10, 1.0))
+
+
+class Resuming(MemoryBackend):
+    """A store that answers whoever goes on with an upload in its own way."""
+
+    answer: Exception | None = None
+
+    def upload(self, key: str, size: int | None = None, *, resume: str | None = None) -> Upload:
+        if resume is not None and self.answer is not None:
+            raise self.answer
+        return super().upload(key, size)  # begun anew, whatever was asked for
+
+
+def hands(target: Any) -> Hands:
+    return Hands(Ends(open_memory("memory://hands/from"), target), Buffers(4096, 1, 1), Core())
+
+
+def test_an_upload_that_the_store_began_anew_is_gone_and_leaves_nothing() -> None:
+    target = Resuming("memory://hands/anew")
+    answer = hands(target).carry_out(m.Open(7, ENTRY, "another token"))
+    assert answer == m.Gone(7)
+    assert not list(target._space.uploads)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NotFoundError("no such upload"), m.Gone),
+        (StorageError("no such upload"), m.Gone),
+        (AccessError("expired"), m.Failed),
+    ],
+)
+def test_only_a_store_that_knows_no_such_upload_says_that_it_is_gone(
+    error: Exception, kind: type
+) -> None:
+    target = Resuming("memory://hands/refused")
+    target.answer = error
+    answer = hands(target).carry_out(m.Open(7, ENTRY, "token"))
+    assert type(answer) is kind
+    assert answer.job == 7
+
+
+def test_an_upload_that_is_new_is_opened() -> None:
+    target = Resuming("memory://hands/new")
+    working = hands(target)
+    answer = working.carry_out(m.Open(7, ENTRY, ""))
+    assert isinstance(answer, m.Opened)
+    assert (answer.job, len(list(target._space.uploads))) == (7, 1)
+    assert working.carry_out(m.Discard(7, "k", 10, answer.token)) == m.Discarded(7)
+    assert not list(target._space.uploads)
