@@ -9,7 +9,12 @@ import pytest
 
 _SERVERS = {"minio_server", "moto_server", "hdfs_server", "toxics"}
 _NOT_QUICK = ("hdfs", "minio", "slow")
-_QUICK_KINDS = ("architecture", "contract", "unit")
+_QUICK_KINDS = ("contract", "unit")
+_HEAVY_FILES = (  # a third of the files' tests take two thirds of their time
+    *("contract/test_local", "contract/test_s3", "unit/test_benchmark_report", "unit/test_cli_m"),
+    *("unit/test_dcp_", "unit/test_http_", "unit/test_local", "unit/test_model_", "unit/test_pool"),
+    *("unit/test_servers", "unit/test_transfer_", "unit/test_cli_start", "unit/test_convert_trips"),
+)
 _SLOWEST = 10
 
 
@@ -74,6 +79,7 @@ def _on_hdfs(nodeid: str) -> bool:
 def _is_quick(item: pytest.Item) -> bool:
     return (
         _kind(item.nodeid) in _QUICK_KINDS
+        and not item.nodeid.removeprefix("tests/").startswith(_HEAVY_FILES)
         and not any(item.get_closest_marker(name) for name in _NOT_QUICK)
         and not _SERVERS & set(getattr(item, "fixturenames", ()))
     )
