@@ -18,7 +18,7 @@ export PYTHONDONTWRITEBYTECODE :=
 help:
 	@echo "make demo     train, kill, resume: the whole thing on this machine, under a minute"
 	@echo "make test     all tests, on real servers, by three workers (or as PYTEST_ARGS=... says)"
-	@echo "make test-quick  what needs no server and no patience: under a minute, while writing"
+	@echo "make test-quick  half of the tests, without servers and slow files: a minute, while writing"
 	@echo "make check    format, lint, types, structure"
 	@echo "make bench    all comparisons, and a report of them in $(RESULTS)/: an hour or two"
 	@echo "              (BENCHES=\"mlperf storage\" for some; BENCH_ARGS=... goes to each)"

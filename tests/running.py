@@ -21,7 +21,7 @@ _SLOWEST = 10
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-api", action="store_true", help="accept the public API as it is")
     parser.addoption(
-        "--quick", action="store_true", help="leave out what needs a server or ten seconds"
+        "--quick", action="store_true", help="leave out what needs a server, and the slowest files"
     )
 
 
