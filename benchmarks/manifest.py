@@ -43,7 +43,7 @@ def fragments(ranks: int, tensors: int, per: int) -> Iterator[Fragment]:
         size = _DATA + _CHUNK * len(chunks)
         yield Fragment(
             attempt=ATTEMPT,
-            nonce=NONCE,
+            launch=Launch(ATTEMPT.launch, NONCE, None, ranks, 0.0),
             rank=rank,
             ranks=tuple(range(ranks)),
             world_size=ranks,

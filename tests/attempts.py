@@ -9,19 +9,24 @@ from tierstore.backend import Backend
 from tierstore.blocks import block_crcs
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
+from tierstore.checkpoint.holdings import holdings
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
 from tierstore.image.layout import Chunk, plan_layout
-from tierstore.keys import Attempt
+from tierstore.keys import Attempt, AttemptId
 
 
 def nonce_of(launch: int) -> str:
     return f"{launch:016x}"
 
 
+def launch_of(number: int, parent: Attempt | None = None, world: int = 2) -> Launch:
+    line = None if parent is None else AttemptId(parent, nonce_of(parent.launch))
+    return Launch(number, nonce_of(number), line, world, float(number))
+
+
 def claim(store: RunStore, number: int, parent: Attempt | None = None) -> Launch:
-    line = None if parent is None else (parent.launch, parent)
-    launch = Launch(number, nonce_of(number), line, 2, 1.5)
+    launch = launch_of(number, parent)
     store.claim_launch(launch)
     return launch
 
@@ -45,7 +50,7 @@ def fragment(
     layout = plan_layout(held, rank=rank)
     parts: dict[str, Any] = {
         "attempt": attempt,
-        "nonce": nonce_of(attempt.launch),
+        "launch": launch_of(attempt.launch),
         "rank": rank,
         "ranks": tuple(range(world)),
         "world_size": world,
@@ -70,19 +75,37 @@ def write_rank(
 ) -> None:
     """All that one rank does before it tries to commit."""
     part = fragment(attempt, rank, world, **changes)
-    keys = store.keys.attempt(attempt, part.nonce)
+    keys = store.keys.attempt(attempt, part.launch.nonce)
     for file in part.files:
         store.backend.create(keys.segment(file.name), segment_bytes(file.size, rank))
     store.write_fragment(part)
 
 
-def save(store: RunStore, attempt: Attempt, world: int = 2) -> Commit:
+def save(
+    store: RunStore,
+    attempt: Attempt,
+    world: int = 2,
+    *,
+    parent: Attempt | None = None,
+    launch: Launch | None = None,
+) -> Commit:
     """A whole save, rank after rank."""
+    launch = launch or launch_of(attempt.launch, parent)
     for rank in range(world):
-        write_rank(store, attempt, rank, world)
-    commit = store.try_commit(attempt, nonce_of(attempt.launch))
+        write_rank(store, attempt, rank, world, launch=launch)
+    commit = store.try_commit(attempt, launch.nonce)
     assert commit is not None
     return commit
+
+
+def commits(store: RunStore) -> dict[Attempt, bool]:
+    """What is under `commits/`, and whether it is alive by its size."""
+    return {attempt: entry.alive for attempt, entry in store.entries().items()}
+
+
+def line_of(store: RunStore) -> list[Attempt]:
+    """The timeline as one tier tells it."""
+    return [saved.attempt for saved in holdings(store).timeline]
 
 
 def contents(backend: Backend, prefix: str = "") -> dict[str, bytes]:

@@ -8,12 +8,22 @@ from typing import Any
 
 import pytest
 
-from tests.attempts import claim, contents, flip, save, write_rank
+from tests.attempts import (
+    claim,
+    commits,
+    contents,
+    flip,
+    launch_of,
+    line_of,
+    save,
+    write_rank,
+)
 from tests.patience import PATIENCE
 from tests.store_rules import NONCE, A, wrapped
 from tierstore.backend import Backend
 from tierstore.checkpoint import collect as collecting
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AttemptDeletedError,
     CheckpointError,
@@ -53,8 +63,8 @@ class CollectRules:
         kept = save(store, replace(A, step=50))
         save(store, A)
         collecting.delete(store, A, grace=0, sleep=no_sleep)
-        assert store.commits() == {kept.attempt: True, A: False}
-        assert store.timeline() == [kept.attempt]
+        assert commits(store) == {kept.attempt: True, A: False}
+        assert line_of(store) == [kept.attempt]
         assert list(store.attempts()) == [(kept.attempt, NONCE)]
         assert len(store.open_manifest(store.read_commit(kept.attempt))) == 2
         with pytest.raises(AttemptDeletedError, match="tombstone"):
@@ -69,7 +79,7 @@ class CollectRules:
 
         def sleep(seconds: float) -> None:
             slept.append(seconds)
-            assert store.commits() == {A: False}
+            assert commits(store) == {A: False}
             assert len(store.open_manifest(commit)) == 2  # whoever has the commit still reads
 
         collecting.delete(store, A, grace=HOUR, sleep=sleep)
@@ -96,7 +106,7 @@ class CollectRules:
         for ranks in (None, (0, 1)):
             with pytest.raises(AttemptDeletedError):
                 store.try_commit(A, NONCE, ranks)
-        assert store.commits() == {A: False}
+        assert commits(store) == {A: False}
 
     @pytest.mark.parametrize("operation", ["list", "read_into", "create"])
     def test_a_committer_overtaken_by_a_collector(self, store: RunStore, operation: str) -> None:
@@ -105,12 +115,12 @@ class CollectRules:
         write_rank(store, A, 1)
 
         def overtake(_: Call) -> None:
-            store.backend.create(store.keys.commit(A), b"", if_absent=True)
+            bury(store.backend, store.keys.commit(A), if_absent=True)
 
         late = wrapped(store, Fault(operation, action=overtake))
         with pytest.raises(AttemptDeletedError):
             late.try_commit(A, NONCE)
-        assert store.commits() == {A: False}
+        assert commits(store) == {A: False}
         collecting.sweep(store, A, grace=0)
         assert list(store.attempts()) == []
 
@@ -132,12 +142,12 @@ class CollectRules:
         write_rank(store, A, 1)
         assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
         assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
-        assert store.timeline() == [A]
+        assert line_of(store) == [A]
 
     def test_what_is_young_is_left_alone(self, store: RunStore) -> None:
         write_rank(store, A, 0)
         assert collecting.collect(store, A, NONCE, older_than=HOUR, grace=0) == "young"
-        assert store.commits() == {}
+        assert commits(store) == {}
         write_rank(store, A, 1)
         assert store.try_commit(A, NONCE)
 
@@ -146,12 +156,12 @@ class CollectRules:
         write_rank(store, A, 1)
         flip(store.backend, store.keys.attempt(A, NONCE).fragment(0), 99)
         assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
-        assert store.commits() == {A: False}
+        assert commits(store) == {A: False}
         assert list(store.attempts()) == []
 
     def test_a_folder_whose_attempt_belongs_to_another(self, store: RunStore) -> None:
         save(store, A)
-        write_rank(store, A, 0, nonce="f" * 16)
+        write_rank(store, A, 0, launch=replace(launch_of(1), nonce="f" * 16))
         assert collecting.collect(store, A, "f" * 16, older_than=HOUR, grace=0) == "young"
         assert collecting.collect(store, A, "f" * 16, older_than=0, grace=0) == "collected"
         assert list(store.attempts()) == [(A, NONCE)]
@@ -163,12 +173,12 @@ class CollectRules:
         for attempt in (own, with_data, living):
             save(store, attempt)
         collecting.delete(store, own, grace=0)
-        store.backend.create(store.keys.commit(with_data), b"")
+        bury(store.backend, store.keys.commit(with_data))
         assert collecting.prune(store, older_than=-1) == []  # its launch may still be at work
         claim(store, 2, parent=living)
         assert collecting.prune(store, older_than=HOUR) == []
         assert collecting.prune(store, older_than=-5) == [own]
-        assert store.commits() == {with_data: False, living: True}
+        assert commits(store) == {with_data: False, living: True}
 
     # What cannot be judged
 
@@ -177,12 +187,12 @@ class CollectRules:
         flip(store.backend, store.keys.commit(A), 20)
         with pytest.raises(FormatError, match=store.keys.commit(A)):
             store.read_commit(A)
-        assert store.timeline() == [A]
+        assert line_of(store) == [A]
         before = contents(store.backend, store.keys.data)
         outcome = collecting.collect(store, A, NONCE, older_than=0, grace=0)
         assert outcome == "alive"
         assert contents(store.backend, store.keys.data) == before
-        assert store.commits() == {A: True}
+        assert commits(store) == {A: True}
 
     def test_a_newer_commit_counts_as_alive(self, store: RunStore) -> None:
         write_rank(store, A, 0)
@@ -190,7 +200,7 @@ class CollectRules:
         with pytest.raises(NewerFormatError):
             store.try_commit(A, NONCE)
         assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "alive"
-        assert store.commits() == {A: True}
+        assert commits(store) == {A: True}
 
     # Killed anywhere
 
@@ -224,7 +234,7 @@ class CollectRules:
             wrapped(store, *faults).try_commit(attempt, NONCE)
 
         def check_sound(attempt: Attempt) -> None:
-            if store.commits().get(attempt):
+            if commits(store).get(attempt):
                 check_done(attempt)
 
         def check_done(attempt: Attempt) -> None:
@@ -258,11 +268,11 @@ class CollectRules:
 
     def sound_and_gone(self, store: RunStore) -> tuple[Callable[[Attempt], None], ...]:
         def check_sound(attempt: Attempt) -> None:
-            if store.commits().get(attempt):  # alive: then it is whole
+            if commits(store).get(attempt):  # alive: then it is whole
                 assert len(store.open_manifest(store.read_commit(attempt))) == 2
 
         def check_done(attempt: Attempt) -> None:
-            assert store.commits()[attempt] is False
+            assert commits(store)[attempt] is False
             assert attempt not in [found for found, _ in store.attempts()]
 
         return check_sound, check_done

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from tierstore.config import load_config
-from tierstore.ladder.find import survey
+from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import close_ladder, open_ladder
 from tierstore_torch import (
     TierStorageReader,
@@ -42,6 +42,6 @@ def load(url: str | tuple[str, ...], name: str, state: dict[str, Any], **options
 def committed(url: str, run: str) -> list[int]:
     tiers = open_ladder(load_config(url))
     try:
-        return [attempt.step for attempt in survey(tiers, run).timeline]
+        return [saved.step for saved in survey(tiers, run).timeline]
     finally:
         close_ladder(tiers)

@@ -18,7 +18,7 @@ from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.timeline import Launch
 from tierstore.config import TierConfig
 from tierstore.image.layout import Chunk, plan_layout
-from tierstore.keys import Attempt
+from tierstore.keys import Attempt, AttemptId
 from tierstore.ladder.find import Found
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
@@ -43,8 +43,8 @@ class Image:
 
 
 def launch(number: int = 1, *, parent: Attempt | None = None, world: int = 1) -> Launch:
-    line = None if parent is None else (parent.launch, parent)
-    return Launch(number, f"{number:016x}", line, world, 0.0)
+    line = None if parent is None else AttemptId(parent, f"{parent.launch:016x}")
+    return Launch(number, f"{number:016x}", line, world, float(number))
 
 
 def matrix(attempt: Attempt, rows: int) -> Matrix:

@@ -9,11 +9,24 @@ from typing import Any
 
 import pytest
 
-from tests.attempts import claim, contents, flip, fragment, nonce_of, save, write_rank
+from tests.attempts import (
+    claim,
+    commits,
+    contents,
+    flip,
+    fragment,
+    launch_of,
+    line_of,
+    nonce_of,
+    save,
+    write_rank,
+)
 from tierstore.backend import Backend
-from tierstore.checkpoint.commit import Commit
+from tierstore.checkpoint.commit import TOMBSTONE_SIZE, Commit
+from tierstore.checkpoint.holdings import holdings
 from tierstore.checkpoint.store import RunStore, list_runs
 from tierstore.checkpoint.timeline import Launch
+from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AlreadyExistsError,
     AttemptDeletedError,
@@ -55,7 +68,7 @@ class StoreRules:
         assert (commit.attempt, commit.ranks, commit.whole) == (A, (0, 1, 2), True)
         assert (commit.tensors, commit.chunks, commit.files) == (2, 4, 3)
         assert store.read_commit(A) == commit
-        assert store.commits() == {A: True}
+        assert commits(store) == {A: True}
         assert list(store.attempts()) == [(A, NONCE)]
         manifest = store.open_manifest(commit)
         assert list(manifest.names()) == ["b", "w"]
@@ -74,7 +87,7 @@ class StoreRules:
                 write_rank(store, attempt, rank, 3)
             assert store.try_commit(attempt, NONCE) is None
             assert store.try_commit(attempt, NONCE, range(3)) is None
-        assert store.commits() == {}
+        assert commits(store) == {}
 
     def test_a_node_local_tier_commits_its_own_ranks(self, store: RunStore) -> None:
         for rank in (2, 3):
@@ -87,7 +100,7 @@ class StoreRules:
         write_rank(store, A, 0)
         write_rank(store, A, 1)  # and dies here
         assert RunStore(store.backend, "run").try_commit(A, NONCE) is not None
-        assert store.timeline() == [A]
+        assert line_of(store) == [A]
 
     def test_many_committers_write_the_same(self, store: RunStore) -> None:
         for rank in range(2):
@@ -132,13 +145,13 @@ class StoreRules:
         store.backend.create(store.keys.attempt(A, NONCE).fragment(1), stray)
         with pytest.raises(FormatError, match="not of one attempt"):
             store.try_commit(A, NONCE)
-        assert store.commits() == {}
+        assert commits(store) == {}
 
     def test_two_launches_of_one_number_never_share_an_attempt(self, store: RunStore) -> None:
         save(store, A)
         before = contents(store.backend, store.keys.commits)
         for rank in range(2):
-            write_rank(store, A, rank, nonce="f" * 16)
+            write_rank(store, A, rank, launch=replace(launch_of(1), nonce="f" * 16))
         with pytest.raises(AlreadyExistsError, match="two jobs"):
             store.try_commit(A, "f" * 16)
         assert contents(store.backend, store.keys.commits) == before
@@ -158,7 +171,7 @@ class StoreRules:
         flip(store.backend, key, at)
         with pytest.raises(IntegrityError, match=f"{key} is damaged"):
             store.try_commit(A, NONCE)
-        assert store.commits() == {}
+        assert commits(store) == {}
 
     def test_a_missing_segment(self, store: RunStore) -> None:
         write_rank(store, A, 0)
@@ -167,7 +180,7 @@ class StoreRules:
         store.backend.delete([key])
         with pytest.raises(IncompleteError, match=f"{key} is missing"):
             store.try_commit(A, NONCE)
-        assert store.commits() == {}
+        assert commits(store) == {}
 
     def test_a_truncated_segment(self, store: RunStore) -> None:
         write_rank(store, A, 0)
@@ -176,15 +189,15 @@ class StoreRules:
         store.backend.create(key, b"short")
         with pytest.raises(TruncatedFileError, match=f"{key} has 5 bytes instead of"):
             store.try_commit(A, NONCE)
-        assert store.commits() == {}
+        assert commits(store) == {}
 
     # Reading back
 
     def test_what_was_never_committed(self, store: RunStore) -> None:
         with pytest.raises(CheckpointNotFoundError, match="'run' has no commit"):
             store.read_commit(A)
-        assert store.timeline() == []
-        assert store.launches() == {}
+        assert line_of(store) == []
+        assert store.claims() == {}
         assert list(store.attempts()) == []
 
     @pytest.mark.parametrize("at", [0, 3000, -1])
@@ -208,7 +221,7 @@ class StoreRules:
         store.backend.delete([key])
         with pytest.raises(IntegrityError, match=f"{key} is missing"):
             store.open_manifest(commit)
-        store.backend.create(store.keys.commit(A), b"")
+        bury(store.backend, store.keys.commit(A))
         with pytest.raises(AttemptDeletedError):
             store.open_manifest(commit)
 
@@ -235,8 +248,8 @@ class StoreRules:
         for key in ("x", f"{keys.commits}x.json", f"{keys.launches}1.json", f"{keys.data}x/y"):
             store.backend.create(key, b"?")
         save(store, A)
-        assert store.commits() == {A: True}
-        assert store.launches() == {}
+        assert commits(store) == {A: True}
+        assert store.claims() == {}
         assert list(store.attempts()) == [(A, NONCE)]
 
     # Launches and the timeline
@@ -246,60 +259,103 @@ class StoreRules:
         store.claim_launch(ours)  # its answer was lost, so it is sent again
         with pytest.raises(AlreadyExistsError):
             store.claim_launch(Launch(1, "f" * 16, None, 2, 2.0))
-        assert RunStore(store.backend, "run").launches() == {1: ours}
+        assert holdings(store).launches == {ours.id: ours}
 
-    def test_records_are_read_once(self, store: RunStore) -> None:
+    def test_one_commit_of_each_launch_is_read_and_no_claim(self, store: RunStore) -> None:
         claim(store, 1)
         claim(store, 2)
+        for step in (50, 100, 200):
+            save(store, Attempt(step, 1, 1))
+        save(store, Attempt(60, 2, 1), parent=Attempt(50, 1, 1))
         faulty = wrapped(store)
-        first = faulty.launches()
+        assert line_of(faulty) == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
         assert isinstance(faulty.backend, Faulty)
-        faulty.backend.calls.clear()
-        assert faulty.launches() == first
-        assert {call.operation for call in faulty.backend.calls} == {"list"}
+        read = [call.key for call in faulty.backend.calls if call.operation == "read_into"]
+        expected = [Attempt(200, 1, 1), Attempt(60, 2, 1)]
+        assert sorted(read) == sorted(store.keys.commit(each) for each in expected)
 
-    def test_a_damaged_launch_record_is_an_error_and_no_guess(self, store: RunStore) -> None:
+    @pytest.mark.parametrize("damage", ["flipped", "cut", "another's", "gone"])
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_damaged_claim_changes_nothing(
+        self, store: RunStore, damage: str, number: int
+    ) -> None:
         claim(store, 1)
-        flip(store.backend, store.keys.launch(1), 12)
-        with pytest.raises(FormatError, match=store.keys.launch(1)):
-            store.timeline()
-
-    def test_the_record_of_another_launch(self, store: RunStore) -> None:
-        record = claim(store, 1).to_bytes()
-        store.backend.create(store.keys.launch(2), record)
-        with pytest.raises(FormatError, match="is the record of launch 1"):
-            store.launches()
+        other = claim(store, 2, parent=Attempt(50, 1, 1)).to_bytes()
+        save(store, Attempt(50, 1, 1))
+        save(store, Attempt(60, 2, 1), parent=Attempt(50, 1, 1))
+        key = store.keys.launch(number)
+        if damage == "flipped":
+            flip(store.backend, key, 12)
+        elif damage == "gone":
+            store.backend.delete([key])
+        else:
+            store.backend.create(key, b"" if damage == "cut" else other)
+        assert line_of(store) == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
+        assert holdings(store).numbers >= {1, 2}
 
     def test_a_rollback_makes_the_new_line_the_latest(self, store: RunStore) -> None:
         claim(store, 1)
         for step in (50, 100, 200):
             save(store, Attempt(step, 1, 1))
         claim(store, 2, parent=Attempt(50, 1, 1))
-        assert store.timeline() == [Attempt(50, 1, 1)]
-        save(store, Attempt(60, 2, 1))
-        assert store.timeline() == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
+        assert line_of(store)[0] == Attempt(200, 1, 1)  # it has saved nothing yet
+        save(store, Attempt(60, 2, 1), parent=Attempt(50, 1, 1))
+        assert line_of(store) == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
 
     def test_a_zombie_rank_of_an_earlier_launch_changes_nothing(self, store: RunStore) -> None:
-        claim(store, 1)
         save(store, Attempt(50, 1, 1))
         write_rank(store, Attempt(60, 1, 1), 0)
-        claim(store, 2, parent=Attempt(50, 1, 1))
-        write_rank(store, Attempt(60, 2, 1), 0)
+        second = launch_of(2, Attempt(50, 1, 1))
+        for step in (55, 60):
+            write_rank(store, Attempt(step, 2, 1), 0, launch=second)
+        write_rank(store, Attempt(55, 2, 1), 1, launch=second)
+        assert store.try_commit(Attempt(55, 2, 1), second.nonce)
         write_rank(store, Attempt(60, 1, 1), 1)  # rank 1 of launch 1 wakes up,
         assert store.try_commit(Attempt(60, 1, 1), NONCE)  # and commits what it was at
-        assert store.timeline() == [Attempt(50, 1, 1)]
-        write_rank(store, Attempt(60, 2, 1), 1)
+        assert line_of(store) == [Attempt(55, 2, 1), Attempt(50, 1, 1)]
+        write_rank(store, Attempt(60, 2, 1), 1, launch=second)
         commit = store.try_commit(Attempt(60, 2, 1), nonce_of(2))
-        assert store.timeline() == [Attempt(60, 2, 1), Attempt(50, 1, 1)]
+        assert line_of(store)[0] == Attempt(60, 2, 1)
         assert commit is not None
         assert store.open_manifest(commit).attempt == Attempt(60, 2, 1)
+
+    # Damage to what says that a checkpoint exists
+
+    @pytest.mark.parametrize("size", [0, 1, TOMBSTONE_SIZE, 200])
+    def test_a_commit_that_was_cut_is_no_tombstone(self, store: RunStore, size: int) -> None:
+        commit = save(store, A)
+        save(store, replace(A, step=50))
+        key = store.keys.commit(A)
+        store.backend.create(key, commit.to_bytes()[:size])
+        assert line_of(store) == [A, replace(A, step=50)]
+        with pytest.raises(FormatError, match=f"{key} is damaged"):
+            store.read_commit(A)
+        recovered, manifest = store.recover(A)
+        assert recovered == commit
+        assert list(manifest.names()) == ["b", "w"]
+
+    def test_a_listing_tells_a_tombstone(self, store: RunStore) -> None:
+        commit = save(store, A)
+        bury(store.backend, store.keys.commit(A))
+        assert store.entries()[A].size == TOMBSTONE_SIZE < len(commit.to_bytes())
+        assert commits(store) == {A: False}
+        assert line_of(store) == []
+        with pytest.raises(AttemptDeletedError):
+            store.read_commit(A)
+
+    def test_a_tombstone_of_format_1_has_no_data(self, store: RunStore) -> None:
+        store.backend.create(store.keys.commit(A), b"")
+        assert line_of(store) == []
+        assert holdings(store).deleted == {A}
+        with pytest.raises(AttemptDeletedError):
+            store.read_commit(A)
 
     def test_runs(self, store: RunStore, backend: Backend) -> None:
         assert list_runs(backend) == []
         save(store, A)
         save(RunStore(backend, "another"), A)
         assert list_runs(backend) == ["another", "run"]
-        assert store.commits() == {A: True}
+        assert commits(store) == {A: True}
 
 
 def whole(rank: int) -> list[Any]:

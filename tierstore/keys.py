@@ -121,6 +121,55 @@ class Attempt:
         return cls(*map(int, match.groups()))
 
 
+class LaunchId(NamedTuple):
+    """A launch. Two that did not see each other may have one number; the nonce tells them apart.
+
+    Attributes:
+        number: from 1.
+        nonce: 16 hexadecimal digits.
+    """
+
+    number: int
+    nonce: str
+
+
+class AttemptId(NamedTuple):
+    """An attempt of one launch, as its folder is named: two launches may have one number.
+
+    Attributes:
+        attempt: the try.
+        nonce: of its launch; empty where a record of format 1 does not say it.
+    """
+
+    attempt: Attempt
+    nonce: str
+
+    @property
+    def step(self) -> int:
+        """The training step."""
+        return self.attempt.step
+
+    @property
+    def launch(self) -> LaunchId:
+        """The launch that saved it."""
+        return LaunchId(self.attempt.launch, self.nonce)
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.nonce}"
+
+    @classmethod
+    def parse(cls, text: str) -> AttemptId:
+        """Return the identity that `str` printed.
+
+        Raises:
+            InvalidKeyError: `text` is something else.
+        """
+        name, _, nonce = text.rpartition("-")
+        if not _NONCE.fullmatch(nonce):
+            raise InvalidKeyError(f"{text!r} is not an attempt with its launch's nonce")
+        return cls(Attempt.parse(name), nonce)
+
+
 @dataclass(frozen=True, slots=True)
 class RunKeys:
     """The keys of one run."""
@@ -185,13 +234,12 @@ class RunKeys:
         attempt = Attempt(*map(int, match.groups())) if match else None
         return attempt if attempt is not None and key == self.commit(attempt) else None
 
-    def parse_data(self, prefix: str) -> tuple[Attempt, str] | None:
-        """Return attempt and nonce of an attempt's folder, or None for any other prefix."""
-        name = prefix.removeprefix(self.data).rstrip("/")
-        text, _, nonce = name.rpartition("-")
-        if not (_ATTEMPT.fullmatch(text) and _NONCE.fullmatch(nonce)):
+    def parse_data(self, prefix: str) -> AttemptId | None:
+        """Return whose folder of data it is, or None for any other prefix."""
+        try:
+            return AttemptId.parse(prefix.removeprefix(self.data).rstrip("/"))
+        except InvalidKeyError:
             return None
-        return Attempt.parse(text), nonce
 
 
 _PART = re.compile(

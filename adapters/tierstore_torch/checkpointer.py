@@ -26,11 +26,12 @@ from tierstore.errors import (
 )
 from tierstore.image.layout import SEGMENT_BYTES
 from tierstore.image.pool import Image, StagingPool
-from tierstore.keys import Attempt, RunKeys, check_run
-from tierstore.ladder.find import Found, choose, open_attempt, survey
+from tierstore.keys import Attempt, AttemptId, RunKeys, check_run
+from tierstore.ladder.find import Found, choose, open_attempt
 from tierstore.ladder.handle import State
 from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
+from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier, close_ladder, open_ladder
 from tierstore_torch.group import Group
 from tierstore_torch.launch import claim_launch
@@ -109,7 +110,8 @@ class Checkpointer:
         self._deadline = deadline
         self._allow_pickle = allow_pickle
         self._launch: Launch | None = None
-        self._parent: Attempt | None = None
+        self._parent: AttemptId | None = None
+        self._head: int | None = None  # the last step that this launch saved
         self._tries: Counter[int] = Counter()
         self._count = 0
         self._shard: RankShard | None = None
@@ -152,7 +154,9 @@ class Checkpointer:
 
         The first call, and each one after the structure of any rank's state has changed, plans
         with the other ranks. The others compare the structure, exchange one small message and
-        copy. When this returns the state may be changed again.
+        copy. When this returns the state may be changed again. A step below the last one begins a
+        line of its own, as does a first save without `restore`: it becomes the latest, and what it
+        leaves behind is logged.
 
         Args:
             step: the training step, the same on all ranks.
@@ -164,7 +168,6 @@ class Checkpointer:
             PlanError: the state cannot be saved as it is; nothing was saved on any rank.
             DeadlineError: the save before this one did not give its memory up in time.
             CheckpointError: this Checkpointer is closed, or another rank is gone.
-            StorageError: at the first save, a tier cannot be listed.
         """
         started = time.perf_counter()
         self._check_open()
@@ -208,12 +211,13 @@ class Checkpointer:
             UnsafePickleError: a value is a pickle, and `allow_pickle` is not set.
             CheckpointNotFoundError: there is no complete checkpoint of `step`.
             IntegrityError: no tier has good bytes; `state` is then partly overwritten.
-            StorageError: a tier cannot be read. Every error is raised on every rank.
+            StorageError: a tier does not answer within some seconds, and may hold a newer step;
+                `allow_older` goes on without it. Every error is raised on every rank.
         """
         self._check_open()
         self._settle()
         rules = Rules(strict=strict, allow_pickle=self._allow_pickle)
-        failed: list[Attempt] = []
+        failed: list[AttemptId] = []
         while True:
             found = self._choose(step, failed, allow_older=allow_older)
             if found is None:
@@ -226,10 +230,9 @@ class Checkpointer:
                 if not allow_older or step is not None:
                     raise
                 _log.warning("step %d is passed over: %s", found.attempt.step, error)
-                failed.append(found.attempt)
+                failed.append(found.id)
             else:
-                self._parent, self._launch = found.attempt, None
-                self._tries.clear()
+                self._begin(found.id)
                 return found.attempt.step
 
     def stop_requested(self) -> bool:
@@ -261,6 +264,11 @@ class Checkpointer:
         self._closing.close()
         self._shard = None
         self._closed = True
+
+    def _begin(self, parent: AttemptId | None) -> None:
+        """Let the next save begin a launch that goes on from there."""
+        self._parent, self._launch, self._head = parent, None, None
+        self._tries.clear()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -314,6 +322,8 @@ class Checkpointer:
             while taken:  # of the size that the plan had before
                 taken.pop().release()
             self._shard = plan_shard(state, self._group, self._segment_bytes)
+        if self._head is not None and step < self._head:
+            self._begin(None)  # going back without a restore is a line of its own
         if self._launch is None:
             self._launch = claim_launch(self._tiers, self._run, self._group, self._parent)
         if not taken:
@@ -327,6 +337,7 @@ class Checkpointer:
 
     def _submit(self, ready: _Ready, values: list[ValueEntry], stall: float) -> Save:
         shard, launch = ready.shard, ready.launch
+        self._head = ready.step
         self._tries[ready.step] += 1
         attempt = Attempt(ready.step, launch.number, self._tries[ready.step])
         work = Shard(
@@ -365,12 +376,12 @@ class Checkpointer:
                     break
 
     def _choose(
-        self, step: int | None, failed: list[Attempt], *, allow_older: bool
+        self, step: int | None, failed: list[AttemptId], *, allow_older: bool
     ) -> Found | None:
         """Let rank 0 choose and every rank open it; None if the run has no checkpoint."""
         mine: list[Found] = []
 
-        def pick(_: list[None]) -> list[Attempt | None]:
+        def pick(_: list[None]) -> list[AttemptId | None]:
             try:
                 mine.append(
                     _older(self._tiers, self._run, failed)
@@ -381,26 +392,26 @@ class Checkpointer:
                 if step is not None or failed:
                     raise
                 return [None] * self._group.size
-            return [mine[0].attempt] * self._group.size
+            return [mine[0].id] * self._group.size
 
-        attempt = self._group.centrally(lambda: None, pick)
-        if attempt is None:
+        this = self._group.centrally(lambda: None, pick)
+        if this is None:
             return None
         return self._group.together(
-            lambda: mine[0] if mine else open_attempt(self._tiers, self._run, attempt)
+            lambda: mine[0] if mine else open_attempt(self._tiers, self._run, this)
         )
 
 
-def _older(tiers: Sequence[OpenTier], run: str, failed: Sequence[Attempt]) -> Found:
+def _older(tiers: Sequence[OpenTier], run: str, failed: Sequence[AttemptId]) -> Found:
     """The newest attempt on the timeline below those that failed, if it can be opened."""
     line = survey(tiers, run).timeline
-    below = max((line.index(attempt) for attempt in failed if attempt in line), default=-1)
-    for attempt in line[below + 1 :]:
+    below = max((line.index(this) for this in failed if this in line), default=-1)
+    for this in line[below + 1 :]:
         try:
-            return open_attempt(tiers, run, attempt)
+            return open_attempt(tiers, run, this)
         except TierstoreError as error:
-            _log.warning("step %d is passed over: %s", attempt.step, error)
-    steps = [attempt.step for attempt in failed]
+            _log.warning("step %d is passed over: %s", this.step, error)
+    steps = [this.step for this in failed]
     raise CheckpointNotFoundError(f"run {run!r} has no checkpoint older than steps {steps}")
 
 

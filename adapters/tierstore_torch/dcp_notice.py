@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import CheckpointError
 from tierstore.keys import Attempt
 
@@ -27,13 +28,13 @@ class Notice:
 
     Attributes:
         attempt: the try.
-        nonce: of its launch.
+        launch: the launch that saves.
         world_size: ranks that save.
         declared: chunks and values that all of them write; UNDECLARED when cached plans hide it.
     """
 
     attempt: Attempt
-    nonce: str
+    launch: Launch
     world_size: int
     declared: int
 

@@ -17,6 +17,7 @@ from torch.futures import Future
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest
+from tierstore.checkpoint.timeline import timeline
 from tierstore.checkpoint.values import decode
 from tierstore.config import Config, load_config
 from tierstore.errors import (
@@ -28,7 +29,8 @@ from tierstore.errors import (
     UnsafePickleError,
 )
 from tierstore.image.layout import Chunk
-from tierstore.ladder.find import Found, choose, open_attempt, survey
+from tierstore.ladder.find import Found, choose, open_attempt
+from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore.transfer.read import ReadReport, Want, fetch
 from tierstore_torch.dcp_errors import portable
@@ -158,7 +160,7 @@ class TierStorageReader(StorageReader):
                 planner.commit_tensor(item, target)
             if self._resume:
                 session = session_of(found.run, self._ladder.config)
-                session.restored(found.attempt, found.commit.nonce)
+                session.restored(found.id)
             self._found = None
         future: Future[None] = Future()
         future.set_result(None)
@@ -223,14 +225,12 @@ class TierStorageReader(StorageReader):
 
 def _abandoned(tiers: Sequence[OpenTier], run: str, step: int) -> Found | None:
     """Return the newest attempt of a step that is on no timeline: the caller named it."""
-    seen = survey(tiers, run)
-    alive = {a for commits in seen.commits.values() for a, lives in commits.items() if lives}
-    attempts = [attempt for attempt in alive if attempt.step == step]
-    if not attempts:
+    everything = survey(tiers, run).everything
+    newest = timeline(everything.launches, (this for this in everything.saved if this.step == step))
+    if not newest:
         return None
-    newest = max(attempts, key=lambda attempt: (attempt.launch, attempt.number))
-    _log.warning("step %d of run %s is of an abandoned line (attempt %s)", step, run, newest)
-    return open_attempt(tiers, run, newest)
+    _log.warning("step %d of run %s is of an abandoned line (attempt %s)", step, run, newest[0])
+    return open_attempt(tiers, run, newest[0])
 
 
 def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry:

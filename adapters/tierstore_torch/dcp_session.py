@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch, next_try
 from tierstore.config import Config
-from tierstore.keys import Attempt, RunKeys
-from tierstore.ladder.claim import claim_number, next_number, survey_all
+from tierstore.keys import Attempt, AttemptId, RunKeys
+from tierstore.ladder.claim import claim, launch_after, survey_all, warn_anew
 from tierstore.ladder.tiers import OpenTier
 
 Key = tuple[str, tuple[str, ...]]
@@ -33,7 +33,7 @@ class Life:
     """
 
     nonce: str
-    parent: Attempt | None
+    parent: AttemptId | None
 
 
 @dataclass(slots=True)
@@ -47,8 +47,17 @@ class Session:
     _tried: set[Attempt] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def begin(self, tiers: Sequence[OpenTier], step: int, world_size: int) -> Attempt:
-        """Return the attempt of a new save; on the coordinator.
+    def goes_to(self, step: int) -> None:
+        """Note the step of a save that begins. Going back without a load is a line of its own."""
+        with self._lock:
+            if self.head is not None and step < self.head:
+                self._renew(None)
+            self.head = step
+
+    def begin(
+        self, tiers: Sequence[OpenTier], step: int, world_size: int
+    ) -> tuple[Launch, Attempt]:
+        """Return the launch and the attempt of a new save; on the coordinator.
 
         Raises:
             StorageError: a tier cannot be listed, so a number might be used twice.
@@ -56,24 +65,42 @@ class Session:
         """
         with self._lock:
             if self.launch is None:
-                self.launch = _claim(tiers, self.run, self.life, world_size)
+                self.launch = self._claim(tiers, step, world_size)
             known = {*self._tried, *_tries(tiers, self.run, step, self.launch)}
             attempt = next_try(known, step, self.launch.number)
             self._tried.add(attempt)
-            return attempt
+            return self.launch, attempt
 
-    def restored(self, attempt: Attempt, nonce: str) -> None:
+    def restored(self, loaded: AttemptId) -> None:
         """Note what was loaded: saves go on from there.
 
         After saves of its own that is a new launch, unless it is the last of them that was loaded:
         a rollback from step 200 to 50 must not leave 200 the newest.
         """
         with self._lock:
-            if nonce == self.life.nonce and attempt.step == self.head:
+            if loaded.nonce == self.life.nonce and loaded.step == self.head:
                 return
-            self.life = Life(secrets.token_hex(8), attempt)
-            self.launch, self.head = None, None
-            self._tried.clear()
+            self._renew(loaded)
+
+    def _renew(self, parent: AttemptId | None) -> None:
+        self.life = Life(secrets.token_hex(8), parent)
+        self.launch, self.head = None, None
+        self._tried.clear()
+
+    def _claim(self, tiers: Sequence[OpenTier], step: int, world_size: int) -> Launch:
+        """Find this life's launch again, unless the save goes back, or claim a new one."""
+        seen = survey_all(tiers, self.run)
+        own = {launch for launch in seen.launches.values() if launch.nonce == self.life.nonce}
+        ids = {launch.id for launch in own}
+        if any(this.launch in ids and this.step > step for this in seen.everything.saved):
+            self._renew(None)
+            self.head = step
+        elif own:
+            return max(own, key=lambda launch: launch.number)
+        if self.life.parent is None:
+            warn_anew(self.run, [this.step for this in seen.timeline[:1]])
+        launch = launch_after(seen, self.life.nonce, self.life.parent, world_size)
+        return claim([RunStore(tier.backend, self.run) for tier in tiers], launch)
 
 
 _sessions: dict[Key, Session] = {}
@@ -102,16 +129,6 @@ def lives_of(config: Config) -> dict[str, Life]:
     urls = tuple(tier.url for tier in config.tiers)
     with _sessions_lock:
         return {run: known.life for (run, at), known in _sessions.items() if at == urls}
-
-
-def _claim(tiers: Sequence[OpenTier], run: str, life: Life, world_size: int) -> Launch:
-    seen = survey_all(tiers, run)
-    own = [number for number, launch in seen.launches.items() if launch.nonce == life.nonce]
-    if own:
-        return seen.launches[max(own)]
-    number = next_number(seen, run, life.parent, warn=True)
-    stores = [RunStore(tier.backend, run) for tier in tiers]
-    return claim_number(stores, number, life.nonce, life.parent, world_size)
 
 
 def _tries(tiers: Sequence[OpenTier], run: str, step: int, launch: Launch) -> set[Attempt]:

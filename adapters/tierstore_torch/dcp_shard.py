@@ -80,7 +80,7 @@ class PlannedShard:
             files = self._write_files(backend, run, notice, files)
             fragment = Fragment(
                 attempt=notice.attempt,
-                nonce=notice.nonce,
+                launch=notice.launch,
                 rank=self._rank,
                 ranks=tuple(range(notice.world_size)),
                 world_size=notice.world_size,
@@ -100,7 +100,7 @@ class PlannedShard:
         if not segments:
             return []
         capabilities = backend.capabilities
-        keys = RunKeys(run).attempt(notice.attempt, notice.nonce)
+        keys = RunKeys(run).attempt(notice.attempt, notice.launch.nonce)
         largest = max(capabilities.part_size_for(segment.size) for segment in segments)
         buffers = AlignedBuffers(largest, capabilities.concurrency)
         sources = gather_sources(self._layout, self._chunks, self._resolvers, buffers)

@@ -108,7 +108,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
                 "checkpoint of its own, replicas included, that no other number of ranks can load"
             )
         session, step = self._session()
-        session.head = step
+        session.goes_to(step)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """See `StorageWriter.prepare_local_plan`; nothing to add."""
@@ -119,8 +119,8 @@ class TierStorageWriter(StorageWriter, AsyncStager):
         with portable():
             session, step = self._session()
             tiers = self._ladder.tiers(len(plans))
-            attempt = session.begin(tiers, step, len(plans))
-            notice = Notice(attempt, session.life.nonce, len(plans), _declared(plans))
+            launch, attempt = session.begin(tiers, step, len(plans))
+            notice = Notice(attempt, launch, len(plans), _declared(plans))
         deliver(notice)
         if len(plans) == 1:
             return plans
@@ -159,7 +159,8 @@ class TierStorageWriter(StorageWriter, AsyncStager):
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Copy the tensors; see `AsyncStager.stage`. They may be changed when it returns."""
         if self._id is not None:
-            session, session.head = (found := self._session())[0], found[1]
+            session, step = self._session()
+            session.goes_to(step)
         holder = f"the save of {self._id}" if self._id else "a save"
         return process_staging().stage(state_dict, timeout=self._stage_timeout, holder=holder)
 
@@ -240,7 +241,7 @@ def _check_results(
 
 def _commit(tier: OpenTier, run: str, notice: Notice) -> None:
     ranks = tuple(range(notice.world_size))
-    commit = RunStore(tier.backend, run).try_commit(notice.attempt, notice.nonce, ranks)
+    commit = RunStore(tier.backend, run).try_commit(notice.attempt, notice.launch.nonce, ranks)
     if commit is None:
         raise IncompleteError(
             f"tier {tier.name!r}: not all {notice.world_size} ranks' fragments of "

@@ -4,41 +4,55 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
-from tierstore.keys import Attempt
-from tierstore.ladder.claim import claim_number, next_number, survey_all
+from tierstore.errors import StorageError
+from tierstore.keys import AttemptId
+from tierstore.ladder.claim import Claims, claim, launch_after, warn_anew
+from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore_torch.group import Group
 
 
 def claim_launch(
-    tiers: Sequence[OpenTier], run: str, group: Group, parent: Attempt | None
+    tiers: Sequence[OpenTier], run: str, group: Group, parent: AttemptId | None
 ) -> Launch:
     """Claim the next launch of a run. Collective.
 
-    The number is above all that any rank sees on any tier. It is claimed on the first tier that
-    all ranks share or, without one, on the first; the Saver writes the record to the others.
+    Each tier is looked at by the first of the ranks that share it. The launch is newer than all
+    that they see, and claimed on every tier that answers; on the others by the Saver, when they do.
 
     Args:
         tiers: the ladder.
         run: the run.
         group: all ranks.
         parent: the attempt that was restored; None for a line of its own.
-
-    Raises:
-        StorageError: a tier cannot be listed, so a number might be used twice.
     """
+    mine = [tier for tier in tiers if tier.ranks[0] == group.rank]
+    seen = survey(mine, run)
+    answered = [tier for tier in mine if tier.name in seen.tiers]
 
-    def look() -> int:
-        return next_number(survey_all(tiers, run), run, parent, warn=group.rank == 0)
+    def decide(offers: list[tuple[Launch, int | None]]) -> list[Launch]:
+        launch = replace(
+            offers[0][0],
+            number=max(launch.number for launch, _ in offers),
+            started=max(launch.started for launch, _ in offers),
+        )
+        if parent is None:
+            warn_anew(run, [step for _, step in offers if step is not None])
+        shared = [RunStore(t.backend, run) for t in answered if t.covers(group.size)]
+        return [claim(shared, launch, lenient=True)] * group.size
 
-    number = max(group.all_gather(group.together(look)))
+    def offer() -> tuple[Launch, int | None]:
+        launch = launch_after(seen, secrets.token_hex(8), parent, group.size)
+        return launch, seen.timeline[0].step if seen.timeline else None
 
-    def claim() -> Launch:
-        shared = [tier for tier in tiers if tier.covers(group.size)]
-        store = RunStore((shared or list(tiers))[0].backend, run)
-        return claim_number([store], number, secrets.token_hex(8), parent, group.size)
-
-    return group.centrally(lambda: None, lambda _: [claim()] * group.size)
+    launch = group.centrally(offer, decide)
+    for tier in answered:
+        if not tier.covers(group.size):
+            with suppress(StorageError):  # the Saver tries again, and tells
+                Claims(RunStore(tier.backend, run)).claim(launch)
+    return launch

@@ -112,7 +112,7 @@ def test_a_set_whose_every_writer_was_killed_is_committed_by_the_restore(tmp_pat
     assert finish(rank(tmp_path, attempt, 0, "list", "fragments/", 1))[0] == -signal.SIGKILL
     assert finish(rank(tmp_path, attempt, 1, "create", "commits/", 1))[0] == -signal.SIGKILL
     tiers = [folder("t", tmp_path)]
-    assert RunStore(tiers[0].backend, "run").commits() == {}
+    assert RunStore(tiers[0].backend, "run").entries() == {}
     assert_restores(choose(tiers, "run"), attempt)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attempts import line_of
 from tests.command import save, tierstore
 from tests.conftest import Bucket, HdfsRoot
 from tests.forked import forked
@@ -53,7 +54,7 @@ def opened(url: str) -> Metered:
 def check(url: str) -> list[int]:
     """Restore every checkpoint that there is; return their steps."""
     with closing(opened(url)) as backend:
-        line = RunStore(backend, "run").timeline()
+        line = line_of(RunStore(backend, "run"))
         for attempt in line:
             found = choose([tier("t", backend)], "run", step=attempt.step)
             assert_restores(found, attempt, ROWS)

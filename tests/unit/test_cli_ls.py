@@ -51,6 +51,7 @@ def test_json_names_everything(config: str) -> None:
         "step": 4,
         "launch": 2,
         "try": 1,
+        "nonce": f"{2:016x}",
         "line": "latest",
         "tiers": ["fast", "slow"],
     }
@@ -117,16 +118,11 @@ def test_a_run_that_may_be_on_a_tier_that_is_away_is_not_called_missing(half_dea
     assert "no checkpoint" not in done.err
 
 
-def test_a_damaged_launch_record_hides_only_its_run_on_its_tier(
-    config: str, tmp_path: Path
-) -> None:
+def test_a_damaged_launch_record_hides_nothing(config: str, tmp_path: Path) -> None:
+    before = tierstore("ls", "--all", "-c", config)
     (tmp_path / "fast/runs/a/launches/000001.json").write_text("{}")
-    done = tierstore("ls", "-c", config)
-    assert done.code == 1
-    first, *rest = [line.split() for line in done.out.splitlines()[1:]]
-    assert first == ["a", "7", "1", "1", "latest", "?", "yes"]
-    assert [line[-2:] for line in rest] == [["yes", "yes"]] * 2
-    assert "error: tier fast: runs/a/launches/000001.json" in done.err
+    done = tierstore("ls", "--all", "-c", config)
+    assert (done.code, done.out) == (0, before.out)
 
 
 def test_a_pipe_gets_whole_lines(tmp_path: Path) -> None:

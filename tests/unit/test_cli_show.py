@@ -35,12 +35,13 @@ def test_the_latest_in_json(config: str, tmp_path: Path) -> None:
         "step": 20,
         "launch": 2,
         "try": 1,
+        "nonce": f"{2:016x}",
         "parent": {"launch": 1, "step": 10},
         "world_size": 1,
         "tensor_count": 1,
         "chunks": 2,
         "files": 2,
-        "format": 1,
+        "format": 2,
         "ranks": {"fast": 1, "slow": 1},
         "values": {"rank0": "0"},
     }
@@ -55,7 +56,7 @@ def test_a_given_step_in_words(config: str) -> None:
     assert (done.code, done.err) == (0, "")
     first, second, *rest = done.out.splitlines()
     assert first == "run step 10  launch 1, try 1, 1 rank"
-    assert second.endswith(" in 1 tensor, 1 chunk, 1 file, format 1")
+    assert second.endswith(" in 1 tensor, 1 chunk, 1 file, format 2")
     assert [line.split(":")[0] for line in rest[:2]] == ["  fast", "  slow"]
     assert rest[2] == "  rank0 = 0"
     latest = tierstore("show", "run", "-c", config).out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attempts import commits, line_of
 from tests.command import Done, folders, save, stored, tierstore
 from tests.files import contents
 from tierstore.backends.local import LocalBackend
@@ -93,8 +94,8 @@ def test_checkpoints(tmp_path: Path) -> None:
     for file in (tmp_path / "src").glob("runs/run/data/*3-000001*/**/*"):
         file.unlink() if file.is_file() else None
     assert sync(tmp_path, "--delete", "--force").code == 0
-    assert [attempt.step for attempt in theirs.timeline()] == [1]
-    assert {a.step: lives for a, lives in theirs.commits().items()} == {1: True, 2: False, 3: False}
+    assert [attempt.step for attempt in line_of(theirs)] == [1]
+    assert {a.step: lives for a, lives in commits(theirs).items()} == {1: True, 2: False, 3: False}
     assert list((tmp_path / "dst").glob("runs/run/data/*/*.safetensors")) == [
         stored(tmp_path / "dst", 1, "00000-000.safetensors")
     ]

@@ -23,10 +23,13 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan
 
+from tests.attempts import launch_of, save
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.manifest import Manifest
 from tierstore.checkpoint.merge import merge
+from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
 from tierstore.config import load_config
 from tierstore.errors import (
     CheckpointError,
@@ -37,7 +40,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.image.layout import Chunk, plan_layout
-from tierstore.keys import Attempt
+from tierstore.keys import Attempt, AttemptId
 from tierstore.ladder.tiers import OpenTier
 from tierstore.transfer.source import AlignedBuffers
 from tierstore_torch import dcp_notice
@@ -93,7 +96,7 @@ def test_with_a_run_given_only_the_last_part_of_an_id_counts() -> None:
 
 
 def notice(step: int = 1) -> Notice:
-    return Notice(Attempt(step, 1, 1), "0" * 16, 2, 5)
+    return Notice(Attempt(step, 1, 1), Launch(1, "0" * 16, None, 2, 1.5), 2, 5)
 
 
 def test_a_notice_arrives_by_being_unpickled_and_leaves_nothing_in_the_plan() -> None:
@@ -152,9 +155,10 @@ def tier(url: str = "memory://sessions") -> OpenTier:
 def test_one_life_is_one_launch_and_every_save_of_a_step_another_try(tmp_path: Path) -> None:
     tiers = [tier()]
     session = session_of("one", load_config(tmp_path.as_uri()))
-    assert session.begin(tiers, 5, 1) == Attempt(5, 1, 1)
-    assert session.begin(tiers, 5, 1) == Attempt(5, 1, 2)
-    assert session.begin(tiers, 6, 1) == Attempt(6, 1, 1)
+    for expected in (Attempt(5, 1, 1), Attempt(5, 1, 2), Attempt(6, 1, 1)):
+        launch, attempt = session.begin(tiers, expected.step, 1)
+        assert attempt == expected
+        assert launch.nonce == session.life.nonce
     assert session_of("one", load_config(tmp_path.as_uri())) is session
 
 
@@ -168,22 +172,39 @@ def test_in_another_process_the_launch_is_found_by_the_trainer_s_nonce(tmp_path:
     # A save process has no session yet: it gets one of the same life.
     other = session_of("two", load_config((tmp_path / "other").as_uri()), trainer.life)
     assert other is not trainer
-    assert other.begin(tiers, 7, 1) == Attempt(7, 1, 1)
+    assert other.begin(tiers, 7, 1)[1] == Attempt(7, 1, 1)
 
 
 def test_a_rollback_begins_a_new_launch_and_reading_the_own_head_does_not(tmp_path: Path) -> None:
     tiers = [tier()]
     session = session_of("three", load_config(tmp_path.as_uri()))
-    first = session.begin(tiers, 50, 1)
-    session.head = 50
-    nonce = session.life.nonce
-    session.restored(first, nonce)
-    assert session.begin(tiers, 200, 1).launch == 1
-    session.head = 200
-    session.restored(first, nonce)
-    assert session.begin(tiers, 60, 1).launch == 2
-    assert session.launch is not None
-    assert session.launch.parent == (1, first)
+    session.goes_to(50)
+    launch, attempt = session.begin(tiers, 50, 1)
+    first = AttemptId(attempt, launch.nonce)
+    session.restored(first)
+    session.goes_to(200)
+    assert session.begin(tiers, 200, 1)[0] == launch
+    session.restored(first)
+    session.goes_to(60)
+    launch, attempt = session.begin(tiers, 60, 1)
+    assert (launch.number, launch.parent) == (2, first)
+
+
+def test_going_back_without_a_load_is_a_line_of_its_own(tmp_path: Path) -> None:
+    tiers = [tier("memory://back")]
+    config = load_config(tmp_path.as_uri())
+    session = session_of("four", config)
+    session.goes_to(200)
+    trainers, launch = session.life, session.begin(tiers, 200, 1)[0]
+    save(RunStore(tiers[0].backend, "four"), Attempt(200, 1, 1), launch=launch)
+    session.goes_to(5)
+    assert session.begin(tiers, 5, 1)[0].number == 2
+    # A save process that only knows whose life it is, and not how far that came.
+    other = session_of("four", load_config((tmp_path / "other").as_uri()), trainers)
+    other.goes_to(7)
+    assert other.begin(tiers, 7, 1)[0].number == 3
+    other.goes_to(8)
+    assert other.begin(tiers, 8, 1)[0].number == 3
 
 
 # metadata
@@ -194,7 +215,7 @@ def manifest_of(chunks: Sequence[Chunk], values: Sequence[ValueEntry] = ()) -> M
     files = [FileEntry(s.name, s.size, [0] * -(-s.size // 2**22)) for s in layout.segments]
     count = len(chunks) + len(values)
     fragment = Fragment(
-        Attempt(1, 1, 1), "0" * 16, 0, (0,), 1, count, chunks, layout.placements, files, values
+        Attempt(1, 1, 1), launch_of(1), 0, (0,), 1, count, chunks, layout.placements, files, values
     )
     return Manifest.open(merge([fragment.to_bytes()]).buffer)
 

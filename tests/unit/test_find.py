@@ -16,6 +16,7 @@ from tests.shards import assert_restores, folder, launch, matrix, stage, tier
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
+from tierstore.checkpoint.tombstone import bury
 from tierstore.config import Config, TierConfig
 from tierstore.errors import (
     AccessError,
@@ -29,8 +30,9 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.keys import Attempt
-from tierstore.ladder.find import choose, open_attempt, survey
+from tierstore.ladder.find import choose, open_attempt
 from tierstore.ladder.save import Saver
+from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import Exchange, OpenTier, close_ladder, open_ladder
 from tierstore.transfer.read import Want, fetch
 from tierstore.wrappers.faults import Fault, Faulty
@@ -91,7 +93,7 @@ def test_a_rollback_makes_the_new_line_the_latest(ladder: list[OpenTier]) -> Non
     branched = Attempt(50, 1, 1)
     newest = save(ladder, 60, on=2, parent=branched)
     assert choose(ladder, "run").attempt == newest
-    assert survey(ladder, "run").timeline == [newest, branched]
+    assert [saved.attempt for saved in survey(ladder, "run").timeline] == [newest, branched]
     with pytest.raises(CheckpointNotFoundError):
         choose(ladder, "run", step=200)
 
@@ -131,12 +133,45 @@ def test_a_damaged_manifest_is_read_from_the_next_tier(ladder: list[OpenTier]) -
     assert "tier fast" in found.passed_over[0]
 
 
+@pytest.mark.parametrize("record", ["commit", "manifest"])
+def test_what_is_damaged_on_every_tier_is_made_anew_from_the_fragments(
+    ladder: list[OpenTier], record: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = save(ladder, 1)
+    for one in ladder:
+        store = RunStore(one.backend, "run")
+        commit = store.read_commit(newest)
+        manifest = store.keys.attempt(*commit.id).manifest(commit.manifest_crc32c)
+        rotten(one, store.keys.commit(newest) if record == "commit" else manifest)
+    found = choose(ladder, "run")
+    assert_restores(found, newest)
+    assert [replica.tier for replica in found.replicas] == ["fast", "slow"]
+    assert "was put together from the fragments on tier fast" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 128])
+def test_a_commit_cut_short_is_no_deletion(ladder: list[OpenTier], size: int) -> None:
+    save(ladder, 1)
+    newest = save(ladder, 2)
+    key = RunStore(ladder[0].backend, "run").keys.commit(newest)
+    whole = RunStore(ladder[0].backend, "run").read_commit(newest).to_bytes()
+    for one in ladder:  # first on one tier, then on both
+        one.backend.create(key, whole[:size])
+        assert_restores(choose(ladder, "run"), newest)
+    for one in ladder:
+        rotten(one, RunStore(one.backend, "run").keys.attempt(newest, f"{1:016x}").fragment(0))
+    with pytest.raises(CheckpointError, match="step 2 cannot be restored from any tier"):
+        choose(ladder, "run")
+
+
 def test_a_damaged_commit_is_an_error_unless_older_ones_may_be_taken(
     ladder: list[OpenTier],
 ) -> None:
     older, newest = save(ladder, 1), save(ladder, 2)
     for one in ladder:
-        rotten(one, RunStore(one.backend, "run").keys.commit(newest))
+        keys = RunStore(one.backend, "run").keys
+        rotten(one, keys.commit(newest))
+        rotten(one, keys.attempt(newest, f"{1:016x}").fragment(0))
     with pytest.raises(
         CheckpointError, match=r"step 2 cannot be restored from any tier: tier fast"
     ):
@@ -167,7 +202,7 @@ def test_a_complete_set_that_nobody_committed_is_committed_first(ladder: list[Op
     dying = Faulty(one.backend, Fault("create", key="commits/", error=AccessError("dead")))
     with pytest.raises(AccessError):
         save([tier("fast", dying)], 2)
-    assert list(RunStore(one.backend, "run").commits()) == [Attempt(1, 1, 1)]
+    assert list(RunStore(one.backend, "run").entries()) == [Attempt(1, 1, 1)]
     assert_restores(choose(ladder, "run"), Attempt(2, 1, 1))
 
 
@@ -188,12 +223,24 @@ def test_a_zombie_of_an_earlier_launch_changes_nothing(ladder: list[OpenTier]) -
     assert choose(ladder, "run").attempt == newest
 
 
-def test_two_jobs_that_took_one_launch_number_are_not_mixed(ladder: list[OpenTier]) -> None:
+@pytest.mark.parametrize("began", [0.5, 1.5])
+def test_of_two_launches_of_one_number_the_later_is_newer(
+    ladder: list[OpenTier], began: float, caplog: pytest.LogCaptureFixture
+) -> None:
     mine = save(ladder[:1], 5)
-    foreign = Launch(1, "f" * 16, None, 1, 0.0)
+    theirs, rival = Attempt(9, 1, 1), Launch(1, "f" * 16, None, 1, began)
     with closing(Saver(ladder[1:], "run")) as saver:
-        saver.submit(*stage(Attempt(9, 1, 1), foreign)).wait(timeout=PATIENCE)
-    assert_restores(choose(ladder, "run"), mine)
+        saver.submit(*stage(theirs, rival)).wait(timeout=PATIENCE)
+        saver.submit(*stage(mine, rival)).wait(timeout=PATIENCE)  # one name, two checkpoints
+    for tiers in (ladder, ladder[::-1]):
+        caplog.clear()
+        found = choose(tiers, "run")
+        assert_restores(found, mine if began < 1 else theirs)
+        assert len(found.replicas) == 1
+        assert f"launches {1:016x} and {'f' * 16} have one number, 1" in caplog.text
+    if began > 1:
+        again = choose(ladder, "run", step=5)
+        assert (again.id.nonce, [one.tier for one in again.replicas]) == ("f" * 16, ["slow"])
 
 
 def test_a_checkpoint_of_one_node_is_not_the_whole(tmp_path: Path) -> None:
@@ -213,7 +260,7 @@ def test_a_checkpoint_deleted_during_the_restore_says_so(ladder: list[OpenTier])
     found = choose(ladder, "run")
     for one in ladder:
         store = RunStore(one.backend, "run")
-        one.backend.create(store.keys.commit(newest), b"")
+        bury(one.backend, store.keys.commit(newest))
         one.backend.delete([info.key for info in list(one.backend.list("runs/run/data/"))])
     files = {entry.name: entry for entry in found.manifest.files}
     into = memoryview(bytearray(10))
@@ -222,7 +269,7 @@ def test_a_checkpoint_deleted_during_the_restore_says_so(ladder: list[OpenTier])
     with pytest.raises(AttemptDeletedError):
         found.check_deleted()
     with pytest.raises(AttemptDeletedError):
-        open_attempt(ladder, "run", newest)
+        open_attempt(ladder, "run", found.id)
     with pytest.raises(CheckpointNotFoundError):
         choose(ladder, "run")
 
@@ -230,7 +277,7 @@ def test_a_checkpoint_deleted_during_the_restore_says_so(ladder: list[OpenTier])
 def test_a_checkpoint_that_is_there_is_not_called_deleted(ladder: list[OpenTier]) -> None:
     save(ladder, 1)
     found = choose(ladder, "run")
-    ladder[0].backend.create(RunStore(ladder[0].backend, "run").keys.commit(found.attempt), b"")
+    bury(ladder[0].backend, RunStore(ladder[0].backend, "run").keys.commit(found.attempt))
     found.check_deleted()
     assert (matrix(found.attempt, 3) != matrix(Attempt(2, 1, 1), 3)).all()
 

@@ -17,9 +17,9 @@ from tests.patience import PATIENCE
 from tests.shards import Image, assert_restores, folder, launch, stage, tier, until
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AccessError,
-    AlreadyExistsError,
     AttemptDeletedError,
     CheckpointError,
     ConfigError,
@@ -143,7 +143,7 @@ def test_a_failing_tier_stops_nobody_and_never_becomes_success(
     assert_restores(choose(tiers, "run"), FIRST)
     inner = next(t.backend for t in tiers if t.name == broken).inner  # type: ignore[attr-defined]
     assert not inner._space.uploads
-    assert not RunStore(inner, "run").commits()
+    assert not RunStore(inner, "run").entries()
 
 
 def test_a_fault_at_any_request_ends_in_an_error_or_a_checkpoint(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_damaged_first_tier_does_not_damage_the_second(make: Make, tmp_path: P
     gate.set()
     with pytest.raises(CorruptBlockError, match="block 0 is damaged on every tier"):
         save.wait("slow", timeout=PATIENCE)
-    assert not RunStore(memory, "run").commits()
+    assert not RunStore(memory, "run").entries()
 
 
 def test_a_stuck_tier_is_overtaken(make: Make, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_the_last_writer_commits_for_all(make: Make, tmp_path: Path) -> None:
         saves.append(saver.submit(*stage(FIRST, line, rank=rank, world=3)))
         saves[-1].wait(timeout=PATIENCE, until="written")
         if len(saves) < 3:
-            assert not RunStore(saver._tiers[0].backend, "run").commits()
+            assert not RunStore(saver._tiers[0].backend, "run").entries()
     for save in saves:
         save.wait(timeout=PATIENCE)
     assert_restores(choose([folder("t", tmp_path)], "run"), FIRST)
@@ -315,19 +315,21 @@ def test_trouble_while_waiting_for_the_commit_is_waited_out(make: Make, tmp_path
 
 def test_a_late_committer_finds_the_tombstone(make: Make, tmp_path: Path) -> None:
     fast = folder("t", tmp_path)
-    fast.backend.create(RunStore(fast.backend, "run").keys.commit(FIRST), b"")
+    bury(fast.backend, RunStore(fast.backend, "run").keys.commit(FIRST))
     save = make(fast).submit(*stage(FIRST, launch()))
     with pytest.raises(AttemptDeletedError):
         save.wait(timeout=PATIENCE)
 
 
-def test_a_launch_number_of_another_job_fails_the_tier(make: Make, tmp_path: Path) -> None:
+def test_a_launch_whose_number_is_anothers_saves_all_the_same(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fast = folder("t", tmp_path)
     RunStore(fast.backend, "run").claim_launch(launch(1, world=7))
     save = make(fast).submit(*stage(FIRST, launch()))
-    with pytest.raises(AlreadyExistsError):
-        save.wait(timeout=PATIENCE)
-    assert not list(fast.backend.list("runs/run/data/"))
+    save.wait(timeout=PATIENCE)
+    assert "another launch has number 1; this one is told from it by its nonce" in caplog.text
+    assert_restores(choose([fast], "run"), FIRST)
 
 
 def test_close_gives_up_what_takes_too_long(make: Make, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AlreadyExistsError,
     AttemptDeletedError,
@@ -51,8 +52,8 @@ def delete(
         raise CheckpointNotFoundError(
             f"{store.backend.url}: run {store.keys.run!r} has no commit of {attempt}"
         )
-    if entry.alive:
-        store.backend.create(store.keys.commit(attempt), b"")
+    if not store.deleted(attempt, entry):
+        bury(store.backend, store.keys.commit(attempt))
     sweep(store, attempt, grace=grace, sleep=sleep)
 
 
@@ -69,7 +70,7 @@ def sweep(
         CheckpointError: its commit is alive or absent.
     """
     entry = store.entries().get(attempt)
-    if entry is None or entry.alive:
+    if entry is None or not store.deleted(attempt, entry):
         raise CheckpointError(f"{attempt} has no tombstone, so its data stays")
     if next(_data(store, attempt), None) is None:
         return
@@ -116,7 +117,7 @@ def collect(
     if not _older(store, attempt, nonce, older_than):
         return "young"
     try:
-        store.backend.create(store.keys.commit(attempt), b"", if_absent=True)
+        bury(store.backend, store.keys.commit(attempt), if_absent=True)
     except AlreadyExistsError:
         return "alive"
     sweep(store, attempt, grace=grace, sleep=sleep)
@@ -130,7 +131,7 @@ def prune(store: RunStore, *, older_than: float) -> list[Attempt]:
     store's clock.
     """
     entries = store.entries()
-    newest = max(store.launches(), default=0)
+    newest = max((*store.claims(), *(attempt.launch for attempt in entries)), default=0)
     dead = [a for a, entry in entries.items() if not entry.alive and a.launch < newest]
     now = clock(store) if dead else 0.0
     gone = [

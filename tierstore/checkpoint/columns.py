@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tierstore.blocks import Buffer
-from tierstore.checkpoint.commit import FORMAT
+from tierstore.checkpoint.commit import FORMAT, check_started
 from tierstore.errors import FormatError, InvalidKeyError, NewerFormatError
-from tierstore.keys import Attempt
+from tierstore.keys import Attempt, AttemptId
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +37,10 @@ class Info:
         world_size: ranks in the job.
         ranks: the ranks whose fragments make this tier's commit, ascending.
         declared: how many chunks and values all `ranks` together must write; -1 if unknown.
+        started: when its launch began; see `tierstore.checkpoint.timeline.Launch`.
+        parent: the attempt that its launch restored; None if it began anew.
         rank: whose fragment it is; -1 in a manifest.
+        format: the version of the stored layout; 1 does not tell `started` and `parent`.
     """
 
     attempt: Attempt
@@ -45,7 +48,10 @@ class Info:
     world_size: int
     ranks: tuple[int, ...]
     declared: int
+    started: float = 0.0
+    parent: AttemptId | None = None
     rank: int = -1
+    format: int = FORMAT
 
 
 class Table(NamedTuple):
@@ -216,15 +222,17 @@ def _types() -> dict[str, Any]:
         return pa.list_(pa.field("item", kind, nullable=True))
 
     place = record(file=pa.int32(), offset=pa.int64(), nbytes=pa.int64())
+    info = {
+        "attempt": pa.string(),
+        "nonce": pa.string(),
+        "world_size": pa.int32(),
+        "ranks": rows(pa.int32()),
+        "declared": pa.int64(),
+        "rank": pa.int32(),
+    }
     return {
-        "info": record(
-            attempt=pa.string(),
-            nonce=pa.string(),
-            world_size=pa.int32(),
-            ranks=rows(pa.int32()),
-            declared=pa.int64(),
-            rank=pa.int32(),
-        ),
+        "info 1": record(**info),
+        "info": record(**info, started=pa.float64(), parent=pa.string()),
         "place": place,
         "tensor": record(
             name=pa.large_string(),
@@ -243,19 +251,23 @@ def _types() -> dict[str, Any]:
 
 
 @cache
-def schema() -> Any:
-    """The Arrow schema; its metadata holds the format's version."""
+def schema(version: int = FORMAT) -> Any:
+    """The Arrow schema of a version of the format, which its metadata holds."""
     import pyarrow as pa
 
     kinds = _types()
     lists = [("tensors", "tensor"), ("files", "file"), ("values", "value")]
     return pa.schema(
         [
-            pa.field("info", kinds["info"], nullable=False),
+            pa.field("info", kinds[_info_kind(version)], nullable=False),
             *(pa.field(name, pa.list_(kinds[kind]), nullable=False) for name, kind in lists),
         ],
-        metadata={_FORMAT_KEY: str(FORMAT).encode()},
+        metadata={_FORMAT_KEY: str(version).encode()},
     )
+
+
+def _info_kind(version: int) -> str:
+    return "info 1" if version == 1 else "info"
 
 
 def file_rows(names: Sequence[str], sizes: Sequence[int], crcs: Sequence[Any]) -> Any:
@@ -301,10 +313,12 @@ def write_table(table: Table, *, room: int = 0) -> bytearray:
         "declared": info.declared,
         "rank": info.rank,
     }
+    if info.format > 1:
+        row |= {"started": info.started, "parent": str(info.parent or "")}
     lists = (table.tensors, table.files, table.values)
-    columns = [arrow_array([row], _types()["info"])]
+    columns = [arrow_array([row], _types()[_info_kind(info.format)])]
     columns += [arrow_list([0, len(x)], x) for x in lists]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema())
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema(info.format))
     counted = pa.MockOutputStream()  # a buffer that grows takes twice the memory
     _write_batch(batch, counted)
     buffer = bytearray(counted.size() + room)
@@ -315,7 +329,7 @@ def write_table(table: Table, *, room: int = 0) -> bytearray:
 def _write_batch(batch: Any, sink: Any) -> None:
     import pyarrow as pa
 
-    with pa.ipc.new_file(sink, schema()) as writer:
+    with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
 
 
@@ -334,13 +348,14 @@ def read_table(buffer: Buffer, what: str) -> Table:
 
     try:
         reader = pa.ipc.open_file(pa.py_buffer(buffer), memory_pool=pool())
-        version = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"")
-        if version.isdigit() and int(version) > FORMAT:
+        text = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"")
+        version = int(text) if text.isdigit() else 0
+        if version > FORMAT:
             raise NewerFormatError(
-                f"{what} has format {int(version)}; this tierstore reads up to {FORMAT}",
+                f"{what} has format {version}; this tierstore reads up to {FORMAT}",
                 hint="upgrade tierstore",
             )
-        if not reader.schema.equals(schema(), check_metadata=True):
+        if not reader.schema.equals(schema(version or FORMAT), check_metadata=True):
             raise FormatError(f"{what} is an Arrow file of another schema")
         batch = reader.get_batch(0)
         batch.validate()
@@ -348,9 +363,11 @@ def read_table(buffer: Buffer, what: str) -> Table:
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         raise FormatError(f"{what} is not a readable Arrow file: {error}") from error
     try:
-        attempt = Attempt.parse(info.pop("attempt"))
-    except InvalidKeyError as error:
+        told = {"attempt": Attempt.parse(info["attempt"]), "ranks": tuple(info["ranks"])}
+        if version > 1:
+            told["started"] = check_started(info["started"])
+            told["parent"] = AttemptId.parse(info["parent"]) if info["parent"] else None
+    except (InvalidKeyError, ValueError) as error:
         raise FormatError(f"{what}: {error}") from error
-    ranks = tuple(info.pop("ranks"))
     tensors, files, values = (batch.column(i).flatten() for i in (1, 2, 3))
-    return Table(Info(attempt=attempt, ranks=ranks, **info), tensors, files, values)
+    return Table(Info(**info | told | {"format": version}), tensors, files, values)

@@ -1,8 +1,8 @@
 """The commit: the small record whose presence makes a checkpoint exist on a tier.
 
 Canonical JSON, sealed by a CRC32C of itself. It says nothing that its fragments do not say, so all
-committers of an attempt write the same bytes. A commit that is an empty file is a tombstone: the
-checkpoint was deleted.
+committers of an attempt write the same bytes. A tombstone takes its place when the checkpoint is
+deleted: a record of one size, which no commit has, so that a listing tells it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from tierstore.errors import (
     InvalidKeyError,
     NewerFormatError,
 )
-from tierstore.keys import Attempt, RunKeys
+from tierstore.keys import Attempt, AttemptId, RunKeys
 
-FORMAT = 1
-"""The version of fragments, manifests and commits that this code writes."""
+FORMAT = 2
+"""The version of fragments, manifests, commits and claims that this code writes."""
+
+TOMBSTONE_SIZE = 128
+"""Bytes of a tombstone; a commit has more, and one that damage has cut to it has no seal."""
+
+_LATEST = 1e12  # seconds since 1970: what is above is no time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,9 @@ class Commit:
         world_size: ranks in the job that saved.
         tensors, chunks, files: how many the manifest names.
         nbytes: bytes of all tensors.
-        format: the version of the stored layout.
+        started: when its launch began; see `tierstore.checkpoint.timeline.Launch`.
+        parent: the attempt that its launch restored; None if it began anew.
+        format: the version of the stored layout. One of format 1 does not tell the two before.
     """
 
     attempt: Attempt
@@ -52,7 +59,14 @@ class Commit:
     chunks: int
     files: int
     nbytes: int
+    started: float = 0.0
+    parent: AttemptId | None = None
     format: int = FORMAT
+
+    @property
+    def id(self) -> AttemptId:
+        """The attempt with its launch's nonce."""
+        return AttemptId(self.attempt, self.nonce)
 
     @property
     def whole(self) -> bool:
@@ -61,7 +75,13 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """Return the commit as it is stored."""
-        return seal(asdict(self) | {"attempt": str(self.attempt)})
+        record = asdict(self) | {
+            "attempt": str(self.attempt),
+            "parent": self.parent and str(self.parent),
+        }
+        if self.format == 1:
+            del record["started"], record["parent"]
+        return seal(record)
 
     @classmethod
     def from_bytes(cls, data: Buffer, name: str = "a commit") -> Commit:
@@ -76,16 +96,17 @@ class Commit:
             NewerFormatError: a newer tierstore wrote it.
             FormatError: it is damaged or something else.
         """
-        if not data:
-            raise AttemptDeletedError(f"{name} is a tombstone: the checkpoint was deleted")
         record = unseal(data, name)
+        if record.get("deleted"):
+            raise AttemptDeletedError(f"{name} is a tombstone: the checkpoint was deleted")
         try:
-            commit = cls(
-                **record
-                | {"attempt": Attempt.parse(record["attempt"]), "ranks": tuple(record["ranks"])}
-            )
+            told = {"attempt": Attempt.parse(record["attempt"]), "ranks": tuple(record["ranks"])}
+            if record["format"] != 1:
+                told["started"] = check_started(record["started"])
+                told["parent"] = check_parent(record["parent"])
+            commit = cls(**record | told)
             RunKeys("run").attempt(commit.attempt, commit.nonce)  # the nonce is one
-        except (InvalidKeyError, KeyError, TypeError) as error:
+        except (InvalidKeyError, LookupError, TypeError, ValueError) as error:
             raise FormatError(f"{name} is not a commit: {error!r}") from error
         _check(commit, name)
         return commit
@@ -105,6 +126,46 @@ def _check(commit: Commit, name: str) -> None:
         raise FormatError(f"{name} is not a commit: {wrong[0]!r} is of another type")
     if commit.manifest != f"manifest-{commit.manifest_crc32c:08x}.arrow":
         raise FormatError(f"{name} names the manifest {commit.manifest!r} with another CRC32C")
+
+
+def tombstone(attempt: Attempt) -> bytes:
+    """Return the record that takes the place of a commit."""
+    record = seal({"attempt": str(attempt), "deleted": True, "format": FORMAT})
+    return record[:-1].ljust(TOMBSTONE_SIZE - 1) + b"\n"
+
+
+def looks_deleted(size: int) -> bool:
+    """Whether what lies at a commit's key is a tombstone, by its size in a listing.
+
+    Damage may have cut a commit to that size, and an empty one was the tombstone of format 1: as
+    long as its data is there, its content decides (`tierstore.checkpoint.tombstone`).
+    """
+    return size in (0, TOMBSTONE_SIZE)
+
+
+def check_started(value: Any) -> float:
+    """Return a stored time of a launch.
+
+    Raises:
+        ValueError: it is no time.
+    """
+    started = float(value)
+    if not 0 <= started < _LATEST:
+        raise ValueError(f"{started} is no time since 1970")
+    return started
+
+
+def check_parent(value: Any) -> AttemptId | None:
+    """Return a stored parent of a launch.
+
+    Raises:
+        InvalidKeyError, TypeError, LookupError: it is none.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return AttemptId.parse(value)
+    return AttemptId(Attempt.parse(value[1]), "")  # format 1: its launch's number, and no nonce
 
 
 def seal(record: dict[str, Any]) -> bytes:

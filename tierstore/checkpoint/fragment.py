@@ -23,6 +23,7 @@ from tierstore.checkpoint.columns import (
     value_rows,
     write_table,
 )
+from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import FormatError, IntegrityError
 from tierstore.image.layout import Chunk, Placement
 from tierstore.keys import Attempt
@@ -73,7 +74,7 @@ class Fragment:
 
     Attributes:
         attempt: the try it is part of.
-        nonce: the 16 hexadecimal digits of the attempt's launch.
+        launch: the launch that saves.
         rank: whose fragment it is.
         ranks: every rank whose fragment this tier's commit needs, ascending: the whole world on a
             shared tier, the node's ranks on a node-local one.
@@ -88,7 +89,7 @@ class Fragment:
     """
 
     attempt: Attempt
-    nonce: str
+    launch: Launch
     rank: int
     ranks: tuple[int, ...]
     world_size: int
@@ -111,7 +112,16 @@ class Fragment:
 
     def to_bytes(self) -> bytearray:
         """Return the fragment as it is stored: an Arrow IPC file, then its CRC32C."""
-        info = Info(self.attempt, self.nonce, self.world_size, self.ranks, self.declared, self.rank)
+        info = Info(
+            attempt=self.attempt,
+            nonce=self.launch.nonce,
+            world_size=self.world_size,
+            ranks=self.ranks,
+            declared=self.declared,
+            started=self.launch.started,
+            parent=self.launch.parent,
+            rank=self.rank,
+        )
         files = file_rows(
             [file.name for file in self.files],
             [file.size for file in self.files],

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import Buffer
-from tierstore.errors import TruncatedFileError
+from tierstore.errors import TierstoreError, TransientError, TruncatedFileError
 
 
 def read_record(backend: Backend, key: str) -> bytes:
@@ -59,6 +59,31 @@ def read_objects(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytear
         finally:
             pool.shutdown(cancel_futures=True)
     return buffers
+
+
+def read_each(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray | TierstoreError]:
+    """Return whole small objects, several at a time, or of each why it cannot be read.
+
+    Raises:
+        TransientError: the tier does not answer.
+    """
+
+    def read(info: ObjectInfo) -> bytearray | TierstoreError:
+        try:
+            return read_objects(backend, [info])[0]
+        except TransientError:
+            raise
+        except TierstoreError as error:
+            return error
+
+    width = min(len(objects), backend.capabilities.concurrency)
+    if width <= 1:
+        return [read(info) for info in objects]
+    with ThreadPoolExecutor(width, "tierstore-read") as pool:
+        try:
+            return list(pool.map(read, objects))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def map_object(backend: Backend, key: str, size: int) -> Buffer:

@@ -1,4 +1,4 @@
-"""One run on one tier: its launches, commits and fragments.
+"""One run on one tier: its claims, commits and fragments.
 
 How an attempt comes to exist::
 
@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import crc32c
-from tierstore.checkpoint.commit import Commit
+from tierstore.checkpoint.commit import Commit, looks_deleted
 from tierstore.checkpoint.objects import map_object, read_objects, read_record, sizes_in
-from tierstore.checkpoint.timeline import Launch, timeline
+from tierstore.checkpoint.timeline import Launch
+from tierstore.checkpoint.tombstone import is_buried, is_empty_tombstone
 from tierstore.errors import (
     AlreadyExistsError,
+    AttemptDeletedError,
     CheckpointNotFoundError,
     FormatError,
     IncompleteError,
@@ -32,7 +34,7 @@ from tierstore.errors import (
     NotFoundError,
     TruncatedFileError,
 )
-from tierstore.keys import RUNS, Attempt, AttemptKeys, RunKeys
+from tierstore.keys import RUNS, Attempt, AttemptId, AttemptKeys, RunKeys
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.fragment import Fragment
@@ -41,10 +43,15 @@ if TYPE_CHECKING:
 
 
 class CommitEntry(NamedTuple):
-    """One object under `commits/`: alive, or a tombstone; `mtime` is by the store's clock."""
+    """One object under `commits/`: its bytes, and when it was written by the store's clock."""
 
-    alive: bool
+    size: int
     mtime: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is no tombstone, as far as its size tells."""
+        return not looks_deleted(self.size)
 
 
 class RunStore:
@@ -58,28 +65,17 @@ class RunStore:
     def __init__(self, backend: Backend, run: str) -> None:
         self.backend = backend
         self.keys = RunKeys(run)
-        self._launches: dict[int, Launch] = {}  # records never change
 
-    def launches(self) -> dict[int, Launch]:
-        """Return the launch records by number.
+    def claims(self) -> dict[int, ObjectInfo]:
+        """Return the launch numbers that are taken, each with the record that claims it.
 
-        Raises:
-            FormatError: a record is damaged: without it the timeline would be a guess.
-            NewerFormatError: a newer tierstore wrote one.
+        A claim keeps numbers apart; what is saved does not depend on it.
         """
-        found = {
+        return {
             number: info
             for info in self.backend.list(self.keys.launches)
             if (number := self.keys.parse_launch(info.key)) is not None
         }
-        new = {number: info for number, info in found.items() if number not in self._launches}
-        records = read_objects(self.backend, list(new.values()))
-        for (number, info), data in zip(new.items(), records, strict=True):
-            launch = Launch.from_bytes(data, info.key)
-            if launch.number != number:
-                raise FormatError(f"{info.key} is the record of launch {launch.number}")
-            self._launches[number] = launch
-        return {number: self._launches[number] for number in found}
 
     def claim_launch(self, launch: Launch) -> None:
         """Take a launch number by creating its record.
@@ -95,23 +91,15 @@ class RunStore:
         for info in self.backend.list(self.keys.commits):
             attempt = self.keys.parse_commit(info.key)
             if attempt is not None:
-                found[attempt] = CommitEntry(info.size > 0, info.mtime)
+                found[attempt] = CommitEntry(info.size, info.mtime)
         return found
 
-    def commits(self) -> dict[Attempt, bool]:
-        """Return which attempts were ever committed or deleted, and whether each is alive.
+    def deleted(self, attempt: Attempt, entry: CommitEntry) -> bool:
+        """Return whether an entry under `commits/` is a tombstone, by its content if need be."""
+        return not entry.alive and is_buried(self.backend, self.keys.commit(attempt))
 
-        A commit that cannot be read counts as alive: this looks at sizes alone.
-        """
-        return {attempt: entry.alive for attempt, entry in self.entries().items()}
-
-    def timeline(self) -> list[Attempt]:
-        """Return the living attempts that lead to the newest launch, newest first."""
-        alive = [attempt for attempt, alive in self.commits().items() if alive]
-        return timeline(self.launches(), alive)
-
-    def attempts(self) -> Iterator[tuple[Attempt, str]]:
-        """Yield (attempt, nonce) of each folder of data, committed or not, in order."""
+    def attempts(self) -> Iterator[AttemptId]:
+        """Yield whose folders of data there are, committed or not, in order."""
         for info in self.backend.list(self.keys.data, delimiter=True):
             parsed = self.keys.parse_data(info.key)
             if parsed is not None and info.key.endswith("/"):
@@ -123,7 +111,7 @@ class RunStore:
         Raises:
             AttemptDeletedError: it is a tombstone.
             CheckpointNotFoundError: there is none.
-            FormatError: it is damaged, or another attempt's.
+            FormatError: it is damaged, or another attempt's; see `recover`.
             NewerFormatError: a newer tierstore wrote it.
         """
         key = self.keys.commit(attempt)
@@ -133,10 +121,37 @@ class RunStore:
             raise CheckpointNotFoundError(
                 f"{self.backend.url}: run {self.keys.run!r} has no commit of {attempt}"
             ) from error
+        if not data:  # a tombstone of format 1, or a commit that was cut to nothing
+            if is_empty_tombstone(self.backend, key):
+                raise AttemptDeletedError(f"{key} is a tombstone: the checkpoint was deleted")
+            raise FormatError(f"{key} is damaged: it is empty, and its data is there")
         commit = Commit.from_bytes(data, key)
         if commit.attempt != attempt:
             raise FormatError(f"{key} is the commit of {commit.attempt}")
         return commit
+
+    def recover(self, attempt: Attempt, nonce: str | None = None) -> tuple[Commit, Manifest]:
+        """Return what the commit and the manifest of an attempt said, from its fragments.
+
+        Args:
+            attempt: the try.
+            nonce: its launch's; None takes whichever wrote all of it.
+
+        Raises:
+            IncompleteError: not all fragments are there.
+            IntegrityError: they are damaged, or contradict each other.
+        """
+        from tierstore.checkpoint.manifest import Manifest
+
+        for folder in self._folders(attempt):
+            if nonce not in (None, folder.nonce):
+                continue
+            keys = self.keys.attempt(*folder)
+            merged = self._merged(folder, keys, None)
+            if merged is not None:
+                commit = _commit_of(merged)
+                return commit, Manifest.open(merged.buffer, keys.manifest(merged.crc32c))
+        raise IncompleteError(f"{self.keys.rivals(attempt)}*: not all fragments are there")
 
     def open_manifest(self, commit: Commit) -> Manifest:
         """Return a commit's manifest, checked: mapped on a local tier, else read whole.
@@ -166,7 +181,7 @@ class RunStore:
 
     def write_fragment(self, fragment: Fragment) -> None:
         """Store a rank's fragment. All its files must be durable by now."""
-        keys = self.keys.attempt(fragment.attempt, fragment.nonce)
+        keys = self.keys.attempt(fragment.attempt, fragment.launch.nonce)
         self.backend.create(keys.fragment(fragment.rank), fragment.to_bytes())
 
     def try_commit(
@@ -194,6 +209,27 @@ class RunStore:
         except CheckpointNotFoundError:
             pass
         keys = self.keys.attempt(attempt, nonce)
+        merged = self._merged(AttemptId(attempt, nonce), keys, ranks)
+        if merged is None:
+            return None
+        commit = _commit_of(merged)
+        self._check_files(keys, merged)
+        self.backend.create(keys.manifest(merged.crc32c), merged.buffer)
+        try:
+            self.backend.create(self.keys.commit(attempt), commit.to_bytes(), if_absent=True)
+        except AlreadyExistsError:
+            return self._same_launch(self.read_commit(attempt), nonce)
+        return commit
+
+    def _folders(self, attempt: Attempt) -> list[AttemptId]:
+        """Whose folders of an attempt there are: rivals differ in the nonce."""
+        found = self.backend.list(self.keys.rivals(attempt), delimiter=True)
+        return [this for info in found if (this := self.keys.parse_data(info.key)) is not None]
+
+    def _merged(
+        self, wanted: AttemptId, keys: AttemptKeys, ranks: Sequence[int] | None
+    ) -> Merged | None:
+        """The manifest that an attempt's fragments make; None while some are missing."""
         found = self._complete(keys, ranks)
         if found is None:
             return None
@@ -204,16 +240,9 @@ class RunStore:
         from tierstore.checkpoint.merge import merge
 
         merged = merge(fragments, [info.key for info in found])
-        commit = _commit_of(merged)
-        if (commit.attempt, commit.nonce) != (attempt, nonce):
-            raise FormatError(f"{keys.fragments} holds fragments of {commit.attempt}")
-        self._check_files(keys, merged)
-        self.backend.create(keys.manifest(merged.crc32c), merged.buffer)
-        try:
-            self.backend.create(self.keys.commit(attempt), commit.to_bytes(), if_absent=True)
-        except AlreadyExistsError:
-            return self._same_launch(self.read_commit(attempt), nonce)
-        return commit
+        if (merged.info.attempt, merged.info.nonce) != wanted:
+            raise FormatError(f"{keys.fragments} holds fragments of {merged.info.attempt}")
+        return merged
 
     def _same_launch(self, commit: Commit, nonce: str) -> Commit:
         if commit.nonce != nonce:
@@ -266,6 +295,9 @@ def _commit_of(merged: Merged) -> Commit:
         chunks=merged.chunks,
         files=merged.files,
         nbytes=merged.nbytes,
+        started=merged.info.started,
+        parent=merged.info.parent,
+        format=merged.info.format,
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tierstore.checkpoint.commit import Commit
     from tierstore.checkpoint.manifest import Manifest
     from tierstore.checkpoint.timeline import Launch
-    from tierstore.keys import Attempt
+    from tierstore.keys import Attempt, AttemptId
     from tierstore.ladder.tiers import OpenTier
 
 
@@ -27,17 +27,22 @@ class Target:
 
     Attributes:
         run: the run.
-        attempt: which try.
-        launch: the record of its launch; None if no tier has it.
+        id: which try, of which launch.
+        launch: its launch; None if neither a commit nor a claim describes it.
         tiers: those that hold its commit, in order.
         unseen: the tiers that could not be listed, each with its error.
     """
 
     run: str
-    attempt: Attempt
+    id: AttemptId
     launch: Launch | None
     tiers: list[OpenTier]
     unseen: Mapping[str, TierstoreError]
+
+    @property
+    def attempt(self) -> Attempt:
+        """Which try."""
+        return self.id.attempt
 
 
 @dataclass(slots=True)
@@ -64,24 +69,24 @@ def find(tiers: Sequence[OpenTier], run: str, step: int | None) -> Target:
         CheckpointNotFoundError: there is none.
         TierstoreError: none is seen, and a tier that may have one cannot be listed.
     """
-    from tierstore.ladder.find import survey
+    from tierstore.ladder.survey import survey
 
     seen = survey(tiers, run)
     line = seen.timeline
-    attempt = next((a for a in line if step in (None, a.step)), None)
-    if attempt is None:
+    this = next((this for this in line if step in (None, this.step)), None)
+    if this is None:
         for name, error in seen.errors.items():
             raise of_tier(name, error)
         what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        steps = [str(a.step) for a in line]
+        steps = [str(this.step) for this in line]
         have = f"it has steps {', '.join(steps[:10])}{', ...' if steps[10:] else ''}"
         raise CheckpointNotFoundError(
             f"run {run!r} has no {what} on {', '.join(tier.name for tier in tiers)}",
             hint=have if steps else "`tierstore ls` lists every run",
         )
-    holders = seen.holders(attempt)
+    holders = seen.holders(this)
     here = [tier for tier in tiers if tier.name in holders]
-    return Target(run, attempt, seen.launches.get(attempt.launch), here, seen.errors)
+    return Target(run, this, seen.launches.get(this.launch), here, seen.errors)
 
 
 def open_copy(target: Target, tier: OpenTier) -> Copy:

@@ -19,6 +19,7 @@ from tierstore.cli.output import (
     table,
 )
 from tierstore.errors import CheckpointNotFoundError, StorageError, TierstoreError
+from tierstore.keys import AttemptId
 
 if TYPE_CHECKING:
     from tierstore.ladder.tiers import OpenTier
@@ -36,6 +37,7 @@ class Row:
         step: the step saved.
         launch: which launch saved it.
         number: which try.
+        nonce: of the launch, which tells it from another of its number; empty if deleted.
         line: "latest", "timeline" (what a restore can choose), "abandoned" or "deleted".
         tiers: where it is committed.
     """
@@ -44,13 +46,15 @@ class Row:
     step: int
     launch: int
     number: int
+    nonce: str
     line: str
     tiers: list[str]
 
     def to_json(self) -> dict[str, object]:
         """Return it under the names that `tierstore show` uses."""
         numbers = {"step": self.step, "launch": self.launch, "try": self.number}
-        return {"run": self.run, **numbers, "line": self.line, "tiers": self.tiers}
+        line = {"nonce": self.nonce, "line": self.line, "tiers": self.tiers}
+        return {"run": self.run, **numbers, **line}
 
 
 @click.command
@@ -101,20 +105,20 @@ def _runs(tiers: Sequence[OpenTier]) -> tuple[list[str], Unseen]:
 
 
 def _rows(tiers: Sequence[OpenTier], run: str, unseen: Unseen) -> list[Row]:
-    from tierstore.ladder.find import survey
+    from tierstore.ladder.survey import survey
 
     away = [name for name, error in unseen if isinstance(error, StorageError)]
     seen = survey([tier for tier in tiers if tier.name not in away], run)
     unseen += seen.errors.items()
-    alive = seen.timeline
-    others = {a for commits in seen.commits.values() for a in commits} - {*alive}
+    saved, line = seen.everything.saved, seen.timeline
+    deleted = seen.everything.deleted - {this.attempt for this in saved}
+    others = saved - {*line} | {AttemptId(attempt, "") for attempt in deleted}
     rows = []
-    for attempt in [*alive, *sorted(others, reverse=True)]:
-        holders = seen.holders(attempt)
-        line = "abandoned" if holders else "deleted"
-        if attempt in alive:
-            line = "latest" if attempt == alive[0] else "timeline"
-        rows.append(Row(run, attempt.step, attempt.launch, attempt.number, line, holders))
+    for this in [*line, *sorted(others, reverse=True)]:
+        kind = "timeline" if this in line else "abandoned" if this in saved else "deleted"
+        kind = "latest" if line and this == line[0] else kind
+        step, launch, number = this.step, this.attempt.launch, this.attempt.number
+        rows.append(Row(run, step, launch, number, this.nonce, kind, seen.holders(this)))
     return rows
 
 
@@ -123,9 +127,14 @@ def _print(rows: list[Row], tiers: list[str], unseen: Unseen, *, hidden: int) ->
         numbers = ("step", "launch", "try")
         shown = table(["run", *numbers, "line", *tiers], right=numbers)
         absent = dict.fromkeys(tiers, "-") | {tier: "?" for tier, _ in unseen}
+        nonces: dict[tuple[str, int], set[str]] = {}
+        for row in rows:
+            nonces.setdefault((row.run, row.launch), set()).add(row.nonce)
         for row in rows:
             marks = ["yes" if tier in row.tiers else absent[tier] for tier in tiers]
-            counted = map(str, (row.step, row.launch, row.number))
+            several = len(nonces[row.run, row.launch] - {""}) > 1
+            launch = f"{row.launch} ({row.nonce})" if several else f"{row.launch}"
+            counted = (str(row.step), launch, str(row.number))
             shown.add_row(row.run, *counted, row.line, *marks)
         console().print(shown)
     else:

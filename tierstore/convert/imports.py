@@ -13,13 +13,14 @@ from operator import itemgetter
 
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
 from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Foreign, Incoming, read_foreign
 from tierstore.convert.selection import Selection, some
 from tierstore.errors import AlreadyExistsError, CheckpointError, IncompleteError, PlanError
 from tierstore.image.layout import SEGMENT_BYTES, ImageLayout, plan_layout
 from tierstore.keys import Attempt, AttemptKeys, RunKeys
-from tierstore.ladder.claim import claim_number, next_number, survey_all
+from tierstore.ladder.claim import claim, launch_after, survey_all
 from tierstore.ladder.tiers import OpenTier
 from tierstore.transfer.write import Crcs
 
@@ -104,14 +105,13 @@ class Turn:
     Attributes:
         run: the run.
         step: the step that it becomes.
-        parent: the attempt that it goes on from; None if it is the run's first.
-        number: of its launch, unless somebody claims that first.
+        launch: the launch of its own that it is, not claimed yet; it goes on from the newest step
+            before it.
     """
 
     run: str
     step: int
-    parent: Attempt | None
-    number: int
+    launch: Launch
 
 
 def check_step(tiers: Sequence[OpenTier], run: str, step: int, *, force: bool) -> Turn:
@@ -132,14 +132,14 @@ def check_step(tiers: Sequence[OpenTier], run: str, step: int, *, force: bool) -
     line = seen.timeline
     if line and line[0].step >= step and not force:
         newest = line[0].step
-        here = any(attempt.step == step for attempt in line)
+        here = any(this.step == step for this in line)
         raise AlreadyExistsError(
             f"run {run!r} has step {step}" if here else f"run {run!r} is at step {newest}",
             hint="import steps in ascending order, or into another run; --force abandons "
             f"what the run has from step {step} on",
         )
-    parent = next((attempt for attempt in line if attempt.step < step), None)
-    return Turn(run, step, parent, next_number(seen, run, parent, warn=False))
+    parent = next((this for this in line if this.step < step), None)
+    return Turn(run, step, launch_after(seen, secrets.token_hex(8), parent, 1))
 
 
 def write_import(
@@ -163,14 +163,14 @@ def write_import(
         IntegrityError: the source changed meanwhile.
     """
     stores = [RunStore(tier.backend, turn.run) for tier in tiers]
-    launch = claim_number(stores, turn.number, secrets.token_hex(8), turn.parent, 1)
+    launch = claim(stores, turn.launch)
     target = Attempt(turn.step, launch.number, 1)
     keys = RunKeys(turn.run).attempt(target, launch.nonce)
     files = _files(plan, keys)
     crcs: Sequence[Crcs | None] = [None] * len(files)
     for store in stores:
         crcs = write_plans(store.backend, files, read_foreign, crcs=crcs, progress=progress)
-        store.write_fragment(_fragment(plan, target, launch.nonce, crcs))
+        store.write_fragment(_fragment(plan, target, launch, crcs))
         if store.try_commit(target, launch.nonce, (0,)) is None:
             raise IncompleteError(f"{store.backend.url}: the fragment of {target} is gone")
     return target
@@ -191,11 +191,11 @@ def _files(plan: ImportPlan, keys: AttemptKeys) -> list[FilePlan[Foreign]]:
 
 
 def _fragment(
-    plan: ImportPlan, attempt: Attempt, nonce: str, crcs: Sequence[Crcs | None]
+    plan: ImportPlan, attempt: Attempt, launch: Launch, crcs: Sequence[Crcs | None]
 ) -> Fragment:
     return Fragment(
         attempt=attempt,
-        nonce=nonce,
+        launch=launch,
         rank=0,
         ranks=(0,),
         world_size=1,

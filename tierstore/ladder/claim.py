@@ -1,16 +1,21 @@
-"""The number of a life of a job: chosen above all that are known, claimed by its record."""
+"""The number of a life of a job: chosen above all that are known, claimed by its record.
+
+A claim keeps numbers apart and tells those that come later; which launch is the newer is said by
+its commits. So a tier that does not answer holds nobody up: it is claimed when it does.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.timeline import Launch, next_launch
-from tierstore.errors import AlreadyExistsError, CheckpointError
-from tierstore.keys import Attempt
-from tierstore.ladder.find import Survey, survey
+from tierstore.checkpoint.timeline import Launch, next_launch, started_after
+from tierstore.errors import AlreadyExistsError, CheckpointError, StorageError
+from tierstore.keys import AttemptId, LaunchId
+from tierstore.ladder.survey import Survey, survey
 from tierstore.ladder.tiers import OpenTier
 
 _log = logging.getLogger(__name__)
@@ -19,41 +24,90 @@ _CLAIMS = 100  # jobs that may race for a number before something else must be w
 
 def survey_all(tiers: Sequence[OpenTier], run: str) -> Survey:
     """Return what the tiers hold; a tier that cannot be listed is an error."""
-    seen = survey(tiers, run)
+    seen = survey(tiers, run, patient=True)
     for error in seen.errors.values():
         raise error
     return seen
 
 
-def next_number(seen: Survey, run: str, parent: Attempt | None, *, warn: bool) -> int:
-    """Return the lowest number above every launch seen, warning of a line that begins anew."""
-    commits = [attempt for tier in seen.commits.values() for attempt in tier]
-    if warn and parent is None and seen.timeline:
+def launch_after(seen: Survey, nonce: str, parent: AttemptId | None, world_size: int) -> Launch:
+    """Return a launch that is newer than all that were seen; it is not claimed yet."""
+    numbers = [*seen.everything.numbers, parent.launch.number if parent else 0]
+    started = started_after(seen.launches.values(), time.time())
+    return Launch(next_launch(numbers), nonce, parent, world_size, started)
+
+
+def warn_anew(run: str, steps: Sequence[int]) -> None:
+    """Warn of a launch that begins a line of its own beside checkpoints of these latest steps."""
+    if steps:
         _log.warning(
             "run %s has checkpoints up to step %d, and this launch begins anew without restoring "
             "one: its steps become the latest",
             run,
-            seen.timeline[0].step,
+            max(steps),
         )
-    return next_launch(seen.launches, commits)
 
 
-def claim_number(
-    stores: Sequence[RunStore], number: int, nonce: str, parent: Attempt | None, world_size: int
-) -> Launch:
-    """Claim the first launch from `number` on that is free in every store.
+def claim(stores: Sequence[RunStore], launch: Launch, *, lenient: bool = False) -> Launch:
+    """Claim a launch in every store, under the first number from its own on that is free in all.
+
+    Args:
+        stores: the run on each tier.
+        launch: what `launch_after` returned.
+        lenient: go on without the stores that fail; the Saver claims it there when they answer.
 
     Raises:
         CheckpointError: a hundred are taken, which no race explains.
+        StorageError: a store refuses.
     """
-    line = None if parent is None else (parent.launch, parent)
-    for candidate in range(number, number + _CLAIMS):
-        launch = Launch(candidate, nonce, line, world_size, time.time())
-        try:
-            for store in stores:
-                store.claim_launch(launch)
-        except AlreadyExistsError:
-            continue
-        return launch
+    left = list(stores)
+    for number in range(launch.number, launch.number + _CLAIMS):
+        claimed = replace(launch, number=number)
+        free = True
+        for store in tuple(left):
+            try:
+                free = _claimed(store, claimed) and free
+            except StorageError as error:
+                if not lenient:
+                    raise
+                left.remove(store)
+                _log.warning(
+                    "run %s: launch %d is not claimed on %s for now: %s",
+                    *(store.keys.run, number, store.backend.url, str(error)),
+                )
+        if free:
+            return claimed
     run = stores[0].keys.run
-    raise CheckpointError(f"run {run!r}: launches {number} to {candidate} were all taken")
+    raise CheckpointError(f"run {run!r}: launches {launch.number} to {number} were all taken")
+
+
+def _claimed(store: RunStore, launch: Launch) -> bool:
+    try:
+        store.claim_launch(launch)
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+class Claims:
+    """The launches whose saves may be written to one tier, each claimed there first."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._known: set[LaunchId] = set()
+
+    def claim(self, launch: Launch) -> None:
+        """Claim a launch, once; one whose number is another's saves all the same.
+
+        Raises:
+            StorageError: the tier does not answer.
+        """
+        if launch.id in self._known:
+            return
+        if not _claimed(self._store, launch):
+            _log.warning(
+                "run %s: on %s another launch has number %d; this one is told from it by its "
+                "nonce, %s",
+                *(self._store.keys.run, self._store.backend.url, *launch.id),
+            )
+        self._known.add(launch.id)

@@ -1,27 +1,28 @@
 """Find the checkpoint to restore: the newest on the timeline, over all tiers.
 
-Launches and commits of all tiers are put together before the timeline is drawn, so a tier that
-missed a launch does not bring back an abandoned line. A set of fragments that is complete but was
-never committed, because its last writer died, is committed first.
+Any one record may be damaged: a commit or a manifest is taken from another tier, and where no tier
+has a good one, from the fragments that it was made of.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.timeline import Launch, timeline
 from tierstore.errors import (
     AttemptDeletedError,
     CheckpointError,
     CheckpointNotFoundError,
+    IntegrityError,
+    NewerFormatError,
     TierstoreError,
 )
-from tierstore.keys import Attempt, RunKeys, whole
+from tierstore.keys import Attempt, AttemptId, RunKeys, whole
+from tierstore.ladder.survey import Survey, survey
 from tierstore.ladder.tiers import OpenTier
 
 if TYPE_CHECKING:
@@ -31,38 +32,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Survey:
-    """What the tiers hold of a run.
-
-    Attributes:
-        launches: by number, from all tiers.
-        commits: by tier, each attempt and whether it is alive (not a tombstone).
-        errors: the tiers that could not be listed.
-    """
-
-    launches: dict[int, Launch] = field(default_factory=dict)
-    commits: dict[str, dict[Attempt, bool]] = field(default_factory=dict)
-    errors: dict[str, TierstoreError] = field(default_factory=dict)
-
-    @property
-    def timeline(self) -> list[Attempt]:
-        """The attempts that are alive on some tier and on the timeline, newest first."""
-        alive = {a for commits in self.commits.values() for a, lives in commits.items() if lives}
-        return timeline(self.launches, alive)
-
-    def holders(self, attempt: Attempt) -> list[str]:
-        """The tiers, in order, on which an attempt is alive."""
-        return [tier for tier, commits in self.commits.items() if commits.get(attempt)]
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
     """A checkpoint that can be read.
 
     Attributes:
         run: the run.
-        attempt: which try.
         commit: its record.
         manifest: what is in it.
         replicas: the tiers that hold it, in the order of the ladder; not empty.
@@ -70,11 +45,20 @@ class Found:
     """
 
     run: str
-    attempt: Attempt
     commit: Commit
     manifest: Manifest
     replicas: tuple[Replica, ...]
     passed_over: tuple[str, ...] = ()
+
+    @property
+    def attempt(self) -> Attempt:
+        """Which try."""
+        return self.commit.attempt
+
+    @property
+    def id(self) -> AttemptId:
+        """Which try, of which launch."""
+        return self.commit.id
 
     def check_deleted(self) -> None:
         """Look again, after something was not found, whether the checkpoint still exists.
@@ -96,34 +80,6 @@ class Found:
             raise deleted
 
 
-def survey(tiers: Sequence[OpenTier], run: str) -> Survey:
-    """List every tier, after committing what is complete there and newer than its commits.
-
-    A tier that fails is recorded, not raised.
-    """
-    result = Survey()
-    for tier in tiers:
-        store = RunStore(tier.backend, run)
-        try:
-            launches = store.launches()
-            commits = store.commits()
-            commits.update(_commit_complete(store, launches, commits))
-        except TierstoreError as error:
-            result.errors[tier.name] = error
-            continue
-        for number, launch in launches.items():
-            known = result.launches.setdefault(number, launch)
-            if known.nonce != launch.nonce:
-                _log.warning(
-                    "run %s: launch %d on tier %s is another job's than on the tiers above; "
-                    "its checkpoints there are left aside",
-                    *(run, number, tier.name),
-                )
-                commits = {a: lives for a, lives in commits.items() if a.launch != number}
-        result.commits[tier.name] = commits
-    return result
-
-
 def choose(
     tiers: Sequence[OpenTier], run: str, *, step: int | None = None, allow_older: bool = False
 ) -> Found:
@@ -132,7 +88,7 @@ def choose(
     Args:
         tiers: the ladder.
         run: the run.
-        step: this step instead of the newest; of several tries the newest on the timeline.
+        step: wanted step instead of the newest; of several tries the newest on the timeline.
         allow_older: take an older one when the newest cannot be used, or when a tier that may
             hold a newer one cannot be listed.
 
@@ -143,47 +99,106 @@ def choose(
     """
     step = None if step is None else whole("step", step)
     seen = survey(tiers, run)
-    passed = [f"tier {tier} cannot be listed: {error}" for tier, error in seen.errors.items()]
-    attempts = [attempt for attempt in seen.timeline if step is None or attempt.step == step]
-    if seen.errors and not (allow_older and attempts):
-        raise next(iter(seen.errors.values()))  # it may hold a newer one, or the only one
-    for attempt in attempts:
+    candidates = [wanted for wanted in seen.timeline if step is None or wanted.step == step]
+    passed = _without(seen, run, allowed=allow_older and bool(candidates))
+    here = [tier for tier in tiers if tier.name in seen.tiers]
+    for wanted in candidates:
         try:
-            found = open_attempt(tiers, run, attempt, passed_over=tuple(passed))
+            found = open_attempt(here, run, wanted, passed_over=tuple(passed))
         except TierstoreError as error:
             if not allow_older:
                 raise
-            passed.append(f"step {attempt.step}: {error}")
-            _log.warning("run %s: step %d is passed over: %s", run, attempt.step, str(error))
+            passed.append(f"step {wanted.step}: {error}")
+            _log.warning("run %s: step %d is passed over: %s", run, wanted.step, str(error))
         else:
+            if step is None:
+                _log_idle(seen, found)
             return found
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
     reasons = "".join(f"; {reason}" for reason in passed)
-    steps = sorted({attempt.step for attempt in seen.timeline})
+    steps = sorted({wanted.step for wanted in seen.timeline})
     raise CheckpointNotFoundError(
         f"run {run!r} has no {what} on {[tier.name for tier in tiers]}{reasons}",
         hint=f"it has steps {steps[-10:]}" if steps else "",
     )
 
 
+def _without(seen: Survey, run: str, *, allowed: bool) -> list[str]:
+    """Return which tiers were not seen, if it may go on without them.
+
+    Raises:
+        StorageError: it may not: such a tier may hold a newer checkpoint, or the only one.
+    """
+    passed = []
+    for tier, error in seen.errors.items():
+        if not allowed:
+            error.hint = _go_on_hint(tier, error)
+            raise error
+        passed.append(f"tier {tier} cannot be listed: {error}")
+        _log.warning(
+            "run %s: tier %s cannot be listed and may hold a newer step: %s", run, tier, str(error)
+        )
+    return passed
+
+
+def _go_on_hint(tier: str, error: TierstoreError) -> str:
+    go_on = f"tier {tier!r} may hold a newer step; allow_older=True goes on without it"
+    return f"{error.hint}; {go_on}" if error.hint else go_on
+
+
+def _log_idle(seen: Survey, found: Found) -> None:
+    for launch in seen.idle():
+        parent = launch.parent
+        if parent is not None and parent.attempt == found.attempt:
+            continue  # it went on from here and was cut off
+        began = "began anew" if parent is None else f"went back to step {parent.step}"
+        _log.warning(
+            "run %s: launch %d %s and saved nothing; step %d is still the latest",
+            *(found.run, launch.number, began, found.attempt.step),
+        )
+
+
 def open_attempt(
-    tiers: Sequence[OpenTier], run: str, attempt: Attempt, *, passed_over: tuple[str, ...] = ()
+    tiers: Sequence[OpenTier], run: str, wanted: AttemptId, *, passed_over: tuple[str, ...] = ()
 ) -> Found:
     """Open one attempt on every tier that holds it whole.
 
     Raises:
-        CheckpointError: no tier has a readable commit and manifest of the whole world, and why.
+        CheckpointError: no tier has the commit and the manifest of the whole world, nor the
+            fragments that they were made of, and why.
     """
     from tierstore.transfer.read import Replica
 
-    replicas: list[Replica] = []
+    troubles: dict[str, TierstoreError] = {}
+    opened = _opened(tiers, run, wanted, troubles) or _recovered(tiers, run, wanted, troubles)
+    notes = tuple(
+        f"tier {name}: {error}"
+        for name, error in troubles.items()
+        if not isinstance(error, CheckpointNotFoundError)  # a tier need not have every step
+    )
+    if opened is None:
+        _raise_unusable(run, wanted, list(troubles.values()), notes)
+    commit, manifest, names = opened
+    keys = RunKeys(run).attempt(*commit.id)
+    replicas = tuple(Replica(t.name, t.backend, keys) for t in tiers if t.name in names)
+    return Found(run, commit, manifest, replicas, (*passed_over, *notes))
+
+
+_Opened = tuple[Commit, "Manifest", set[str]]
+"""A commit, its manifest, and the names of the tiers to read from."""
+
+
+def _opened(
+    tiers: Sequence[OpenTier], run: str, wanted: AttemptId, troubles: dict[str, TierstoreError]
+) -> _Opened | None:
+    """Open the first good copy, and note what is wrong with the others."""
     found: tuple[Commit, Manifest] | None = None
-    troubles: list[tuple[str, TierstoreError]] = []
+    names: set[str] = set()
     for tier in tiers:
         store = RunStore(tier.backend, run)
         try:
-            commit = store.read_commit(attempt)
-            _check_whole(commit, tier)
+            commit = store.read_commit(wanted.attempt)
+            _check_whole(commit, wanted, tier)
             if found is None:
                 found = commit, store.open_manifest(commit)
             elif found[0].manifest != commit.manifest:
@@ -191,63 +206,63 @@ def open_attempt(
                     f"its manifest is {commit.manifest}, {found[0].manifest} above"
                 )
         except TierstoreError as error:
-            troubles.append((tier.name, error))
+            troubles[tier.name] = error
+        else:
+            names.add(tier.name)
+    return None if found is None else (*found, names)
+
+
+def _recovered(
+    tiers: Sequence[OpenTier], run: str, wanted: AttemptId, troubles: dict[str, TierstoreError]
+) -> _Opened | None:
+    """Make commit and manifest anew where they are damaged on every tier that has them."""
+    damaged = [tier for tier in tiers if _damaged(troubles[tier.name])]
+    for tier in damaged:
+        try:
+            commit, manifest = RunStore(tier.backend, run).recover(
+                wanted.attempt, wanted.nonce or None
+            )
+            _check_whole(commit, wanted, tier)
+        except TierstoreError as error:
+            _log.debug("%s on tier %s cannot be recovered: %s", wanted, tier.name, str(error))
             continue
-        keys = RunKeys(run).attempt(attempt, commit.nonce)
-        replicas.append(Replica(tier.name, tier.backend, keys))
-    notes = tuple(
-        f"tier {name}: {error}"
-        for name, error in troubles
-        if not isinstance(error, CheckpointNotFoundError)  # a tier need not have every step
-    )
-    if found is None:
-        _raise_unusable(run, attempt, troubles, notes)
-    return Found(run, attempt, *found, tuple(replicas), (*passed_over, *notes))
+        _log.warning(
+            "run %s, step %d: its commit or manifest is damaged on every tier; what it said was "
+            "put together from the fragments on tier %s",
+            *(run, wanted.step, tier.name),
+        )
+        return commit, manifest, {each.name for each in damaged}
+    return None
+
+
+def _damaged(error: TierstoreError) -> bool:
+    return isinstance(error, IntegrityError) and not isinstance(error, NewerFormatError)
 
 
 def _raise_unusable(
-    run: str, attempt: Attempt, troubles: Sequence[tuple[str, TierstoreError]], notes: Sequence[str]
+    run: str, wanted: AttemptId, troubles: Sequence[TierstoreError], notes: Sequence[str]
 ) -> NoReturn:
-    real = [error for _, error in troubles if not isinstance(error, CheckpointNotFoundError)]
+    real = [error for error in troubles if not isinstance(error, CheckpointNotFoundError)]
     if len(real) == 1:
         raise real[0]
     if not real:
-        raise CheckpointNotFoundError(f"run {run!r} has no attempt {attempt}")
+        raise CheckpointNotFoundError(f"run {run!r} has no attempt {wanted.attempt}")
     if all(isinstance(error, AttemptDeletedError) for error in real):
         raise real[0]
     raise CheckpointError(
-        f"run {run!r}, step {attempt.step} cannot be restored from any tier: {'; '.join(notes)}",
+        f"run {run!r}, step {wanted.step} cannot be restored from any tier: {'; '.join(notes)}",
         hint="restore another step, or allow an older one",
     )
 
 
-def _check_whole(commit: Commit, tier: OpenTier) -> None:
+def _check_whole(commit: Commit, wanted: AttemptId, tier: OpenTier) -> None:
+    if wanted.nonce not in ("", commit.nonce):
+        raise CheckpointNotFoundError(
+            f"step {wanted.step} on tier {tier.name!r} is another launch's, {commit.nonce}"
+        )
     if not commit.whole:
         raise CheckpointError(
-            f"step {commit.attempt.step} on tier {tier.name!r} holds {len(commit.ranks)} of "
+            f"step {wanted.step} on tier {tier.name!r} holds {len(commit.ranks)} of "
             f"{commit.world_size} ranks: the tier was local to a node",
             hint="restore from a tier that all ranks share",
         )
-
-
-def _commit_complete(
-    store: RunStore, launches: dict[int, Launch], commits: dict[Attempt, bool]
-) -> dict[Attempt, bool]:
-    """Commit the complete attempts that are newer than every commit, and return them."""
-    newest = max(((a.launch, a.step, a.number) for a in commits), default=(0, 0, 0))
-    fresh: dict[Attempt, bool] = {}
-    for attempt, nonce in store.attempts():
-        launch = launches.get(attempt.launch)
-        if attempt in commits or launch is None or launch.nonce != nonce:
-            continue
-        if (attempt.launch, attempt.step, attempt.number) < newest:
-            continue
-        try:
-            if store.try_commit(attempt, nonce) is not None:
-                fresh[attempt] = True
-                _log.warning("step %d was complete and is committed now", attempt.step)
-        except AttemptDeletedError:
-            fresh[attempt] = False
-        except TierstoreError as error:
-            _log.warning("step %d was never committed: %s", attempt.step, str(error))
-    return fresh

@@ -25,6 +25,7 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.errors import CheckpointError, IncompleteError, TierstoreError, TransientError
 from tierstore.image.layout import Segment
 from tierstore.keys import RunKeys
+from tierstore.ladder.claim import Claims
 from tierstore.ladder.handle import SaveHandle, State
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
@@ -86,7 +87,7 @@ class Lane:
         self._overtake = overtake
         self._commit_timeout = commit_timeout
         self._changed = changed
-        self._launches: set[int] = set()
+        self._claims = Claims(self._store)
         self._saves: queue.Queue[Save | None] = queue.Queue(backlog)
         self._commits: queue.Queue[Save | None] = queue.Queue()
         self._stopped = threading.Event()
@@ -157,9 +158,7 @@ class Lane:
             raise CheckpointError(
                 f"the saver was closed before tier {self.tier.name!r} had its turn"
             )
-        if shard.launch.number not in self._launches:
-            self._store.claim_launch(shard.launch)
-            self._launches.add(shard.launch.number)
+        self._claims.claim(shard.launch)
         keys = self._keys.attempt(shard.attempt, shard.launch.nonce)
         segments = shard.layout.segments
         known: list[Crcs | None] = [entry.crcs for entry in save.entries]
@@ -186,7 +185,7 @@ class Lane:
         shard = save.shard
         return Fragment(
             attempt=shard.attempt,
-            nonce=shard.launch.nonce,
+            launch=shard.launch,
             rank=shard.rank,
             ranks=self.tier.ranks,
             world_size=shard.world_size,

@@ -11,6 +11,7 @@ and a listing goes on behind the last key.
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import time
@@ -53,6 +54,20 @@ class Budget:
             self._tokens = min(self._most, self._tokens + _REFUND)
 
 
+def hasty(backend: Backend, seconds: float) -> Backend:
+    """Return the same backend for a caller that has only `seconds` for repeating a request."""
+    if not isinstance(backend, Delegate):
+        return backend
+    inner = hasty(backend.inner, seconds)
+    if inner is backend.inner and not isinstance(backend, Retrying):
+        return backend
+    other = copy.copy(backend)  # what it counts and limits stays shared
+    other.inner = inner
+    if isinstance(other, Retrying):
+        other.shorten(seconds)
+    return other
+
+
 class Retrying(Delegate):
     """A backend that repeats requests that failed with TransientError.
 
@@ -80,6 +95,10 @@ class Retrying(Delegate):
         self._budget = budget or Budget()
         self._closed = threading.Event()
         self._pause = pause or self._closed.wait
+
+    def shorten(self, seconds: float) -> None:
+        """Repeat for no longer than that."""
+        self._seconds = min(self._seconds, seconds)
 
     def around(self, call: Call, run: Callable[[], T]) -> T:
         """Run until it succeeds, fails for good, or time or budget are used up."""

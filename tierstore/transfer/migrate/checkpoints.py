@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from tierstore.checkpoint.fragment import FileEntry
-from tierstore.checkpoint.store import CommitEntry, RunStore, list_runs
-from tierstore.checkpoint.timeline import timeline
+from tierstore.checkpoint.holdings import Holdings, holdings
+from tierstore.checkpoint.store import RunStore, list_runs
 from tierstore.errors import (
     AlreadyExistsError,
     AttemptDeletedError,
@@ -120,40 +120,42 @@ class _Run:
         self._keys = self._source.keys
 
     def entries(self) -> Iterator[Entry | Dead]:
-        self._refuse_rival()
-        held, there = self._source.entries(), self._target.entries()
-        alive = [attempt for attempt, entry in held.items() if entry.alive]
-        line = timeline(self._source.launches(), alive) if self._steps.latest else []
-        chosen = self._steps.choose(list(held), line[0] if line else None)
+        held, there = holdings(self._source), holdings(self._target)
+        self._refuse_rival(held, there)
+        alive, known = ({this.attempt for this in end.saved} for end in (held, there))
+        line = held.timeline
+        chosen = self._steps.choose([*alive, *held.deleted], line[0].attempt if line else None)
         self.chosen = len(chosen)
         if not chosen:
             return
         yield from self._listed(self._keys.launches, {})
         for attempt in chosen:
-            if held[attempt].alive:
-                yield from self._checkpoint(attempt, there.get(attempt))
+            if attempt in alive:
+                yield from self._checkpoint(
+                    attempt, known=attempt in known, deleted=attempt in there.deleted
+                )
             elif any(True for _ in self._ends.source.list(self._keys.rivals(attempt))):
                 yield Dead(self._keys.commit(attempt), self._keys.rivals(attempt))
 
-    def _refuse_rival(self) -> None:
-        ours, theirs = self._source.launches(), self._target.launches()
-        for number in ours.keys() & theirs.keys():
-            if ours[number].nonce != theirs[number].nonce:
+    def _refuse_rival(self, held: Holdings, there: Holdings) -> None:
+        ours = {launch.number: launch for launch in held.launches}
+        for launch in sorted(there.launches):
+            if launch.number in ours and launch not in held.launches:
                 raise AlreadyExistsError(
-                    f"run {self._keys.run!r} is another job's there: its launch {number} is not "
-                    "the source's",
+                    f"run {self._keys.run!r} is another job's there: its launch {launch.number} "
+                    "is not the source's",
                     url=self._ends.target.url,
-                    key=self._keys.launch(number),
+                    key=self._keys.launch(launch.number),
                     hint="migrate to another root",
                 )
 
-    def _checkpoint(self, attempt: Attempt, there: CommitEntry | None) -> Iterator[Entry]:
+    def _checkpoint(self, attempt: Attempt, *, known: bool, deleted: bool) -> Iterator[Entry]:
         key, group = self._keys.commit(attempt), self._keys.rivals(attempt)
         info = self._ends.source.stat(key)
-        target = Version.of(self._ends.target.stat(key)) if there else None
+        target = Version.of(self._ends.target.stat(key)) if known or deleted else None
         seal = Entry(key, Version.of(info), target, seals=(group, self._keys.launches))
         try:
-            if there and not there.alive:
+            if deleted:
                 raise AttemptDeletedError(DELETED)
             commit = self._source.read_commit(attempt)
             seal = replace(seal, partial=not commit.whole)

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from tierstore.backend import ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import BLOCK_SIZE, block_crcs, combine_blocks, crc32c
+from tierstore.checkpoint.commit import looks_deleted
 from tierstore.checkpoint.join import join
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.tombstone import bury, is_buried
 from tierstore.errors import (
     AlreadyExistsError,
     DamagedInTransitError,
@@ -222,19 +224,19 @@ class Hands:
             version = m.Version.of(self._source.stat(entry.key))
         except NotFoundError:
             return m.Removed(task.job)
-        if entry.seals and not version.size:
+        if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
             return m.Removed(task.job)  # a worker was lost after it had done it
         if not version.same(entry.version):
             return m.Removed(task.job, changed=True)
         if entry.seals:
-            self._source.create(entry.key, b"")
+            bury(self._source, entry.key)
         else:
             self._source.delete([entry.key])
         return m.Removed(task.job)
 
     def _sweep(self, task: m.Sweep) -> m.Answer:
         dead = task.dead
-        if self._source.stat(dead.commit).size:
+        if not is_buried(self._source, dead.commit):
             return m.Failed(task.job, f"{dead.commit} is no tombstone, so its data stays")
         self._source.delete([info.key for info in self._source.list(dead.group)])
         return m.Removed(task.job)

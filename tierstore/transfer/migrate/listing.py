@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from tierstore.backend import Backend, ObjectInfo
+from tierstore.checkpoint.commit import looks_deleted
+from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import NotFoundError
 from tierstore.keys import Part, parse_part
 from tierstore.transfer.migrate.messages import Dead, Entry, Listed, Version
@@ -114,7 +116,7 @@ def _one(ends: Ends) -> Iterator[Entry]:
 
 
 def _joined(ends: Ends, selection: Selection) -> Iterator[Entry | Dead]:
-    there, behind = Beside(ends.target.list("")), _Behind()
+    there, behind = Beside(ends.target.list("")), _Behind(ends)
     for info in ends.source.list(""):
         if info.key.endswith("/"):  # a folder's marker, as consoles make them, is nobody's object
             continue
@@ -132,7 +134,8 @@ def _joined(ends: Ends, selection: Selection) -> Iterator[Entry | Dead]:
 class _Behind:
     """Keeps the commits of a run until its data and its launches were listed."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Ends) -> None:
+        self._ends = ends
         self._root = ""
         self._commits: dict[str, Entry] = {}
         self._dead: dict[str, str] = {}
@@ -166,13 +169,19 @@ class _Behind:
                 self._commits[name] = replace(commit, trouble=EXCLUDED)
 
     def _commit(self, entry: Entry, part: Part) -> None:
-        if not entry.version.size:
+        if is_dead(self._ends.source, entry.key, entry.version.size):
             self._dead[part.group] = entry.key
             return
-        deleted = entry.target is not None and not entry.target.size
+        there = entry.target
+        deleted = there is not None and is_dead(self._ends.target, entry.key, there.size)
         trouble = DELETED if deleted else ""
         seals = (part.group, part.launches)
         self._commits[part.group] = replace(entry, seals=seals, trouble=trouble)
+
+
+def is_dead(backend: Backend, key: str, size: int) -> bool:
+    """Whether what a listing has at a commit's key is a tombstone."""
+    return looks_deleted(size) and is_buried(backend, key)
 
 
 class Beside:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from tierstore.checkpoint.tombstone import bury
 from tierstore.keys import parse_part
-from tierstore.transfer.migrate.listing import Beside, Ends, Selection
+from tierstore.transfer.migrate.listing import Beside, Ends, Selection, is_dead
 
 _BATCH = 1000  # what S3 deletes by one request
 
@@ -66,7 +67,7 @@ class Mirror:
         while batch := list(islice(gone, _BATCH)):
             for held in batch:
                 if held.commit:
-                    self._ends.target.create(held.key, b"")
+                    bury(self._ends.target, held.key)
             self._ends.target.delete([held.key for held in batch if not held.commit])
             yield [held.key for held in batch]
 
@@ -78,8 +79,10 @@ class Mirror:
             original, part = there.find(info.key), parse_part(info.key)
             gone, commit = original is None, False
             if part and part.kind == "commits":
-                gone, commit = bool(info.size) and not (original and original.size), True
-                if info.size and not gone:
+                alive = not is_dead(self._ends.target, info.key, info.size)
+                wanted = original and not is_dead(self._ends.source, info.key, original.size)
+                gone, commit = alive and not wanted, True
+                if alive and wanted:
                     kept.add(part.group)
             elif part:
                 gone = gone and part.kind == "data" and part.group not in kept

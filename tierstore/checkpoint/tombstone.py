@@ -1,0 +1,47 @@
+"""Tombstones, by the key of the commit whose place they take, wherever the run lies."""
+
+from __future__ import annotations
+
+from tierstore.backend import Backend
+from tierstore.checkpoint.commit import Commit, tombstone
+from tierstore.checkpoint.objects import read_record
+from tierstore.errors import AttemptDeletedError, FormatError, InvalidKeyError, NotFoundError
+from tierstore.keys import Attempt, parse_part
+
+
+def bury(backend: Backend, key: str, *, if_absent: bool = False) -> None:
+    """Put a tombstone at a commit's key: the checkpoint is deleted, or will never be.
+
+    Raises:
+        AlreadyExistsError: something is there, and `if_absent` is set.
+    """
+    name = key.rpartition("/")[2].removesuffix(".json")
+    backend.create(key, tombstone(Attempt.parse(name)), if_absent=if_absent)
+
+
+def is_buried(backend: Backend, key: str) -> bool:
+    """Return whether a tombstone, or nothing, is at a commit's key, by its content.
+
+    What damage has cut to nothing is none: its data is there. What cannot be read counts as alive.
+    """
+    try:
+        data = read_record(backend, key)
+    except NotFoundError:
+        return True
+    if not data:
+        return is_empty_tombstone(backend, key)
+    try:
+        Commit.from_bytes(data, key)
+    except AttemptDeletedError:
+        return True
+    except FormatError:
+        pass
+    return False
+
+
+def is_empty_tombstone(backend: Backend, key: str) -> bool:
+    """Return whether an empty commit is a tombstone of format 1: its data has gone."""
+    part = parse_part(key)
+    if part is None:
+        raise InvalidKeyError(f"{key!r} is not the key of a commit")
+    return next(backend.list(part.group), None) is None

@@ -1,0 +1,167 @@
+"""What the tiers of a ladder hold of a run, put together before any choice is made.
+
+So a tier that missed a launch does not bring back an abandoned line, and one damaged record falls
+back to what the other tiers say. All tiers are asked at once, and one that does not answer soon is
+an error of its own: the others do not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tierstore.backend import Backend
+from tierstore.checkpoint.holdings import Holdings, holdings
+from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
+from tierstore.errors import TierstoreError, UnreachableError
+from tierstore.keys import AttemptId, LaunchId, check_run
+from tierstore.ladder.tiers import OpenTier
+from tierstore.wrappers.delegate import Call, Delegate
+from tierstore.wrappers.retry import hasty
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+_SILENCE_SECONDS = 15.0
+"""Without any answer of a tier; connections have 5 s to open."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """What the tiers hold of a run.
+
+    Attributes:
+        tiers: what each tier holds, in the order of the ladder, without those of `errors`.
+        errors: the tiers that could not be listed.
+        everything: all tiers together.
+        timeline: the checkpoints that lead to the newest launch, newest first.
+    """
+
+    tiers: dict[str, Holdings]
+    errors: dict[str, TierstoreError]
+    everything: Holdings = field(default_factory=Holdings)
+    timeline: list[AttemptId] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for held in self.tiers.values():
+            self.everything.add(held)
+        self.timeline = self.everything.timeline
+
+    @property
+    def launches(self) -> dict[LaunchId, Launch]:
+        """What is known of launches."""
+        return self.everything.launches
+
+    def holders(self, this: AttemptId) -> list[str]:
+        """The tiers, in order, on which an attempt is alive."""
+        return [tier for tier, held in self.tiers.items() if this in held.saved]
+
+    def rivals(self) -> list[tuple[LaunchId, ...]]:
+        """The launches that share a number, because one did not see the other's claim."""
+        by_number: dict[int, set[LaunchId]] = {}
+        for launch in {*self.launches, *(this.launch for this in self.everything.saved)}:
+            by_number.setdefault(launch.number, set()).add(launch)
+        return [tuple(sorted(ids)) for _, ids in sorted(by_number.items()) if len(ids) > 1]
+
+    def idle(self) -> list[Launch]:
+        """The launches newer than the newest checkpoint's that saved nothing, in order."""
+        if not self.timeline:
+            return []
+        newest = self.launches.get(self.timeline[0].launch)
+        since = newest.started if newest else 0.0
+        with_commits = {this.launch for this in self.everything.saved}
+        late = [each for each in self.launches.values() if each.started > since]
+        return sorted(
+            (each for each in late if each.id not in with_commits), key=lambda each: each.started
+        )
+
+
+def survey(tiers: Sequence[OpenTier], run: str, *, patient: bool = False) -> Survey:
+    """List every tier, after committing what is complete there and newer than its commits.
+
+    A tier that fails is recorded, not raised.
+
+    Args:
+        tiers: the ladder.
+        run: the run.
+        patient: repeat what fails for as long as each tier's policy says, and wait for a silent
+            tier as long as its deadlines do. Otherwise a tier has a few seconds to answer.
+
+    Raises:
+        InvalidKeyError: `run` is no name of a run.
+    """
+    check_run(run)
+    looks = [_Look(tier, run, patient=patient) for tier in tiers]
+    outcomes = {look.tier.name: look.wait() for look in looks}
+    seen = Survey(
+        {name: held for name, held in outcomes.items() if isinstance(held, Holdings)},
+        {name: error for name, error in outcomes.items() if isinstance(error, TierstoreError)},
+    )
+    for rivals in seen.rivals():
+        nonces = " and ".join(launch.nonce or "unknown" for launch in rivals)
+        _log.warning(
+            "run %s: launches %s have one number, %d, because one could not see the other; the "
+            "one that began later is the newer",
+            *(run, nonces, rivals[0].number),
+        )
+    return seen
+
+
+class _Look:
+    """One tier is looked at, in a thread that nobody waits for longer than it gets answers."""
+
+    def __init__(self, tier: OpenTier, run: str, *, patient: bool) -> None:
+        self.tier = tier
+        self._patient = patient
+        self._outcome: Holdings | BaseException = Holdings()
+        backend = tier.backend if patient else hasty(tier.backend, _RETRY_SECONDS)
+        self._answers = _Answers(backend)
+        self._thread = threading.Thread(
+            target=self._run, args=(run,), name=f"tierstore-{tier.name}-look", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> Holdings | TierstoreError:
+        """Return what the tier holds, or why that cannot be told.
+
+        Raises:
+            Exception: what is no error of the tier.
+        """
+        while self._thread.is_alive():
+            left = self._answers.last + _SILENCE_SECONDS - time.monotonic()
+            if left <= 0 and not self._patient:
+                return UnreachableError(
+                    f"no answer for {_SILENCE_SECONDS:g} s", url=self.tier.backend.url
+                )
+            self._thread.join(max(left, 0.1))
+        if isinstance(self._outcome, Holdings | TierstoreError):
+            return self._outcome
+        raise self._outcome
+
+    def _run(self, run: str) -> None:
+        try:
+            store = RunStore(self._answers, run)
+            self._outcome = holdings(store, commit_complete=True)
+        except BaseException as error:
+            self._outcome = error
+
+
+class _Answers(Delegate):
+    """Knows when the backend last answered."""
+
+    def __init__(self, inner: Backend) -> None:
+        super().__init__(inner)
+        self.last = time.monotonic()
+
+    def around(self, call: Call, run: Callable[[], T]) -> T:
+        """Take note of an answer."""
+        del call
+        result = run()
+        self.last = time.monotonic()
+        return result
