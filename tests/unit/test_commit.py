@@ -134,6 +134,14 @@ def test_other_things(data: bytes) -> None:
         {"nonce": 5},
         {"nonce": "../x"},
         {"unknown": 1},
+        {"world_size": 300_000_000},
+        {"world_size": 1},
+        {"world_size": 0, "ranks": []},
+        {"ranks": [1, 0]},
+        {"ranks": [0, 0]},
+        {"ranks": [-1, 0]},
+        {"nbytes": -1},
+        {"chunks": 2**63},
     ],
     ids=str,
 )
@@ -148,3 +156,4 @@ def test_whole() -> None:
     assert COMMIT.whole
     assert not replace(COMMIT, world_size=3).whole
     assert not replace(COMMIT, ranks=(1, 2)).whole
+    assert not replace(COMMIT, world_size=10**18).whole, "and no list of all its ranks is made"

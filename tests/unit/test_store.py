@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tierstore.backends.local import open_local
 from tierstore.backends.memory import open_memory
 from tierstore.checkpoint.objects import read_record
 from tierstore.checkpoint.store import RunStore
-from tierstore.errors import TruncatedFileError
+from tierstore.errors import FormatError, TruncatedFileError
 from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
 
@@ -92,3 +93,19 @@ def test_a_record_that_is_truly_short_is_an_error() -> None:
     short = Fault("read_into", times=9, error=TruncatedFileError("short"))
     with pytest.raises(TruncatedFileError):
         read_record(Faulty(backend, short), "key")
+
+
+def test_no_record_and_no_fragment_is_read_whole_whatever_its_size(tmp_path: Path) -> None:
+    """A terabyte, sparse: it takes no room on the disk, and would take all memory."""
+    store = RunStore(open_local(f"file://{tmp_path}"), "run")
+    keys = store.keys.attempt(A, nonce_of(1))
+    for key in (store.keys.commit(A), keys.fragment(0)):
+        path = tmp_path / key
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.truncate(path, 1 << 40)
+    with pytest.raises(FormatError, match=r"has 1,099,511,627,776 bytes, more than the 1,048,576"):
+        store.read_commit(A)
+    (tmp_path / store.keys.commit(A)).unlink()
+    with pytest.raises(FormatError, match="more than the 1,073,741,824"):
+        store.try_commit(A, nonce_of(1))

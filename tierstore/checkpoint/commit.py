@@ -8,7 +8,9 @@ deleted: a record of one size, which no commit has, so that a listing tells it.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from tierstore.blocks import Buffer, crc32c
@@ -27,6 +29,9 @@ TOMBSTONE_SIZE = 128
 """Bytes of a tombstone; a commit has more, and one that damage has cut to it has no seal."""
 
 _LATEST = 1e12  # seconds since 1970: what is above is no time
+
+MAX_RANKS = 100_000
+"""Ranks that a job may have: keys have five digits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ class Commit:
     @property
     def whole(self) -> bool:
         """Whether it covers every rank of the job that saved."""
-        return self.ranks == tuple(range(self.world_size))
+        # In this order: a world size is what somebody wrote, the ranks are all there.
+        return len(self.ranks) == self.world_size and self.ranks == tuple(range(self.world_size))
 
     def to_bytes(self) -> bytes:
         """Return the commit as it is stored."""
@@ -124,6 +130,12 @@ def _check(commit: Commit, name: str) -> None:
         wrong.append("ranks")
     if wrong:
         raise FormatError(f"{name} is not a commit: {wrong[0]!r} is of another type")
+    numbers = (getattr(commit, field.name) for field in fields(commit) if str(field.type) == "int")
+    possible = 1 <= commit.world_size <= MAX_RANKS
+    if not possible or not all(0 <= number < 2**63 for number in numbers):
+        raise FormatError(f"{name} is not a commit: it has a number that cannot be true")
+    if not all(a < b for a, b in pairwise((-1, *commit.ranks, commit.world_size))):
+        raise FormatError(f"{name} is not a commit: its ranks are not some of {commit.world_size}")
     if commit.manifest != f"manifest-{commit.manifest_crc32c:08x}.arrow":
         raise FormatError(f"{name} names the manifest {commit.manifest!r} with another CRC32C")
 
@@ -182,7 +194,7 @@ def unseal(data: Buffer, name: str) -> dict[str, Any]:
         FormatError: it is damaged or something else.
     """
     try:
-        record = json.loads(bytes(data))
+        record = json.loads(bytes(data), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{name} is damaged: it is not JSON ({error})") from error
     if not isinstance(record, dict):
@@ -197,6 +209,13 @@ def unseal(data: Buffer, name: str) -> dict[str, Any]:
     if seal_text != f"{crc32c(_canonical(record)):08x}":
         raise FormatError(f"{name} is damaged: its CRC32C does not match")
     return record
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no number")
+    return number
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

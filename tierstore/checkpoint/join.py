@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.fragment import for_all_ranks
-from tierstore.checkpoint.objects import read_record
+from tierstore.checkpoint.objects import FRAGMENT, read_record
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import AlreadyExistsError
 from tierstore.keys import Attempt
@@ -32,7 +32,7 @@ def join(source: RunStore, target: RunStore, attempt: Attempt) -> Commit | None:
     keys = source.keys.attempt(attempt, commit.nonce)
     for rank in commit.ranks:
         key = keys.fragment(rank)
-        fragment = for_all_ranks(read_record(source.backend, key), key)
+        fragment = for_all_ranks(read_record(source.backend, key, limit=FRAGMENT), key)
         with suppress(AlreadyExistsError):  # the job wrote one that knows more; the merge compares
             target.backend.create(key, fragment, if_absent=True)
     return target.try_commit(attempt, commit.nonce, range(commit.world_size))

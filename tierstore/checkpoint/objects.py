@@ -10,17 +10,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import Buffer
-from tierstore.errors import TierstoreError, TransientError, TruncatedFileError
+from tierstore.errors import FormatError, TierstoreError, TransientError, TruncatedFileError
+
+RECORD = 1024**2
+"""Bytes that a commit or a claim may have; a commit of 100,000 ranks has 0.6 MB."""
+
+FRAGMENT = 1024**3
+"""Bytes that a fragment may have; one of a million chunks has 52 MB."""
 
 
-def read_record(backend: Backend, key: str) -> bytes:
+def read_record(backend: Backend, key: str, *, limit: int = RECORD) -> bytes:
     """Return a small object that may be replaced at any time by one of another size.
+
+    Args:
+        backend: the tier.
+        key: the object.
+        limit: bytes that it may have.
 
     Raises:
         NotFoundError: there is none.
+        FormatError: it is larger.
     """
     info = backend.stat(key)
     while True:
+        check_size(info, limit)
         buffer = bytearray(info.size)
         try:
             if info.size:
@@ -33,13 +46,35 @@ def read_record(backend: Backend, key: str) -> bytes:
             info = again
 
 
-def read_objects(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray]:
+def check_size(info: ObjectInfo, limit: int) -> None:
+    """Refuse to read an object whole that cannot be what it should be.
+
+    Raises:
+        FormatError: it has more than `limit` bytes.
+    """
+    if info.size > limit:
+        raise FormatError(
+            f"{info.key} has {info.size:,} bytes, more than the {limit:,} it may have"
+        )
+
+
+def read_objects(
+    backend: Backend, objects: Sequence[ObjectInfo], *, limit: int = FRAGMENT
+) -> list[bytearray]:
     """Return whole objects, several of them and several pieces of each at a time.
+
+    Args:
+        backend: the tier.
+        objects: what to read.
+        limit: bytes that each may have.
 
     Raises:
         NotFoundError: one is gone.
         TruncatedFileError: one is shorter than its `size`.
+        FormatError: one is larger than `limit`.
     """
+    for info in objects:
+        check_size(info, limit)
     buffers = [bytearray(info.size) for info in objects]
     step = backend.capabilities.read_size
     pieces = [
@@ -70,7 +105,7 @@ def read_each(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray
 
     def read(info: ObjectInfo) -> bytearray | TierstoreError:
         try:
-            return read_objects(backend, [info])[0]
+            return read_objects(backend, [info], limit=RECORD)[0]
         except TransientError:
             raise
         except TierstoreError as error:

@@ -20,7 +20,15 @@ from tierstore.convert.place import Place
 from tierstore.convert.selection import some
 from tierstore.errors import ConfigError, FormatError, NotFoundError, PlanError
 from tierstore.image.dtypes import NATIVE, stored_type
-from tierstore.image.header import PREFIX, Entry, entry_text, header_bytes, header_size, read_header
+from tierstore.image.header import (
+    MAX_HEADER,
+    PREFIX,
+    Entry,
+    entry_text,
+    header_bytes,
+    header_size,
+    read_header,
+)
 from tierstore.image.layout import Chunk
 from tierstore.keys import check_key
 
@@ -79,7 +87,7 @@ def _files(place: Place) -> tuple[list[str], dict[str, str] | None]:
 
 def _weight_map(place: Place, index: str) -> dict[str, str]:
     try:
-        weights: Any = json.loads(place.read(index))["weight_map"]
+        weights: Any = json.loads(place.read(index, limit=MAX_HEADER))["weight_map"]
         if not all(type(part) is str for item in weights.items() for part in item):
             raise TypeError("weight_map is not of names")
         for file in weights.values():

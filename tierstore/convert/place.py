@@ -18,6 +18,8 @@ from tierstore.keys import check_key
 from tierstore.registry import is_url, parse_url
 from tierstore.wrappers import open_tier
 
+_WHOLE = 1024**3  # bytes: the `.metadata` of the largest jobs has some hundred MB
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -56,13 +58,14 @@ class Place:
         """
         return self.backend.stat(name).size
 
-    def read(self, name: str) -> bytes:
-        """Return a whole file.
+    def read(self, name: str, *, limit: int = _WHOLE) -> bytes:
+        """Return a whole file of at most `limit` bytes.
 
         Raises:
             NotFoundError: it is not there.
+            FormatError: it is larger.
         """
-        return read_record(self.backend, check_key(name))
+        return read_record(self.backend, check_key(name), limit=limit)
 
     def tidy(self) -> None:
         """Remove the folder that a backend keeps unfinished files in, if it is empty."""
