@@ -1,8 +1,7 @@
 """The one Arrow schema of fragments and manifests, and its columns as numpy arrays.
 
-Both are an Arrow IPC *file* of one record batch with one row, uncompressed, so that it can be used
-from an mmap as it is: `info` (one struct), and three lists: `tensors` (sorted by name), `files`
-and `values`. All integers of a list lie side by side, whatever their tensor.
+Both are one row: `info` (one struct), and three lists: `tensors` (sorted by name), `files` and
+`values`. All integers of a list lie side by side, whatever their tensor.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tierstore.blocks import Buffer
-from tierstore.checkpoint.commit import FORMAT, check_started
-from tierstore.errors import FormatError, InvalidKeyError, NewerFormatError
+from tierstore.checkpoint.commit import FORMAT
 from tierstore.keys import Attempt, AttemptId
 
 if TYPE_CHECKING:
@@ -24,7 +22,11 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-_FORMAT_KEY = b"tierstore.format"
+MAX_DIMS = 256
+"""Dimensions that a tensor may have."""
+
+FORMAT_KEY = b"tierstore.format"
+"""The key of the format's version in the schema's metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,21 @@ class Columns(NamedTuple):
             *(column.to_numpy() for column in places.flatten()),
         )
 
+    def first_misfit(self) -> int | None:
+        """Return the first row without chunks, or with a chunk whose box is not of its shape."""
+        ndim, counts = self.shape.lengths, np.diff(self.chunks)
+        numbers = ndim * counts
+        bad = (self.offsets.lengths != numbers) | (self.sizes.lengths != numbers)
+        bad |= (counts < 1) | (ndim > MAX_DIMS)
+        return int(bad.argmax()) if bad.any() else None
+
     def arrow(self) -> Any:
         """As the `tensors` of a table."""
         import pyarrow as pa
 
         places = pa.StructArray.from_arrays(
             [arrow_numbers(self.file), arrow_numbers(self.offset), arrow_numbers(self.nbytes)],
-            fields=list(_types()["place"]),
+            fields=list(types()["place"]),
         )
         columns = [
             self.name,
@@ -158,7 +168,7 @@ class Columns(NamedTuple):
             self.sizes.arrow(),
             arrow_list(self.chunks, places),
         ]
-        return pa.StructArray.from_arrays(columns, fields=list(_types()["tensor"]))
+        return pa.StructArray.from_arrays(columns, fields=list(types()["tensor"]))
 
 
 def starts_of(lengths: Ints | Sequence[int]) -> Ints:
@@ -203,6 +213,22 @@ def take(column: Any, rows: Ints) -> Any:
     return pc.take(column, arrow_numbers(rows), memory_pool=pool())
 
 
+def ascend(names: Any) -> bool:
+    """Whether each text of an Arrow array is above the one before it."""
+    import pyarrow.compute as pc
+
+    above = pc.all(pc.less(names[:-1], names[1:], memory_pool=pool()), memory_pool=pool())
+    return above.as_py() is not False
+
+
+def first_shared(names: Any, others: Any) -> str | None:
+    """Return the first of `names` that is in another Arrow array, too."""
+    import pyarrow.compute as pc
+
+    found = pc.index(pc.is_in(names, others, memory_pool=pool()), True, memory_pool=pool()).as_py()
+    return None if found < 0 else str(names[found].as_py())
+
+
 @cache
 def pool() -> Any:
     """What Arrow allocates from here: malloc. Its own pool keeps 20 MiB after one small save."""
@@ -212,7 +238,8 @@ def pool() -> Any:
 
 
 @cache
-def _types() -> dict[str, Any]:
+def types() -> dict[str, Any]:
+    """The Arrow types of a row of each kind."""
     import pyarrow as pa
 
     def record(**fields: Any) -> Any:
@@ -255,18 +282,19 @@ def schema(version: int = FORMAT) -> Any:
     """The Arrow schema of a version of the format, which its metadata holds."""
     import pyarrow as pa
 
-    kinds = _types()
+    kinds = types()
     lists = [("tensors", "tensor"), ("files", "file"), ("values", "value")]
     return pa.schema(
         [
-            pa.field("info", kinds[_info_kind(version)], nullable=False),
+            pa.field("info", kinds[info_kind(version)], nullable=False),
             *(pa.field(name, pa.list_(kinds[kind]), nullable=False) for name, kind in lists),
         ],
-        metadata={_FORMAT_KEY: str(version).encode()},
+        metadata={FORMAT_KEY: str(version).encode()},
     )
 
 
-def _info_kind(version: int) -> str:
+def info_kind(version: int) -> str:
+    """The name of the type of `info` in a version of the format."""
     return "info 1" if version == 1 else "info"
 
 
@@ -282,92 +310,16 @@ def file_rows(names: Sequence[str], sizes: Sequence[int], crcs: Sequence[Any]) -
             starts_of([len(row) for row in rows]), np.concatenate([np.zeros(0, np.uint32), *rows])
         ),
     ]
-    return pa.StructArray.from_arrays(columns, fields=list(_types()["file"]))
+    return pa.StructArray.from_arrays(columns, fields=list(types()["file"]))
 
 
 def value_rows(rows: Sequence[tuple[str, str, str, Buffer]]) -> Any:
     """The `values` of a table from (name, path, kind, data) rows."""
     import pyarrow as pa
 
-    fields = list(_types()["value"])
+    fields = list(types()["value"])
     columns = list(zip(*rows, strict=True)) if rows else [(), (), (), ()]
     arrays = [
         arrow_array(column, field.type) for column, field in zip(columns, fields, strict=True)
     ]
     return pa.StructArray.from_arrays(arrays, fields=fields)
-
-
-def write_table(table: Table, *, room: int = 0) -> bytearray:
-    """Return the Arrow IPC file of a table, and `room` bytes behind it.
-
-    Equal tables give equal bytes.
-    """
-    import pyarrow as pa
-
-    info = table.info
-    row = {
-        "attempt": str(info.attempt),
-        "nonce": info.nonce,
-        "world_size": info.world_size,
-        "ranks": list(info.ranks),
-        "declared": info.declared,
-        "rank": info.rank,
-    }
-    if info.format > 1:
-        row |= {"started": info.started, "parent": str(info.parent or "")}
-    lists = (table.tensors, table.files, table.values)
-    columns = [arrow_array([row], _types()[_info_kind(info.format)])]
-    columns += [arrow_list([0, len(x)], x) for x in lists]
-    batch = pa.RecordBatch.from_arrays(columns, schema=schema(info.format))
-    counted = pa.MockOutputStream()  # a buffer that grows takes twice the memory
-    _write_batch(batch, counted)
-    buffer = bytearray(counted.size() + room)
-    _write_batch(batch, pa.FixedSizeBufferWriter(pa.py_buffer(buffer)))
-    return buffer
-
-
-def _write_batch(batch: Any, sink: Any) -> None:
-    import pyarrow as pa
-
-    with pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def read_table(buffer: Buffer, what: str) -> Table:
-    """View an Arrow IPC file as a table without copying it.
-
-    Args:
-        buffer: the whole file; the table keeps it alive.
-        what: its name, for errors.
-
-    Raises:
-        NewerFormatError: a newer tierstore wrote it.
-        FormatError: it is something else.
-    """
-    import pyarrow as pa
-
-    try:
-        reader = pa.ipc.open_file(pa.py_buffer(buffer), memory_pool=pool())
-        text = (reader.schema.metadata or {}).get(_FORMAT_KEY, b"")
-        version = int(text) if text.isdigit() else 0
-        if version > FORMAT:
-            raise NewerFormatError(
-                f"{what} has format {version}; this tierstore reads up to {FORMAT}",
-                hint="upgrade tierstore",
-            )
-        if not reader.schema.equals(schema(version or FORMAT), check_metadata=True):
-            raise FormatError(f"{what} is an Arrow file of another schema")
-        batch = reader.get_batch(0)
-        batch.validate()
-        info = batch.column(0)[0].as_py()
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise FormatError(f"{what} is not a readable Arrow file: {error}") from error
-    try:
-        told = {"attempt": Attempt.parse(info["attempt"]), "ranks": tuple(info["ranks"])}
-        if version > 1:
-            told["started"] = check_started(info["started"])
-            told["parent"] = AttemptId.parse(info["parent"]) if info["parent"] else None
-    except (InvalidKeyError, ValueError) as error:
-        raise FormatError(f"{what}: {error}") from error
-    tensors, files, values = (batch.column(i).flatten() for i in (1, 2, 3))
-    return Table(Info(**info | told | {"format": version}), tensors, files, values)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import Any
 
 from tierstore.blocks import Buffer, crc32c
@@ -109,7 +109,7 @@ class Commit:
             told = {"attempt": Attempt.parse(record["attempt"]), "ranks": tuple(record["ranks"])}
             if record["format"] != 1:
                 told["started"] = check_started(record["started"])
-                told["parent"] = check_parent(record["parent"])
+                told["parent"] = check_parent(record["parent"], told["attempt"].launch)
             commit = cls(**record | told)
             RunKeys("run").attempt(commit.attempt, commit.nonce)  # the nonce is one
         except (InvalidKeyError, LookupError, TypeError, ValueError) as error:
@@ -131,10 +131,9 @@ def _check(commit: Commit, name: str) -> None:
     if wrong:
         raise FormatError(f"{name} is not a commit: {wrong[0]!r} is of another type")
     numbers = (getattr(commit, field.name) for field in fields(commit) if str(field.type) == "int")
-    possible = 1 <= commit.world_size <= MAX_RANKS
-    if not possible or not all(0 <= number < 2**63 for number in numbers):
+    if not all(0 <= number < 2**63 for number in numbers):
         raise FormatError(f"{name} is not a commit: it has a number that cannot be true")
-    if not all(a < b for a, b in pairwise((-1, *commit.ranks, commit.world_size))):
+    if not are_ranks(commit.ranks, commit.world_size):
         raise FormatError(f"{name} is not a commit: its ranks are not some of {commit.world_size}")
     if commit.manifest != f"manifest-{commit.manifest_crc32c:08x}.arrow":
         raise FormatError(f"{name} names the manifest {commit.manifest!r} with another CRC32C")
@@ -167,17 +166,28 @@ def check_started(value: Any) -> float:
     return started
 
 
-def check_parent(value: Any) -> AttemptId | None:
-    """Return a stored parent of a launch.
+def check_parent(value: Any, launch: int) -> AttemptId | None:
+    """Return the stored parent of a launch, which has a lower number.
 
     Raises:
-        InvalidKeyError, TypeError, LookupError: it is none.
+        ValueError, TypeError, LookupError: it is none.
     """
     if value is None:
         return None
     if isinstance(value, str):
-        return AttemptId.parse(value)
-    return AttemptId(Attempt.parse(value[1]), "")  # format 1: its launch's number, and no nonce
+        parent = AttemptId.parse(value)
+    else:
+        parent = AttemptId(Attempt.parse(value[1]), "")  # format 1: its number, and no nonce
+    if not 0 < parent.launch.number < launch:
+        raise ValueError(f"launch {launch} cannot go on from {parent.launch.number}")
+    return parent
+
+
+def are_ranks(ranks: Sequence[int], world_size: int) -> bool:
+    """Whether these ascend, and are ranks of a job that has `world_size`."""
+    if not (ranks and ranks[0] >= 0 and ranks[-1] < world_size <= MAX_RANKS):
+        return False
+    return list(ranks) == sorted(set(ranks))
 
 
 def seal(record: dict[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tierstore.blocks import Buffer, crc32c
+from tierstore.checkpoint.arrow_file import read_table, write_table
 from tierstore.checkpoint.columns import (
     Columns,
     Info,
@@ -18,10 +19,8 @@ from tierstore.checkpoint.columns import (
     Table,
     arrow_array,
     file_rows,
-    read_table,
     starts_of,
     value_rows,
-    write_table,
 )
 from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import FormatError, IntegrityError
@@ -180,8 +179,8 @@ def read_fragment(buffer: Buffer, name: str = "a fragment") -> Table:
             hint="this attempt cannot be committed; restore another step",
         )
     table = read_table(body, name)
-    if table.info.rank not in table.info.ranks:
-        raise FormatError(f"{name} is of rank {table.info.rank}, not one of its own ranks")
+    if table.info.rank < 0:
+        raise FormatError(f"{name} is of no rank")
     return table
 
 

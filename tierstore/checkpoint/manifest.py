@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from tierstore.blocks import Buffer
-from tierstore.checkpoint.columns import Columns, Ragged, Table, read_table, take
+from tierstore.checkpoint.arrow_file import read_table
+from tierstore.checkpoint.columns import Columns, Ragged, Table, take
 from tierstore.checkpoint.fragment import FileEntry, ValueEntry
 from tierstore.keys import Attempt
 

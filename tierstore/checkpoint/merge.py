@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tierstore.blocks import Buffer, block_count, crc32c
-from tierstore.checkpoint.columns import Info, Ragged, Table, pool, take, write_table
+from tierstore.checkpoint.arrow_file import write_table
+from tierstore.checkpoint.columns import Info, Ragged, Table, first_shared, pool, take
 from tierstore.checkpoint.fragment import read_fragment
 from tierstore.checkpoint.rows import TensorRows
 from tierstore.errors import FormatError, IncompleteError, InvalidKeyError
@@ -167,9 +168,8 @@ def _merge_values(parsed: list[Table], tensors: Any) -> Any:
             f"value {names[at].as_py()!r} was written by rank {one} and by rank {two}",
             hint="give per-rank values names of their own, such as a rank prefix",
         )
-    clash = _where(pc.is_in(names, tensors, memory_pool=pool()))
-    if len(clash):
-        raise FormatError(f"{names[int(clash[0])].as_py()!r} is both a tensor and a value")
+    if (clash := first_shared(names, tensors)) is not None:
+        raise FormatError(f"{clash!r} is both a tensor and a value")
     return take(values, order)
 
 

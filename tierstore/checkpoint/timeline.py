@@ -88,7 +88,7 @@ class Launch:
             return cls(
                 number=int(record["launch"]),
                 nonce=str(record["nonce"]),
-                parent=check_parent(record["parent"]),
+                parent=check_parent(record["parent"], int(record["launch"])),
                 world_size=int(record["world_size"]),
                 started=check_started(record["started"]),
                 format=int(record["format"]),
