@@ -50,6 +50,14 @@ def mutate_json(data: bytes, rng: Random) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
+def mutate_numbers(data: bytes, places: range, rng: Random) -> bytes:
+    """Return `data`, of which one to three numbers at `places` are others."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        _set_number(out, places, rng)
+    return bytes(out)
+
+
 def _places(node: Any) -> Any:
     """Yield (container, key) of everything below a node."""
     for key in list(node) if isinstance(node, dict) else range(len(node)):
@@ -86,11 +94,15 @@ def _byte(out: bytearray, _: Sequence[bytes], rng: Random) -> None:
 
 
 def _number(out: bytearray, _: Sequence[bytes], rng: Random) -> None:
+    if len(out) >= 8:
+        _set_number(out, range(len(out)), rng)
+
+
+def _set_number(out: bytearray, places: range, rng: Random) -> None:
     """Put an extreme number where one may be, or one that is near to what is there."""
     width = rng.choice((1, 2, 4, 4, 8, 8))
-    if len(out) < width:
-        return
-    at = rng.randrange(0, len(out) - width + 1, rng.choice((1, width)))
+    at = rng.choice(places)
+    at = min(at - at % width if rng.random() < 0.8 else at, len(out) - width)
     here = int.from_bytes(out[at : at + width], "little")
     near = here + rng.choice((-8, -4, -1, 1, 4, 8, here, len(out)))
     number = rng.choice((rng.choice(_EXTREMES), near)) % (1 << 8 * width)

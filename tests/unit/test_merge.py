@@ -165,6 +165,14 @@ def test_bytes_outside_of_the_ranks_files(place: Placement, said: str) -> None:
         merge_of([one, replace(two, placements=[place]), three])
 
 
+def test_bytes_that_two_chunks_share() -> None:
+    one, two, three = parts()
+    first, second = one.placements
+    places = [first, second._replace(offset=first.offset + 8)]
+    with pytest.raises(FormatError, match=r"'(w|b)' of rank 0.* lies on bytes of tensor '(w|b)'"):
+        merge_of([replace(one, placements=places), two, three])
+
+
 def test_a_dtype_that_nobody_knows() -> None:
     one, two, three = parts()
     odd = replace(one.chunks[1], dtype="float7")
@@ -208,7 +216,7 @@ def test_every_flipped_byte_of_a_fragment_is_found() -> None:
         damaged = bytearray(stored[1])
         damaged[at] ^= 1 << (at % 8)
         with pytest.raises(IntegrityError, match=r"^key 1 is damaged"):
-            merge([stored[0], damaged, stored[2]], ["key 0", "key 1", "key 2"])
+            merge([damaged, stored[0], stored[2]], ["key 1", "key 0", "key 2"])
 
 
 @pytest.mark.parametrize("size", [0, 5, 8, 100, -1])

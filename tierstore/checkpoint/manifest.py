@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tierstore.blocks import Buffer
+from tierstore.blocks import BLOCK_SIZE, Buffer
 from tierstore.checkpoint.arrow_file import read_table
-from tierstore.checkpoint.columns import Columns, Ragged, Table, take
+from tierstore.checkpoint.columns import Columns, Ragged, Table, ascend, first_shared, take
+from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.fragment import FileEntry, ValueEntry
-from tierstore.keys import Attempt
+from tierstore.checkpoint.rows import TensorRows
+from tierstore.errors import FormatError, IncompleteError, InvalidKeyError
+from tierstore.keys import Attempt, check_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,28 +116,79 @@ class Manifest:
     Made by `Manifest.open`. `len` is the number of tensors.
     """
 
-    def __init__(self, table: Table) -> None:
-        self._info = table.info
+    def __init__(self, table: Table, name: str = "a manifest") -> None:
+        self._info, self._key = table.info, name
+        self._files = table.files
         self._tensors = Columns.of(table.tensors)
         self._names = _Strings(self._tensors.name)
         self._values = table.values
         self._value_names = _Strings(table.values.field("name"))
         self.files: Sequence[FileEntry] = _Files(table.files)
         """The stored files; each entry is made when it is asked for."""
+        self._check_rows()
 
     @classmethod
     def open(cls, buffer: Buffer, name: str = "a manifest") -> Manifest:
         """View a stored manifest. Its CRC32C is for the caller to check: the commit holds it.
 
+        Its rows are whole and its names ascend, so that looking things up is safe. Whether what
+        it says can be true is for `checked`.
+
         Args:
-            buffer: the whole file; the manifest keeps it alive.
+            buffer: the whole file, which must not change; the manifest keeps it alive.
             name: its key, for errors.
 
         Raises:
             NewerFormatError: a newer tierstore wrote it.
             FormatError: it is something else.
         """
-        return cls(read_table(buffer, name))
+        return cls(read_table(buffer, name), name)
+
+    def checked(self, commit: Commit) -> Manifest:
+        """Return this manifest, having checked all that a restore relies on.
+
+        It is what the commit says, each tensor is tiled by its chunks, and each chunk lies inside
+        of a file of a legal name, where no other does. A million chunks take half a second.
+
+        Raises:
+            FormatError: it is not.
+            IncompleteError: an element of a tensor is in no chunk.
+        """
+        info, columns = self._info, self._tensors
+        said = commit.ranks, commit.world_size, commit.tensors, commit.chunks, commit.files
+        if said != (info.ranks, info.world_size, len(self), len(columns.file), len(self.files)):
+            raise self._wrong("is not what its commit says")
+        self._check_files()
+        if (both := first_shared(self._values.field("name"), columns.name)) is not None:
+            raise self._wrong(f"has both a tensor and a value called {both!r}")
+        rows = TensorRows.of_manifest(columns, len(self.files), whole=commit.whole)
+        try:
+            rows.check(self._files.field("size").to_numpy())
+        except (FormatError, IncompleteError) as error:
+            raise type(error)(f"{self._key}: {error.message}", hint=error.hint) from error
+        return self
+
+    def _check_rows(self) -> None:
+        columns, values = self._tensors, self._values
+        if (row := columns.first_misfit()) is not None:
+            raise self._wrong(f"has chunks of {self._names[row]!r} that are not of its shape")
+        if not (ascend(columns.name) and ascend(values.field("name"))):
+            raise self._wrong("is not sorted by name")
+        sizes, counts = self._files.field("size").to_numpy(), Ragged.of(self._files.field("crcs"))
+        if (sizes < 0).any() or (-(-sizes // BLOCK_SIZE) != counts.lengths).any():
+            raise self._wrong("has another number of block CRCs than a file has blocks")
+
+    def _check_files(self) -> None:
+        names = self._files.field("name").to_pylist()
+        try:
+            legal = all("/" not in check_key(name) for name in names)
+        except InvalidKeyError as error:
+            raise self._wrong(f"names a file that cannot be: {error}") from error
+        if not legal or len(set(names)) < len(names):
+            raise self._wrong("names a file twice, or one in another folder")
+
+    def _wrong(self, what: str) -> FormatError:
+        return FormatError(f"{self._key} {what}")
 
     @property
     def attempt(self) -> Attempt:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
+_MAX_BYTES = 2**63 - 1  # of a chunk, so that an int64 can count them
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorRows:
@@ -72,10 +74,29 @@ class TensorRows:
         rows.check_rows()
         return rows
 
+    @classmethod
+    def of_manifest(cls, columns: Columns, files: int, *, whole: bool) -> TensorRows:
+        """View the tensors of a manifest, whose names ascend, as if one rank had written all."""
+        counts = np.diff(columns.chunks)
+        rows = np.arange(len(counts))
+        return cls(
+            columns=columns,
+            ranks=np.array([-1]),
+            rank=np.zeros(len(counts), np.int64),
+            name=columns.name,
+            group=rows,
+            first=rows,
+            owner=np.repeat(rows, counts),
+            counts=counts,
+            files=np.array([files]),
+            whole=whole,
+        )
+
     def who(self, row: int) -> str:
         """Name a row in an error."""
         name = self.columns.name[int(row)].as_py()
-        return f"tensor {name!r} of rank {self.ranks[self.rank[row]]}"
+        rank = self.ranks[self.rank[row]]
+        return f"tensor {name!r}" + (f" of rank {rank}" if rank >= 0 else "")
 
     def who_chunk(self, chunk: int) -> str:
         """Name a chunk in an error."""
@@ -93,14 +114,11 @@ class TensorRows:
         import pyarrow.compute as pc
 
         columns = self.columns
-        ndim = columns.shape.lengths
-        numbers = self.counts * ndim
-        bad = (columns.offsets.lengths != numbers) | (columns.sizes.lengths != numbers)
-        bad |= self.counts < 1
-        if bad.any():
-            raise FormatError(f"{self.who(int(bad.argmax()))}: a chunk's box is not of its shape")
+        if (row := columns.first_misfit()) is not None:
+            raise FormatError(f"{self.who(row)}: a chunk's box is not of its shape")
         if len(self.first) == len(self.group):
             return
+        ndim = columns.shape.lengths
         leader = self.first[self.group]
         for what, column in (("dtype", columns.dtype), ("path", columns.path)):
             differs = pc.not_equal(column, take(column, leader), memory_pool=pool())
@@ -130,36 +148,54 @@ class TensorRows:
             files: the `files` of all fragments, in the same order.
 
         Raises:
-            IncompleteError: an element of a tensor was written by no rank.
-            FormatError: one was written twice; a chunk's box or bytes are not where they can be.
+            IncompleteError, FormatError: see `check`.
         """
         columns, shape = self.columns, self.columns.shape.take(self.first)
+        order = np.argsort(self.check(files.field("size").to_numpy()), kind="stable")
         ndim = shape.lengths[self.owner]
-        offsets = Ragged.build(ndim, columns.offsets.values)
-        sizes = Ragged.build(ndim, columns.sizes.values)
-        key, volume = self._check_boxes(shape, offsets, sizes)
-        fragment = np.repeat(self.rank, self.counts)
-        first_file = starts_of(self.files)[fragment]
-        self._check_places(fragment, first_file, files.field("size").to_numpy(), volume)
-        order = np.argsort(key, kind="stable")
+        first_file = np.repeat(starts_of(self.files)[self.rank], self.counts)
         counts = np.bincount(self.owner, minlength=len(self.first))
         per_tensor = counts * shape.lengths
+        offsets, sizes = (
+            Ragged.build(per_tensor, Ragged.build(ndim, column.values).take(order).values)
+            for column in (columns.offsets, columns.sizes)
+        )
         return Columns(
             name=self.name,
             dtype=take(columns.dtype, self.first),
             path=take(columns.path, self.first),
             shape=shape,
-            offsets=Ragged.build(per_tensor, offsets.take(order).values),
-            sizes=Ragged.build(per_tensor, sizes.take(order).values),
+            offsets=offsets,
+            sizes=sizes,
             chunks=starts_of(counts),
             file=(columns.file + first_file)[order].astype(np.int32),
             offset=columns.offset[order],
             nbytes=columns.nbytes[order],
         )
 
-    def _check_boxes(self, shape: Ragged, offsets: Ragged, sizes: Ragged) -> tuple[Ints, Ints]:
+    def check(self, file_sizes: Ints) -> Ints:
+        """Check that chunks tile their tensors, and lie where they can.
+
+        Args:
+            file_sizes: bytes of the files of all fragments, in the same order.
+
+        Returns:
+            The sort key of each chunk: tensors by name, chunks in row-major order.
+
+        Raises:
+            IncompleteError: an element of a tensor was written by no rank.
+            FormatError: one was written twice; a chunk's box or bytes are not where they can be.
+        """
+        key, volume = self._check_boxes()
+        self._check_places(file_sizes, volume)
+        return key
+
+    def _check_boxes(self) -> tuple[Ints, Ints]:
         """Check that chunks tile; return each chunk's sort key and its number of elements."""
+        shape = self.columns.shape.take(self.first)
         ndim = shape.lengths
+        offsets = Ragged.build(ndim[self.owner], self.columns.offsets.values)
+        sizes = Ragged.build(ndim[self.owner], self.columns.sizes.values)
         points = np.zeros(len(ndim), np.int64)
         start, volume = np.zeros(len(self.owner), np.int64), np.ones(len(self.owner), np.int64)
         total = 0.0
@@ -201,20 +237,22 @@ class TensorRows:
             raise IncompleteError(f"{what} was written by no rank")
         rows = np.searchsorted(self.columns.chunks, chunks, "right") - 1
         ranks = ", ".join(str(rank) for rank in self.ranks[self.rank[rows]][:10].tolist())
-        raise FormatError(f"{what} was written {fault.times} times, by the ranks {ranks}")
+        who = f", by the ranks {ranks}" if self.ranks[0] >= 0 else ""
+        raise FormatError(f"{what} was written {fault.times} times{who}")
 
-    def _check_places(
-        self, fragment: Ints, first_file: Ints, file_sizes: Ints, volume: Ints
-    ) -> None:
+    def _check_places(self, file_sizes: Ints, volume: Ints) -> None:
         """Every chunk has as many bytes as its box needs, inside a file of its own rank."""
         columns = self.columns
+        fragment = np.repeat(self.rank, self.counts)
+        first_file = starts_of(self.files)[fragment]
         dtypes = _encoded(columns.dtype)
         try:
             item = [item_size(name) for name in dtypes.dictionary.to_pylist()]
         except PlanError as error:
             raise FormatError(str(error)) from error
         row_item = np.array(item, np.int64)[dtypes.indices.to_numpy()]
-        wrong = columns.nbytes != volume * np.repeat(row_item, self.counts)
+        items = np.repeat(row_item, self.counts)
+        wrong = (volume > _MAX_BYTES // items) | (columns.nbytes != volume * items)
         if wrong.any():
             at = int(wrong.argmax())
             raise FormatError(f"{self.who_chunk(at)} cannot have {columns.nbytes[at]} bytes")
@@ -228,6 +266,20 @@ class TensorRows:
                 f"{self.who_chunk(at)} lies at byte {columns.offset[at]} of file "
                 f"{columns.file[at]}, outside of the files of its rank"
             )
+        self._check_apart(starts_of(file_sizes)[first_file + columns.file] + columns.offset)
+
+    def _check_apart(self, low: Ints) -> None:
+        """No two chunks share a byte; `low` is where each begins, all files one behind the other.
+
+        The CRCs of all their blocks are there, so an int64 can count their bytes.
+        """
+        chunks = np.flatnonzero(self.columns.nbytes)
+        order = chunks[np.argsort(low[chunks], kind="stable")]
+        high = low[order] + self.columns.nbytes[order]
+        shared = np.flatnonzero(high[:-1] > low[order[1:]])
+        if len(shared):
+            one, two = order[shared[0] : shared[0] + 2].tolist()
+            raise FormatError(f"{self.who_chunk(two)} lies on bytes of {self.who_chunk(one)}")
 
 
 def _grouped(names: Any) -> tuple[Any, Ints]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_SPLIT = 12
 """Along how many dimensions one tensor may be cut: a chunk has 2**MAX_SPLIT corners."""
 
+_MAX_CORNERS = 2**22  # of chunks that have more than 16 each: 100 MB while they are sorted
+
 MAX_POINTS = 2**62
 """How many points all tensors may have together, so that an int64 can number them."""
 
@@ -117,6 +119,8 @@ class Boxes:
             tensors = np.flatnonzero(splits == split)
             local[tensors] = np.arange(len(tensors))
             chunks = np.flatnonzero(splits[self.owner] == split)
+            if split > 4 and len(chunks) << split > _MAX_CORNERS:
+                raise FormatError(f"{len(chunks)} chunks are cut along {split} dimensions")
             owner = local[self.owner[chunks]]
             axes = np.argsort(~cut[tensors], axis=1, kind="stable")[:, :split]
             fault = _uncancelled(

@@ -99,7 +99,7 @@ def open_copy(target: Target, tier: OpenTier) -> Copy:
         commit = copy.commit = store.read_commit(target.attempt)
         keys = store.keys.attempt(target.attempt, commit.nonce)
         key = keys.manifest(commit.manifest_crc32c)
-        copy.manifest = store.open_manifest(commit)
+        copy.manifest = store.open_manifest(commit).checked(commit)
     except TierstoreError as error:
         copy.troubles.append((key, error))
     return copy
