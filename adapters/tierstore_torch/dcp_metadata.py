@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
+from tierstore.checkpoint.paths import parse_path
 
 V = TypeVar("V")
 Path = tuple[str | int, ...]
@@ -81,7 +82,7 @@ def _path_of(found: Tensor | ValueEntry) -> Path:
 
 def path_of(name: str, path: str) -> Path:
     """Return where DCP's planners have what is stored; its name where that is all that is known."""
-    steps = json.loads(path) if path else []
+    steps = parse_path(path)
     if isinstance(steps, dict):
         return tuple(steps["dcp"])
     parts = [step if isinstance(step, str) else _part(step) for step in steps]

@@ -203,6 +203,15 @@ def test_a_damaged_model_folder(
     assert said in done.err
 
 
+def test_bytes_that_belong_to_no_tensor(command: Command) -> None:
+    save_file({}, "in.safetensors")
+    with Path("in.safetensors").open("ab") as file:
+        file.write(b"model")
+    done = command("import", "in.safetensors", "r", 1)
+    assert done.code == 1
+    assert "and its header says otherwise" in done.err
+
+
 def test_a_folder_of_models_wants_a_name(command: Command) -> None:
     Path("hf").mkdir()
     for name in "ab":

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tierstore.convert.selection import Selection, some
+from tierstore.errors import FormatError
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,19 @@ def test_what_is_excluded() -> None:
 def test_renaming(strip: str, add: str, name: str, path: str, renamed: tuple[str, object]) -> None:
     new, text = Selection((), (), strip, add).rename(name, path)
     assert (new, json.loads(text) if text else None) == renamed
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("{", "5", '"x"', "null", "[" * 9000, "9" * 9000, "[5]", "[null]", "[[]]", "{}"),
+        *('{"dcp": 5}', '{"dcp": [null]}', '{"dcp": [], "x": 1}', "[{}]", '[{"item": -1}]'),
+        *('[{"item": "x"}]', '[{"item": true}]', '[{"rank": 1e999}]', '[{"item": 1, "key": 2}]'),
+    ],
+)
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(FormatError, match=r"path|JSON"):
+        Selection(strip="model.").rename("model.a", path)
 
 
 def test_some_names() -> None:

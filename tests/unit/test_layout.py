@@ -398,6 +398,7 @@ def one(**fields) -> bytes:
         one(shape=[True, 2]),
         one(shape=2),
         one(shape=[3]),
+        one(shape=[1] * 100_000),
         one(data_offsets=[0]),
         one(data_offsets=[8, 0]),
         one(data_offsets=[0, 9]),
@@ -415,6 +416,12 @@ def one(**fields) -> bytes:
 def test_a_bad_header_is_a_format_error(data):
     with pytest.raises(FormatError):
         read_header(data)
+
+
+def test_a_shape_of_huge_numbers_is_not_multiplied():
+    """A header has room for 25,000 numbers of 4,000 digits, whose product takes hours."""
+    with pytest.raises(FormatError, match="an impossible shape or place"):
+        read_header(one(shape=[10**4000] * 3))
 
 
 def test_a_newer_format_is_named():

@@ -111,9 +111,9 @@ def _lists(batch: Any, what: str) -> list[Any]:
 
 
 def _only_batch(buffer: Buffer, what: str) -> tuple[int, Any]:
-    """Return the format's version and the record batch of a file: a schema and one batch, between its magic words.
+    """Return the format's version and the record batch of a file.
 
-    The index at its end is not looked at: it would be a second opinion of what is in the file.
+    It is a schema and one batch between magic words. The index at its end is not looked at: it would be a second opinion of what is in the file.
     """
     import pyarrow as pa
 
@@ -173,11 +173,12 @@ def _has_null(array: Any) -> bool:
 
 def _info(row: dict[str, Any], version: int, what: str) -> Info:
     try:
-        told = {"attempt": Attempt.parse(row["attempt"]), "ranks": tuple(row["ranks"])}
-        RunKeys("run").attempt(told["attempt"], row["nonce"])  # the nonce is one
+        attempt = Attempt.parse(row["attempt"])
+        RunKeys("run").attempt(attempt, row["nonce"])  # the nonce is one
+        told: dict[str, Any] = {"attempt": attempt, "ranks": tuple(row["ranks"])}
         if version > 1:
             told["started"] = check_started(row["started"])
-            told["parent"] = check_parent(row["parent"] or None, told["attempt"].launch)
+            told["parent"] = check_parent(row["parent"] or None, attempt.launch)
     except ValueError as error:
         raise FormatError(f"{what}: {error}") from error
     info = Info(**row | told | {"format": version})

@@ -15,15 +15,13 @@ import numpy as np
 
 from tierstore.blocks import Buffer
 from tierstore.checkpoint.commit import FORMAT
+from tierstore.image.header import MAX_DIMS
 from tierstore.keys import Attempt, AttemptId
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
-
-MAX_DIMS = 256
-"""Dimensions that a tensor may have."""
 
 FORMAT_KEY = b"tierstore.format"
 """The key of the format's version in the schema's metadata."""

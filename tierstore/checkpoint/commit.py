@@ -106,10 +106,11 @@ class Commit:
         if record.get("deleted"):
             raise AttemptDeletedError(f"{name} is a tombstone: the checkpoint was deleted")
         try:
-            told = {"attempt": Attempt.parse(record["attempt"]), "ranks": tuple(record["ranks"])}
+            attempt = Attempt.parse(record["attempt"])
+            told: dict[str, Any] = {"attempt": attempt, "ranks": tuple(record["ranks"])}
             if record["format"] != 1:
                 told["started"] = check_started(record["started"])
-                told["parent"] = check_parent(record["parent"], told["attempt"].launch)
+                told["parent"] = check_parent(record["parent"], attempt.launch)
             commit = cls(**record | told)
             RunKeys("run").attempt(commit.attempt, commit.nonce)  # the nonce is one
         except (InvalidKeyError, LookupError, TypeError, ValueError) as error:

@@ -115,16 +115,17 @@ def _items(place: Place, file: str) -> Iterator[Foreign]:
         size = place.size(file)
         prefix = bytearray(min(size, PREFIX))
         place.backend.read_into(file, 0, memoryview(prefix))
-        header = bytearray(header_size(prefix))
-        if len(header) > size:
+        end = header_size(prefix)
+        if end > size:
             raise FormatError("it ends within its header")
+        header = bytearray(end)
         place.backend.read_into(file, 0, memoryview(header))
         entries = read_header(header, foreign=True)
     except NotFoundError as error:
         raise FormatError(f"{where} is missing, and the index names it") from error
     except FormatError as error:
         raise FormatError(f"{where}: {error.message}", hint=error.hint) from error
-    if entries and entries[-1].offset + entries[-1].nbytes != size:
+    if (entries[-1].offset + entries[-1].nbytes if entries else end) != size:
         raise FormatError(f"{where} has {size} bytes, and its header says otherwise")
     for entry in entries:
         yield Foreign(_chunk(entry, where), reader_of(place.backend, file, entry.offset))

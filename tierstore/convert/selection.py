@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from tierstore.checkpoint.paths import parse_path
+
 if TYPE_CHECKING:
     from tierstore.checkpoint.fragment import ValueEntry
 
@@ -51,7 +53,7 @@ class Selection:
         stripped = self.strip and name.startswith(self.strip) and name != self.strip
         if not stripped and not self.add:
             return name, path
-        found = json.loads(path) if path else None
+        found = parse_path(path) if path else None
         steps = found["dcp"] if isinstance(found, dict) else found
         if stripped:
             name = name.removeprefix(self.strip)

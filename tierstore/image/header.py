@@ -24,6 +24,9 @@ from tierstore.image.dtypes import TAG_BITS
 MAX_HEADER = 100_000_000
 """Bytes the JSON of a header may have; safetensors refuses more."""
 
+MAX_DIMS = 256
+"""Dimensions that a tensor may have."""
+
 PREFIX = 8
 """Bytes in front of the JSON."""
 
@@ -145,7 +148,9 @@ def _refuse(what: str) -> NoReturn:
 
 
 def _naturals(value: object) -> TypeGuard[list[int]]:
-    return type(value) is list and all(type(item) is int and item >= 0 for item in value)
+    if type(value) is not list or len(value) > MAX_DIMS:
+        return False
+    return all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
 def _check_metadata(metadata: object) -> None:

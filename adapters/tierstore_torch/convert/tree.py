@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.checkpoint.paths import parse_path
 from tierstore.checkpoint.values import decode
-from tierstore.errors import PlanError, UnsafePickleError
+from tierstore.errors import FormatError, PlanError, UnsafePickleError
 
 
 class _Node(dict[Any, Any]):
@@ -45,7 +46,7 @@ def nested(entries: Iterable[tuple[str, str, Any]]) -> Any:
 
 
 def _steps(name: str, path: str) -> list[tuple[bool, Any]]:
-    found = json.loads(path) if path else []
+    found = parse_path(path)
     if isinstance(found, dict):  # DCP's
         return [(isinstance(step, int), step) for step in found["dcp"]] or [(False, name)]
     return [_step(step) for step in found] or [(False, name)]
@@ -58,7 +59,12 @@ def _step(step: Any) -> tuple[bool, Any]:
         return True, step["item"]
     if "rank" in step:
         return False, f"rank{step['rank']:05d}"
-    return False, decode(json.dumps(step["key"]))
+    key = decode(json.dumps(step["key"]))
+    try:
+        hash(key)
+    except TypeError as error:
+        raise FormatError(f"{step['key']!r:.60} is no key of a dict") from error
+    return False, key
 
 
 def _finished(node: Any) -> Any:
