@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,47 @@ def test_a_newer_journal(tmp_path: Path, content: list[object]) -> None:
     path.write_bytes(b"".join(b"%08x %s\n" % (crc32c(text), text) for text in texts))
     with pytest.raises(NewerFormatError):
         Journal(path, "from", "to")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[", "[" * 9000, "9" * 9000, '["digests","x"]', '["digests","eHh4"]'),
+        '["begun",1,"a",[10,1.5,""],0,""]',
+        '["begun",1,"a",[10,1.5,""],-4,""]',
+        '["begun",1,"a",[1000000000000,1.5,""],1,""]',
+        '["begun",1,"a",[100000000000000000000,1.5,""],4,""]',
+        '["begun",1,"a",[-1,1.5,""],4,""]',
+        '["begun",1,"a",[10,1e999,""],4,""]',
+        '["begun",-1,"a",[10,1.5,""],4,""]',
+        '["part",1,-1,5]',
+        '["part",1,0,4294967296]',
+        '["finished",3,"b",[-1,1.5,""],[10,1.5,""]]',
+    ],
+    ids=lambda line: line[:50],
+)
+def test_a_record_that_cannot_be(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "journal"
+    write(path)
+    with path.open("ab") as file:
+        file.write(b"%08x %s\n" % (crc32c(line.encode()), line.encode()))
+    with pytest.raises(FormatError, match=r"journal has a record that cannot be.*remove it"):
+        read(path)
+
+
+def test_a_part_behind_the_end_is_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write(path, Begun(1, "a", ONE, 4, "token"), Receipt(1, 2, 11), Receipt(1, 3, 12))
+    assert read(path).held["a"].crcs == {2: 11}
+
+
+def test_another_file_is_not_read_whole(tmp_path: Path) -> None:
+    """A terabyte without a line's end, sparse."""
+    path = tmp_path / "image"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(FormatError, match="no journal of a migration"):
+        read(path)
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ import base64
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,8 @@ _MAGIC, _VERSION = "tierstore-migration", 1
 _MUCH = 1024**2  # bytes of no more use from which a journal is written anew
 _DIGEST = 16  # bytes
 _LINE = 4096 * _DIGEST  # bytes of digests in a line
+_LONGEST = 1024**2  # bytes that are read of a line
+_LARGEST, _MOST = 64 * 1024**3, 1 << 20  # bytes of a part, parts of an object
 
 
 class Replay:
@@ -68,7 +72,9 @@ class Replay:
             self._begun[record.upload] = record
             self._crcs[record.upload] = {}
         elif isinstance(record, Receipt):
-            self._crcs.setdefault(record.upload, {})[record.index] = record.crc
+            begun = self._begun.get(record.upload)
+            if begun is None or record.index * begun.part < max(1, begun.version.size):
+                self._crcs.setdefault(record.upload, {})[record.index] = record.crc
         else:
             self._begun.pop(record.upload, None)
             self._crcs.pop(record.upload, None)
@@ -77,6 +83,8 @@ class Replay:
 
     def add_digests(self, digests: bytes) -> None:
         """Take what a journal that was written anew says of finished objects."""
+        if len(digests) % _DIGEST:
+            raise ValueError("a digest has 16 bytes")
         self._finished += digests
 
     def rest(self) -> Iterator[list[object]]:
@@ -173,26 +181,41 @@ class Journal:
 
     def _load(self) -> int:
         """Read it all; return the bytes of which fewer would do."""
-        head, last, many = self._head(), b"\n", 0
         with open(self._fd, "rb", closefd=False) as file:
-            first = file.readline()
-            if first != head and head.startswith(first):  # new, or cut off at once
-                os.ftruncate(self._fd, 0)
-                self._put(head)
-                return 0
-            self._check_head(_content(first))
-            for last in file:
-                match _content(last):
-                    case None:
-                        pass
-                    case ["digests", str(digests)]:
-                        self._replay.add_digests(base64.b64decode(digests))
-                    case content:
-                        self._replay.add(_from_json(content))
-                        many += len(last)
+            try:
+                return self._read(file)
+            except (ValueError, RecursionError) as error:
+                raise FormatError(
+                    f"{self.path} has a record that cannot be: {error}",
+                    hint="remove it: what is there already is compared then",
+                ) from error
+
+    def _read(self, file: IO[bytes]) -> int:
+        head, many = self._head(), 0
+        line = file.readline(_LONGEST)
+        if line != head and head.startswith(line):  # new, or cut off at once
+            os.ftruncate(self._fd, 0)
+            self._put(head)
+            return 0
+        self._check_head(_content(line))
+        last = line
+        while line := file.readline(_LONGEST):
+            many += self._add(_content(line), len(line))
+            last = line
         if not last.endswith(b"\n"):
             self._put(b"\n")
         return many
+
+    def _add(self, content: object, size: int) -> int:
+        """Take a line; return its bytes if fewer would do."""
+        match content:
+            case None:
+                return 0
+            case ["digests", str(digests)]:
+                self._replay.add_digests(base64.b64decode(digests, validate=True))
+                return 0
+        self._replay.add(_checked(_from_json(content)))
+        return size
 
     def _head(self) -> bytes:
         return _line([_MAGIC, _VERSION, *self._names])
@@ -260,7 +283,7 @@ def _line(content: object) -> bytes:
 def _content(line: bytes) -> object:
     """Return what a line says; None if it is not whole."""
     checksum, _, text = line.removesuffix(b"\n").partition(b" ")
-    return json.loads(text) if checksum == b"%08x" % crc32c(text) else None
+    return json.loads(text.decode()) if checksum == b"%08x" % crc32c(text) else None
 
 
 def _to_json(record: Record) -> list[object]:
@@ -293,6 +316,27 @@ def _from_json(line: object) -> Record:
             return Finished(upload, key, _version(version), _version(target))
         case _:
             raise NewerFormatError(f"a journal has the record {str(line)[:60]!r}")
+
+
+def _checked(record: Record) -> Record:
+    """Return a record whose numbers can be.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    versions = [getattr(record, name, None) for name in ("version", "target")]
+    for version in filter(None, versions):
+        if not 0 <= version.size < 2**63 or not math.isfinite(version.mtime):
+            raise ValueError(f"an object of {version.size} bytes, changed at {version.mtime}")
+    if not 0 <= record.upload < 2**63:
+        raise ValueError(f"an upload {record.upload}")
+    if isinstance(record, Receipt) and not (record.index >= 0 and 0 <= record.crc < 2**32):
+        raise ValueError(f"the CRC32C {record.crc} of part {record.index}")
+    if isinstance(record, Begun):
+        count = -(-record.version.size // record.part) if record.part > 0 else 0
+        if not 0 < record.part <= _LARGEST or count > _MOST:
+            raise ValueError(f"{record.version.size} bytes in parts of {record.part}")
+    return record
 
 
 def _version(line: object) -> Version:
