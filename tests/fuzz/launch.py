@@ -11,7 +11,7 @@ from tests.shards import tier
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
-from tierstore.ladder.find import survey
+from tierstore.ladder.survey import survey
 
 __all__ = ["SEEDS", "mutate", "parse", "reseal"]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.attempts import fragment, rows_of
+from tests.attempts import fragment, launch_of, rows_of
 from tests.unit.test_tiling import cut
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.manifest import Manifest
@@ -65,20 +65,20 @@ def test_a_rank_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("what", "change"),
     [
-        {"attempt": Attempt(100, 1, 2)},
-        {"attempt": Attempt(101, 1, 1)},
-        {"nonce": "f" * 16},
-        {"world_size": 4},
-        {"ranks": (0, 2)},
-        {"declared": 8},
+        ("attempt", {"attempt": Attempt(100, 1, 2)}),
+        ("attempt", {"attempt": Attempt(101, 1, 1)}),
+        ("nonce", {"launch": replace(launch_of(1), nonce="f" * 16)}),
+        ("started", {"launch": replace(launch_of(1), started=2.0)}),
+        ("world_size", {"world_size": 4}),
+        ("ranks", {"ranks": (0, 2)}),
+        ("declared", {"declared": 8}),
     ],
-    ids=lambda change: next(iter(change)),
 )
-def test_fragments_of_different_attempts(change: dict[str, Any]) -> None:
+def test_fragments_of_different_attempts(what: str, change: dict[str, Any]) -> None:
     one, two, three = parts()
-    with pytest.raises(FormatError, match=f"ranks 0 and 2 .*{next(iter(change))}"):
+    with pytest.raises(FormatError, match=f"ranks 0 and 2 .*{what}"):
         merge_of([one, two, replace(three, **change)])
 
 

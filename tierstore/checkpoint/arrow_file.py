@@ -113,7 +113,8 @@ def _lists(batch: Any, what: str) -> list[Any]:
 def _only_batch(buffer: Buffer, what: str) -> tuple[int, Any]:
     """Return the format's version and the record batch of a file.
 
-    It is a schema and one batch between magic words. The index at its end is not looked at: it would be a second opinion of what is in the file.
+    It is a schema and one batch between magic words. The index at its end is not looked at: it
+    would be a second opinion of what is in the file.
     """
     import pyarrow as pa
 

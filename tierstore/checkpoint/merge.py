@@ -8,7 +8,7 @@ offset. So two committers write the same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def _agreed(parsed: list[Table]) -> Info:
 
 
 def _difference(first: Info, other: Info) -> str:
-    names = ("attempt", "nonce", "world_size", "ranks", "declared")
+    names = (field.name for field in fields(first))
     name = next(name for name in names if getattr(first, name) != getattr(other, name))
     return f"{name} is {getattr(first, name)} and {getattr(other, name)}"
 

@@ -200,7 +200,7 @@ def _opened(
             commit = store.read_commit(wanted.attempt)
             _check_whole(commit, wanted, tier)
             if found is None:
-                found = commit, store.open_manifest(commit)
+                found = commit, store.open_manifest(commit).checked(commit)
             elif found[0].manifest != commit.manifest:
                 raise CheckpointError(
                     f"its manifest is {commit.manifest}, {found[0].manifest} above"
