@@ -411,6 +411,14 @@ def test_is_cached(fd):
     assert not is_cached(fd, 0, BLOCK_SIZE)
 
 
+def test_what_was_cut_short_is_not_cached(fd):
+    os.pwrite(fd, noise(BLOCK_SIZE), 0)
+    os.ftruncate(fd, 4096)
+    assert not is_cached(fd, 0, BLOCK_SIZE)
+    os.ftruncate(fd, 0)
+    assert not is_cached(fd, 8192, BLOCK_SIZE)
+
+
 # -- errors ----------------------------------------------------------------------------------
 
 

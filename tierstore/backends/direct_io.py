@@ -148,7 +148,11 @@ def is_cached(fd: int, offset: int, length: int) -> bool:
     `preadv(RWF_NOWAIT)` would answer too, but starts a read-ahead that fights the direct read.
     """
     start = offset // ALIGNMENT * ALIGNMENT
-    with mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start) as mapping:
+    try:
+        mapping = mmap.mmap(fd, offset + length - start, prot=mmap.PROT_READ, offset=start)
+    except ValueError:  # it was cut short just now, as whoever reads it finds out
+        return False
+    with mapping:  # which is only asked about: to look at it could be SIGBUS
         base, size = _address(mapping), len(mapping)
         last = (size - 1) // ALIGNMENT * ALIGNMENT
         return _resident(base, min(size, _SAMPLE)) and _resident(

@@ -111,7 +111,7 @@ class Tensor:
 
 
 class Manifest:
-    """A manifest over a buffer, which may be an mmap: nothing is read before it is asked for.
+    """A manifest over a buffer, of which little is made into objects before it is asked for.
 
     Made by `Manifest.open`. `len` is the number of tensors.
     """
