@@ -9,6 +9,9 @@
         fragments/<rank:05d>
         manifest-<crc32c:08x>.arrow
     runs/<run>/clock
+
+A try has two digits up to 99 and then as many as it needs: parsed, attempts are in order, and as
+text they are not.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from tierstore.errors import InvalidKeyError
 
 RUNS = "runs/"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_ATTEMPT = re.compile(r"(\d{12})-(\d{6})-(\d{2})")
+_ATTEMPT = re.compile(r"([0-9]{12})-([0-9]{6})-([0-9]{2}|[1-9][0-9]{2,11})")
 _NONCE = re.compile(r"[0-9a-f]{16}")
 _COMPONENT = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")  # that no key may have
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -75,10 +78,10 @@ def whole(what: str, value: SupportsIndex) -> int:
         raise InvalidKeyError(f"{what} {value!r} is not a whole number") from None
 
 
-def _bounded(what: str, value: SupportsIndex, digits: int) -> int:
+def _bounded(what: str, value: SupportsIndex, digits: int, hint: str = "") -> int:
     number = whole(what, value)
     if not 0 <= number < 10**digits:
-        raise InvalidKeyError(f"{what} {number} is not between 0 and {10**digits - 1}")
+        raise InvalidKeyError(f"{what} {number} is not between 0 and {10**digits - 1}", hint=hint)
     return number
 
 
@@ -89,7 +92,7 @@ class Attempt:
     Attributes:
         step: the training step, below 10**12.
         launch: the launch that saved it, from 1, below 10**6.
-        number: the try within step and launch, from 1, below 100.
+        number: the try within step and launch, from 1, below 10**12.
     """
 
     step: int
@@ -99,8 +102,8 @@ class Attempt:
     def __post_init__(self) -> None:
         bounded = (
             ("step", _bounded("step", self.step, 12)),
-            ("launch", _bounded("launch", self.launch, 6)),
-            ("number", _bounded("try", self.number, 2)),
+            ("launch", _bounded("launch", self.launch, 6, "save under another run name")),
+            ("number", _bounded("try", self.number, 12)),
         )
         for name, value in bounded:
             object.__setattr__(self, name, value)
@@ -245,7 +248,7 @@ class RunKeys:
 _PART = re.compile(
     rf"(?P<root>(?:.*/)?)(?:(?P<commits>commits)/(?P<committed>{_ATTEMPT.pattern})\.json"
     rf"|(?P<data>data)/(?P<attempt>{_ATTEMPT.pattern})-{_NONCE.pattern}/.+"
-    r"|(?P<launches>launches)/\d{6}\.json)"
+    r"|(?P<launches>launches)/[0-9]{6}\.json)"
 )
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 import pyarrow.compute  # noqa: F401 - 30 MiB and a third of a second that no save should pay
 import torch.distributed as dist
 
-from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.config import Config, load_config
 from tierstore.errors import (
     CheckpointError,
@@ -48,13 +47,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What all ranks agreed on before they copy."""
+    """What all ranks agreed on before they copy: none counts by what it does alone."""
 
-    step: int
+    attempt: Attempt
+    tiers: list[str]
     shard: RankShard
     launch: Launch
     image: Image
-    behind: set[str]  # tiers whose queue is full on some rank
 
 
 class Checkpointer:
@@ -174,13 +173,19 @@ class Checkpointer:
         ready = self._prepare(step, state)
         try:
             ready.shard.staged.stage(ready.image)
-            values = ready.shard.value_entries()
+            work = self._staged(ready)
+            keys = RunKeys(self._run).attempt(ready.attempt, ready.launch.nonce)
+            places = {tier.name: tier.backend.url for tier in self._tiers}
         except BaseException:
             ready.image.release()
             raise
         finally:
             ready.shard.release()
-        return self._submit(ready, values, time.perf_counter() - started)
+        handle = self._saver.submit(work, ready.image, tiers=ready.tiers)
+        stall = time.perf_counter() - started
+        save = Save(stall, ready.shard.nbytes, handle, places, keys)
+        self._pending = [*(other for other in self._pending if not other.done), save]
+        return save
 
     def restore(
         self,
@@ -329,33 +334,27 @@ class Checkpointer:
         if not taken:
             self._group.together(lambda: taken.append(self._acquire()))
         names = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
-        return _Ready(step, self._shard, self._launch, taken[0], names)
+        self._head = step
+        self._tries[step] += 1
+        attempt = Attempt(step, self._launch.number, self._tries[step])
+        return _Ready(attempt, self._takers(names), self._shard, self._launch, taken[0])
 
     def _acquire(self) -> Image:
         size = self._shard.staged.layout.size if self._shard else 0
         return self._saver.acquire(size, timeout=self._deadline)
 
-    def _submit(self, ready: _Ready, values: list[ValueEntry], stall: float) -> Save:
-        shard, launch = ready.shard, ready.launch
-        self._head = ready.step
-        self._tries[ready.step] += 1
-        attempt = Attempt(ready.step, launch.number, self._tries[ready.step])
-        work = Shard(
-            launch=launch,
-            attempt=attempt,
+    def _staged(self, ready: _Ready) -> Shard:
+        shard = ready.shard
+        return Shard(
+            launch=ready.launch,
+            attempt=ready.attempt,
             rank=self._group.rank,
             world_size=self._group.size,
             declared=shard.declared,
             layout=shard.staged.layout,
             chunks=shard.staged.chunks,
-            values=values,
+            values=shard.value_entries(),
         )
-        handle = self._saver.submit(work, ready.image, tiers=self._takers(ready.behind))
-        keys = RunKeys(self._run).attempt(attempt, launch.nonce)
-        places = {tier.name: tier.backend.url for tier in self._tiers}
-        save = Save(stall, shard.nbytes, handle, places, keys)
-        self._pending = [*(other for other in self._pending if not other.done), save]
-        return save
 
     def _takers(self, behind: set[str]) -> list[str]:
         """The tiers that this save goes to; the same on all ranks."""

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from tests.patience import PATIENCE
 from tests.ranks import resources
-from tierstore.errors import OutOfSpaceError, TierstoreError
+from tierstore.config import Config, TierConfig
+from tierstore.errors import CheckpointError, OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
 
 
@@ -282,6 +283,35 @@ def memory_runs_out_on_one(url: str) -> list[str]:
             texts.append(outcome(lambda at=step: checkpointer.save(at, _halves(1.0)).wait()))
             checkpointer._saver.acquire = real
     return texts
+
+
+def one_cannot_copy(folder: str) -> list[str]:
+    """Rank 1 fails once in its copy: which try and which tiers come next is counted alike."""
+    tiers = [
+        TierConfig(name, f"file://{folder}/{name}", every=n) for name, n in (("a", 1), ("b", 2))
+    ]
+    with Checkpointer(Config(tuple(tiers)), run="run") as checkpointer:
+        checkpointer.save(1, _halves(1.0)).wait()
+        for lane in checkpointer._saver._lanes.values():
+            lane._commit_timeout = 0.0  # nobody waits for what will not come
+        shard = checkpointer._shard
+        assert shard is not None
+        if dist.get_rank() == 1:
+            shard.staged.stage = _cannot_copy  # type: ignore[method-assign]
+        outcomes = [outcome(lambda: checkpointer.save(2, _halves(2.0)).wait())]
+        vars(shard.staged).pop("stage", None)
+        for lane in checkpointer._saver._lanes.values():
+            lane._commit_timeout = PATIENCE
+        saves = [checkpointer.save(step, _halves(3.0)) for step in (2, 3)]
+        for save in saves:
+            save.wait()
+        reached = [[str(status.state) for status in save.status().values()] for save in saves]
+        attempts = [str(save.attempt) for save in saves]
+        return [*outcomes, *map("{}: {}".format, attempts, reached)]
+
+
+def _cannot_copy(_: object) -> None:
+    raise CheckpointError("no copy today")
 
 
 def _no_memory(size: int, *, timeout: float) -> Any:

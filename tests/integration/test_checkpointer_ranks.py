@@ -74,6 +74,17 @@ def test_memory_that_one_rank_lacks_is_given_back_by_all(ranks: Ranks, url: str)
         assert second == fourth == "None"
 
 
+def test_a_copy_that_fails_on_one_rank_does_not_make_ranks_count_differently(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    for rank, (first, *others) in enumerate(ranks.run(2, cases.one_cannot_copy, str(tmp_path))):
+        assert first.startswith("CheckpointError: no copy today" if rank else "IncompleteError")
+        assert others == [
+            "000000000002-000001-02: ['committed', 'committed']",
+            "000000000003-000001-01: ['committed', 'skipped']",
+        ]
+
+
 def test_one_ranks_change_makes_all_plan_again(ranks: Ranks, url: str) -> None:
     assert ranks.run(2, cases.one_rank_changes, url) == [[0, 1, 2, 3]] * 2
 
