@@ -1,6 +1,8 @@
-"""How the ranks of one `dcp.save` learn which attempt they write.
+"""How the ranks of one `dcp.save` learn which attempt they write, and as which rank.
 
-The coordinator chooses the attempt in `prepare_global_plan`; all ranks need it in `write_data`.
+The coordinator chooses the attempt in `prepare_global_plan`; all ranks need it in `write_data`. A
+rank's number is the place of its plan there: what `set_up_storage_writer` is told depends on the
+version of torch and on what a subclass passes on.
 DCP hands plans from the one to the other, but with plan caching a rank goes on with the plan of an
 earlier save, and whatever a plan carries is that save's.
 
@@ -31,12 +33,14 @@ class Notice:
         launch: the launch that saves.
         world_size: ranks that save.
         declared: chunks and values that all of them write; UNDECLARED when cached plans hide it.
+        rank: who is told.
     """
 
     attempt: Attempt
     launch: Launch
     world_size: int
     declared: int
+    rank: int = 0
 
 
 class _Box(threading.local):

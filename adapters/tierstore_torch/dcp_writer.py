@@ -79,7 +79,6 @@ class TierStorageWriter(StorageWriter, AsyncStager):
         self._segment_bytes = segment_bytes
         self._stage_timeout = stage_timeout
         self._lives: Mapping[str, Life] = {}
-        self._rank = 0
         self._notice: Notice | None = None
         self.reset(checkpoint_id)
 
@@ -99,7 +98,6 @@ class TierStorageWriter(StorageWriter, AsyncStager):
         """See `StorageWriter.set_up_storage_writer`; DCP looks for the literal name `kwargs`."""
         del is_coordinator, args
         expect()
-        self._rank = kwargs.get("rank") or 0
         self._notice = None
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         if not kwargs.get("use_collectives", True) and not alone:
@@ -121,10 +119,13 @@ class TierStorageWriter(StorageWriter, AsyncStager):
             tiers = self._ladder.tiers(len(plans))
             launch, attempt = session.begin(tiers, step, len(plans))
             notice = Notice(attempt, launch, len(plans), _declared(plans))
-        deliver(notice)
         if len(plans) == 1:
+            deliver(notice)
             return plans
-        return [replace(plan, storage_data=Parcel(notice)) for plan in plans]
+        return [
+            replace(plan, storage_data=Parcel(replace(notice, rank=rank)))
+            for rank, plan in enumerate(plans)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's files and its fragment to every tier."""
@@ -133,7 +134,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
             with portable():
                 notice = self._notice = collect()
                 tiers = self._ladder.tiers(notice.world_size)
-                shard = PlannedShard(plan, planner, self._rank, self._segment_bytes)
+                shard = PlannedShard(plan, planner, notice.rank, self._segment_bytes)
                 backends = [tier.backend for tier in tiers]
                 future.set_result(shard.write(backends, self._session()[0].run, notice))
         finally:

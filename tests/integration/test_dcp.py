@@ -50,6 +50,11 @@ def test_cached_plans_never_mix_attempts(ranks: Ranks, tmp_path: Path) -> None:
     ]
 
 
+def test_a_writer_that_is_not_told_its_rank(ranks: Ranks, tmp_path: Path) -> None:
+    expected = [(float(step), {"nested": [step, "x"]}) for step in (1, 2)]
+    assert ranks.run(2, cases.rankless, tmp_path.as_uri()) == [expected] * 2
+
+
 @pytest.mark.parametrize(
     ("rank", "operation", "key"),
     [
