@@ -127,7 +127,8 @@ class GatherSource:
                 return None
             at += tensor.numel()
         start = tensors[0].storage_offset() + offset - pieces[0].offset
-        stretch = torch.empty(0, dtype=torch.uint8).set_(storage, start, (end - offset,), (1,))
+        stretch = torch.empty(0, dtype=torch.uint8, device="cpu")
+        stretch.set_(storage, start, (end - offset,), (1,))
         return byte_view(stretch)
 
     def _gather(self, pieces: Sequence[Piece], offset: int, part: npt.NDArray[np.uint8]) -> None:

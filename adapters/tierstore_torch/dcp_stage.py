@@ -72,6 +72,7 @@ class Staging:
         """Give the memory back. Saves that are under way keep theirs."""
         self._pool.close()
 
+    @torch.inference_mode(False)  # what is made here is used again, in whatever mode
     @torch.no_grad()
     def _stage(self, state: Mapping[str, Any], timeout: float, holder: str) -> Staged:
         leaves: list[Leaf] = []

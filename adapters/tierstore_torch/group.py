@@ -62,7 +62,7 @@ class Group:
         """Return the largest of each of a few integers: one small all-reduce (about 1 ms)."""
         if self._group is None:
             return list(values)
-        return cast("list[int]", self.max_tensor(torch.tensor(values)).tolist())
+        return cast("list[int]", self.max_tensor(torch.tensor(values, device="cpu")).tolist())
 
     def max_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace each element of a CPU tensor by the largest that any rank has."""

@@ -118,5 +118,5 @@ class _Piece:
             # As plain numbers: torch has no copy kernel for some types, and NaNs keep their bits.
             dtype = _BITS[dtype.itemsize]
             part = part.view(dtype)
-        with torch.no_grad():
+        with torch.inference_mode(part.is_inference()), torch.no_grad():  # this thread has no mode
             part.copy_(bytes_.view(dtype).as_strided(part.shape, self._strides))

@@ -55,11 +55,12 @@ class StagedPlan:
         """Copy every source into the image; when it returns, sources may be changed again.
 
         Tensors on a GPU are copied on a side stream, which starts after the work already queued
-        on the current stream, into page-locked memory.
+        on the current stream, into page-locked memory. Views that are made under
+        `torch.inference_mode` cannot be written outside of it, so they are not.
         """
-        views = self.views(image)
         self.layout.write_headers(image.buffer)  # the image may have held another plan's
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
+            views = self.views(image)
             if not any(source.is_cuda for source in self.sources):
                 sources = [private.copyable(source) for source in self.sources]
                 private.copy_all(views, sources, wait=True)

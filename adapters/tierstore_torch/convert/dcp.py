@@ -149,7 +149,9 @@ def _chunk(name: str, path: str, entry: TensorStorageMetadata, box: ChunkStorage
 def _value(name: str, path: str, data: bytes) -> ValueEntry:
     """Plain values become plain; others stay the pickle that they are, and are not looked at."""
     try:
-        kind, text = encode_value(torch.load(io.BytesIO(data), weights_only=True))
+        kind, text = encode_value(
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        )
     except Exception:  # whatever it is, it is kept
         kind, text = "opaque", data
     return ValueEntry(name, path, kind, text if kind == "json" else data)
@@ -159,7 +161,7 @@ def _mapped(path: Path, start: int, meta: torch.Tensor) -> torch.Tensor:
     """Return the tensor over a private mapping of its file."""
     storage = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     part = storage[start : start + meta.untyped_storage().nbytes()]
-    tensor = torch.empty(0, dtype=meta.dtype).set_(
+    tensor = torch.empty(0, dtype=meta.dtype, device="cpu").set_(
         part, meta.storage_offset(), meta.shape, meta.stride()
     )
     if meta.is_conj():

@@ -87,7 +87,7 @@ class _Shown:
     def _tensor(self, chunk: Chunk) -> torch.Tensor:
         dtype: torch.dtype = getattr(torch, chunk.dtype)
         if not chunk.nbytes:
-            return torch.empty(chunk.shape, dtype=dtype)
+            return torch.empty(chunk.shape, dtype=dtype, device="cpu")
         data = torch.frombuffer(self._space, dtype=torch.uint8, count=chunk.nbytes, offset=self._at)
         self._at += _room(chunk)
         return data.view(dtype).view(chunk.shape)
@@ -102,7 +102,7 @@ def check_dtypes(items: Iterable[Stored]) -> None:
     first = {item.chunk.dtype: item.chunk.name for item in reversed(list(items))}
     for dtype, name in first.items():
         try:
-            torch.save(torch.empty(0, dtype=getattr(torch, dtype)), io.BytesIO())
+            torch.save(torch.empty(0, dtype=getattr(torch, dtype), device="cpu"), io.BytesIO())
         except (KeyError, AttributeError, RuntimeError) as error:
             raise PlanError(
                 f"{name} is of {dtype}, which torch.save does not know",
