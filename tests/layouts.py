@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from tierstore_torch import per_rank, private
+from tierstore_torch import per_rank
 
 LAYOUTS = ("fsdp", "hsdp", "tp", "fsdp_tp", "ddp")
 
@@ -92,9 +92,18 @@ def build(layout: str) -> State:
     return State(model, optimizer, values)
 
 
+def take_a_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer make its state."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 def fill(state: State, step: int) -> None:
     """Give a state the expected numbers, a stepped optimizer included."""
-    private.init_optimizer(state.optimizer)
+    take_a_step(state.optimizer)
     with torch.no_grad():
         for name, tensor in tensors(state).items():
             local(tensor).copy_(expected(f"{name} {step}", tensor))

@@ -202,11 +202,12 @@ class Checkpointer:
         its CRC32C. A later `save` goes on from this checkpoint.
 
         Args:
-            state: has the structure that was saved. An optimizer that has not stepped is given its
-                state first.
+            state: has the structure that was saved. An optimizer, or an object that has one inside,
+                gets the state that was saved wherever it is itself; no step is taken.
             step: this step instead of the newest.
             allow_older: if the newest cannot be read, take the newest that can, on all ranks.
-            strict: the keys must be the same. If not, only those that both have are restored.
+            strict: the keys must be the same. If not, only those that both have are restored, and
+                a warning names the others.
 
         Returns:
             The step, or None if the run has no checkpoint.

@@ -10,7 +10,9 @@ stored as JSON: a string key as itself, an index as `{"item": 3}`, another key a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -18,12 +20,15 @@ import torch
 
 from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
-from tierstore.errors import PlanError
-from tierstore_torch import private
+from tierstore.errors import CheckpointError, PlanError, TierstoreError
 
 Step = str | dict[str, Any]
 """One step of a path, as its JSON holds it."""
 
+
+_OWN = re.compile(r'\[\{"rank": ?([0-9]{1,9})\}')
+
+LayOut = Callable[[object, Any, str, str], Any]
 
 _quote = json.encoder.encode_basestring_ascii  # a tenth of the time of json.dumps
 _SCALARS = frozenset((int, float, str, bool, type(None), bytes))
@@ -34,7 +39,8 @@ class PerRank:
     """A part of a state dict that every rank has for itself, such as its RNG state.
 
     Its leaves are stored as `rank00003/<name>`. Restoring at another world size gives a rank what
-    the rank of the same number saved, or leaves it as it is if there was none.
+    the rank of the same number saved, or leaves it as it is if there was none; at the same world
+    size every rank's keys must be the same.
     """
 
     value: Any
@@ -81,15 +87,19 @@ class Tree:
         state: what to look at.
         rank: names this rank's own parts.
         hold: keep what stateful objects returned, for `fill`.
+        lay_out: returns what a stateful object's state shall be instead, for `fill`; is given the
+            object, its state, its name, and its path without the brackets around it.
 
     Attributes:
         leaves: in the order in which `match` returns their values.
     """
 
-    def __init__(self, state: object, *, rank: int, hold: bool = False) -> None:
+    def __init__(
+        self, state: object, *, rank: int, hold: bool = False, lay_out: LayOut | None = None
+    ) -> None:
         self.leaves: list[Leaf] = []
         self._hold = hold
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._lay_out = lay_out
         self._values: list[Any] = []
         self._rank = rank
         self._root = self._scan(state, "", "", own=False)
@@ -104,13 +114,6 @@ class Tree:
         """Return the leaves' values of a state of the same shape, or None if the shape differs."""
         out: list[Any] = []
         return out if _match(self._root, state, out) else None
-
-    def init_optimizers(self) -> bool:
-        """Give optimizers that have not stepped their state; whether there were any."""
-        fresh = [optimizer for optimizer in self._optimizers if not optimizer.state]
-        for optimizer in fresh:
-            private.init_optimizer(optimizer)
-        return bool(fresh)
 
     def fill(self, state: object, replaced: Iterator[Any]) -> None:
         """Put one value a leaf into `state`, in place; stateful objects load their part.
@@ -137,8 +140,8 @@ class Tree:
             return Node("rank", PerRank, children=[inner])
         if is_stateful(value):
             state = _state_of(value)
-            if self._hold and isinstance(value, torch.optim.Optimizer):
-                self._optimizers.append(value)
+            if self._lay_out is not None:
+                state = self._lay_out(value, state, *self._full(name, path, own=own))
             inner = self._scan(state, name, path, own=own)
             held = state if self._hold else None
             return Node("stateful", type(value), children=[inner], held=held)
@@ -160,14 +163,17 @@ class Tree:
         return self._take(value, name, path, own=own)
 
     def _take(self, value: Any, name: str, path: str, *, own: bool) -> Node:
-        rank = None
-        if own:
-            rank = self._rank
-            name = f"rank{rank:05d}/{name}"
-            path = ", ".join(filter(None, (json.dumps({"rank": rank}), path)))
+        name, path = self._full(name, path, own=own)
         self._values.append(value)
-        self.leaves.append(Leaf(name, f"[{path}]", rank))
+        self.leaves.append(Leaf(name, f"[{path}]", self._rank if own else None))
         return _LEAF
+
+    def _full(self, name: str, path: str, *, own: bool) -> tuple[str, str]:
+        """Return name and path with the rank whose own part they are in."""
+        if not own:
+            return name, path
+        mark = json.dumps({"rank": self._rank})
+        return f"rank{self._rank:05d}/{name}", f"{mark}, {path}" if path else mark
 
 
 def _below(name: str, path: str, label: str, step: Step) -> tuple[str, str]:
@@ -176,9 +182,10 @@ def _below(name: str, path: str, label: str, step: Step) -> tuple[str, str]:
     return (f"{name}.{label}", f"{path}, {text}") if path else (label, text)
 
 
-def is_per_rank(path: str) -> bool:
-    """Whether a stored path is of one rank's own part."""
-    return path.startswith('[{"rank":')
+def rank_of(path: str) -> int | None:
+    """Return the rank whose own part a stored path is of, or None."""
+    found = _OWN.match(path)
+    return int(found[1]) if found else None
 
 
 def is_stateful(value: object) -> bool:
@@ -249,6 +256,20 @@ def _holds(value: Any) -> bool:
     return is_stateful(value)
 
 
+def _load(value: Any, state: Any) -> None:
+    # What an optimizer makes of its state is for training, in whatever mode this is called.
+    inference = torch.is_inference_mode_enabled() and isinstance(value, torch.optim.Optimizer)
+    try:
+        with torch.inference_mode(False) if inference else nullcontext():
+            value.load_state_dict(state)
+    except TierstoreError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"a {type(value).__name__} did not take its state: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _fill(node: Node, value: Any, replaced: Iterator[Any]) -> Any:
     if node.kind == "leaf":
         return next(replaced)
@@ -256,7 +277,7 @@ def _fill(node: Node, value: Any, replaced: Iterator[Any]) -> Any:
         inner = _fill(node.children[0], value.value, replaced)
         return value if inner is value.value else PerRank(inner)
     if node.kind == "stateful":
-        value.load_state_dict(_fill(node.children[0], node.held, replaced))
+        _load(value, _fill(node.children[0], node.held, replaced))
         return value
     if node.kind == "dict":
         for key, child in zip(node.keys, node.children, strict=True):

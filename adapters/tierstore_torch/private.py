@@ -168,13 +168,6 @@ def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor], *, wait: 
         torch._foreach_copy_(targets, sources, non_blocking=not wait)
 
 
-def init_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Give a fresh optimizer the state that its first step would make, leaving parameters alone."""
-    from torch.distributed.checkpoint.state_dict import _init_optim_state
-
-    _init_optim_state(optimizer)
-
-
 def pin(address: int, size: int) -> bool:
     """Page-lock `size` bytes for the GPU; False where CUDA refuses (a low memlock limit)."""
     return int(_cudart().cudaHostRegister(address, size, 0)) == 0

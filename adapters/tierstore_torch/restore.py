@@ -18,10 +18,11 @@ from tierstore.checkpoint.values import decode
 from tierstore.errors import NotFoundError, PlanError, TierstoreError, UnsafePickleError
 from tierstore.ladder.find import Found
 from tierstore.transfer.read import ReadReport, Want, fetch
-from tierstore_torch.flatten import Leaf, Tree, is_per_rank
+from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
 from tierstore_torch.items import is_storable, tensor_chunks
 from tierstore_torch.overlap import wants, whole_want
+from tierstore_torch.stored import Stored
 
 _log = logging.getLogger(__name__)
 _LISTED = 10  # keys an error names
@@ -49,12 +50,9 @@ def restore_into(state: object, found: Found, group: Group, rules: Rules) -> Rea
         TierstoreError: bytes could not be read; the state is then partly overwritten.
     """
     with _without_collector():
-        index = _Index(found.manifest)
-        matched = group.together(lambda: _Match(state, index, group.rank))
-        fresh = bool(_unexpected(index, matched, group)) and matched.tree.init_optimizers()
-        if group.all_max([int(fresh)])[0]:
-            matched = group.together(lambda: _Match(state, index, group.rank))
-        extra = _unexpected(index, matched, group)
+        stored = Stored(found.manifest)
+        matched = group.together(lambda: _Match(state, stored, group))
+        extra = _unexpected(stored, matched, group)
         group.together(lambda: _check(matched, extra, rules))
         plan = group.together(lambda: _Plan(matched, found.manifest, rules))
     report = group.together(lambda: _read(plan.wants, found))
@@ -77,76 +75,30 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-_Hit = tuple[int, Tensor | ValueEntry]
-"""A position among a manifest's names, and what is stored under the name."""
-
-
-class _Index:
-    """A manifest's names: tensors first, then values."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._values = list(manifest.values())
-        self.names = [*manifest.names(), *(value.name for value in self._values)]
-        self._positions = {name: position for position, name in enumerate(self.names)}
-
-    def find(self, leaves: Sequence[Leaf]) -> list[_Hit | None]:
-        """Return for each leaf its position in `names` and what is stored for it."""
-        found = self._find([leaf.name for leaf in leaves], leaves)
-        rest = [index for index, hit in enumerate(found) if hit is None]
-        others = [leaves[index] for index in rest]
-        exact = self._find([leaf.exact_name for leaf in others], others)
-        for index, hit in zip(rest, exact, strict=True):
-            found[index] = hit
-        return found
-
-    def is_per_rank(self, position: int) -> bool:
-        """Whether a name is of one rank's own part."""
-        return is_per_rank(self._entries([position])[position].path)
-
-    def _find(self, names: Sequence[str], leaves: Sequence[Leaf]) -> list[_Hit | None]:
-        positions = [self._positions.get(name, -1) for name in names]
-        entries = self._entries([position for position in positions if position >= 0])
-        return [
-            (at, entries[at]) if at >= 0 and _is_of(entries[at], leaf) else None
-            for at, leaf in zip(positions, leaves, strict=True)
-        ]
-
-    def _entries(self, positions: Sequence[int]) -> dict[int, Tensor | ValueEntry]:
-        """All at once: one by one takes ten times as long."""
-        count = len(self._manifest)
-        rows = [position for position in positions if position < count]
-        tensors = zip(rows, self._manifest.tensors(rows), strict=True)
-        values = ((at, self._values[at - count]) for at in positions if at >= count)
-        return dict((*tensors, *values))
-
-
-def _is_of(entry: Tensor | ValueEntry, leaf: Leaf) -> bool:
-    """Whether an entry of a leaf's name is its own; DCP's paths, and none, say less than it."""
-    return entry.path == leaf.path or entry.path[:1] != "["
-
-
 class _Match:
     """A state's leaves, each with what is stored for it."""
 
-    def __init__(self, state: object, index: _Index, rank: int) -> None:
-        self.tree = Tree(state, rank=rank, hold=True)
+    @torch.inference_mode(False)  # what an optimizer gets here is for training
+    @torch.no_grad()
+    def __init__(self, state: object, stored: Stored, group: Group) -> None:
+        self.tree = Tree(state, rank=group.rank, hold=True, lay_out=stored.laid_out)
         self.values = self.tree.values
-        self.entries: list[Tensor | ValueEntry | None] = []
-        self.missing: list[str] = []
-        hits = index.find(self.tree.leaves)
-        self.seen = torch.zeros(len(index.names), dtype=torch.uint8)
+        hits = stored.find(self.tree.leaves)
+        self.entries = [hit[1] if hit else None for hit in hits]
+        self.seen = torch.zeros(len(stored.names), dtype=torch.uint8, device="cpu")
         self.seen[[hit[0] for hit in hits if hit]] = 1
-        for leaf, value, hit in zip(self.tree.leaves, self.values, hits, strict=True):
-            self.entries.append(hit[1] if hit else None)
-            if hit:
-                continue
-            if leaf.rank is not None:
-                _log.warning(
-                    "rank %d has nothing saved for %s and keeps what it has", rank, leaf.name
-                )
-            elif not _is_empty(value):
-                self.missing.append(leaf.name)
+        missing = [
+            leaf
+            for leaf, value, hit in zip(self.tree.leaves, self.values, hits, strict=True)
+            if not hit and not _is_empty(value)
+        ]
+        self.missing = [leaf.name for leaf in missing if stored.lacks(leaf, group.size)]
+        if kept := [leaf.name for leaf in missing if not stored.lacks(leaf, group.size)]:
+            _log.warning(
+                "rank %d has nothing saved for its own %s and keeps what it has: the checkpoint "
+                "is of %d ranks",
+                *(group.rank, _listed(kept), stored.world_size),
+            )
 
 
 @dataclass(slots=True)
@@ -157,6 +109,8 @@ class _Plan:
     wants: list[Want]
     _values: dict[int, Any] = field(default_factory=dict)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __init__(self, matched: _Match, manifest: Manifest, rules: Rules) -> None:
         self.matched, self.wants, self._values = matched, [], {}
         files = [file.name for file in manifest.files]
@@ -204,22 +158,33 @@ def _read(wanted: Sequence[Want], found: Found) -> ReadReport:
         raise
 
 
-def _unexpected(index: _Index, matched: _Match, group: Group) -> list[str]:
-    """Return the stored names that no rank asked for, of parts that are not one rank's own."""
+def _unexpected(stored: Stored, matched: _Match, group: Group) -> list[str]:
+    """Return the stored names that no rank asked for, though some rank should have."""
     seen = group.max_tensor(matched.seen)
-    unseen = torch.nonzero(seen == 0).flatten().tolist()
-    return [index.names[position] for position in unseen if not index.is_per_rank(position)]
+    names, of_others = stored.for_ranks((seen == 0).nonzero().flatten().tolist(), group.size)
+    if of_others and group.rank == 0:
+        _log.warning(
+            "not restored, as it is of ranks that are not here: %s; the checkpoint is of %d ranks",
+            *(_listed(of_others), stored.world_size),
+        )
+    return names
 
 
 def _check(matched: _Match, extra: Sequence[str], rules: Rules) -> None:
-    if not rules.strict or not (matched.missing or extra):
-        return
     parts = []
     if matched.missing:
         parts.append(f"{len(matched.missing)} keys were not saved: {_listed(matched.missing)}")
     if extra:
         parts.append(f"{len(extra)} saved keys have no place here: {_listed(extra)}")
-    raise PlanError("; ".join(parts), hint="pass strict=False to restore what fits")
+    if not parts:
+        return
+    if rules.strict:
+        raise PlanError(
+            "; ".join(parts),
+            hint="strict=False restores the rest; what an object has only later, such as after a "
+            "first step, it must be given before",
+        )
+    _log.warning("not restored: %s", "; ".join(parts))
 
 
 def _decoded(entry: ValueEntry, rules: Rules) -> Any:

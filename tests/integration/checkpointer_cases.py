@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from tests.patience import PATIENCE
@@ -316,3 +319,95 @@ def _cannot_copy(_: object) -> None:
 
 def _no_memory(size: int, *, timeout: float) -> Any:
     raise OutOfSpaceError(f"no {size} bytes")
+
+
+def under_modes(url: str) -> list[str]:
+    """Save and restore under one mode after the other."""
+    state = {"w": torch.zeros(5), "n": 0, "own": per_rank(dist.get_rank())}
+    texts = []
+    with Checkpointer(url, run="run") as checkpointer:
+        modes = [torch.device("meta"), torch.inference_mode(), nullcontext()]
+        for step, mode in enumerate(modes):
+            state["w"].fill_(step)
+            with mode:
+                checkpointer.save(step, state).wait()
+                state["w"].fill_(-1)
+                texts.append(f"{checkpointer.restore(state)} {float(state['w'][0])}")
+    return texts
+
+
+def fresh_sharded_optimizers(url: str) -> list[str]:
+    """Restore FSDP2 optimizers that have not stepped; return those that go on otherwise."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    makers: dict[str, Any] = {
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "some": lambda p: torch.optim.AdamW([*p][2:]),
+        "wrapped": lambda p: _Wrapped(torch.optim.AdamW(p)),
+    }
+
+    def training(kind: str, *, steps: int) -> tuple[torch.nn.Module, Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3))
+        fully_shard(model, mesh=mesh)
+        optimizer = makers[kind](model.parameters())
+        for _ in range(steps):
+            step(model, optimizer)
+        return model, optimizer
+
+    def step(model: torch.nn.Module, optimizer: Any) -> float:
+        loss = model(torch.ones(2, 3)).square().sum()
+        loss.backward()
+        optimizer.step()
+        model.zero_grad()
+        return loss.item()
+
+    wrong = []
+    for kind in makers:
+        first, second = training(kind, steps=2), training(kind, steps=0)
+        with Checkpointer(url, run=kind) as checkpointer:
+            checkpointer.save(1, dict(zip("mo", first, strict=True))).wait()
+            checkpointer.restore(dict(zip("mo", second, strict=True)))
+        if [step(*first) for _ in range(3)] != [step(*second) for _ in range(3)]:
+            wrong.append(kind)
+    return wrong
+
+
+class _Wrapped:
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base = base
+        self.step, self.state_dict = base.step, base.state_dict
+
+    def state_dict(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.base.load_state_dict(state)
+
+
+def own_parts(url: str, saved: list[Any], here: list[Any], *, save: bool) -> tuple[str, str, Any]:
+    """Save, or restore, values of which each rank may have something of its own.
+
+    Returns what a strict restore says, what the log says of another, and what is there then.
+    """
+    rank = dist.get_rank()
+    with Checkpointer(url, run="run") as checkpointer:
+        if save:
+            checkpointer.save(1, {"w": 1, **_own(saved[rank])}).wait()
+            return "", "", None
+        state: dict[str, Any] = {"w": 0, **_own(here[rank])}
+        strict = outcome(lambda: checkpointer.restore(state))
+        records: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+        logger = logging.getLogger("tierstore_torch.restore")
+        logger.addHandler(handler)
+        try:
+            checkpointer.restore(state, strict=False)
+        finally:
+            logger.removeHandler(handler)
+        return strict, "\n".join(records), state["own"].value if "own" in state else None
+
+
+def _own(part: Any) -> dict[str, Any]:
+    return {} if part is None else {"own": per_rank(part)}

@@ -61,7 +61,7 @@ def load_layouts(url: str) -> list[str]:
     for index, layout in enumerate(layouts.LAYOUTS):
         for into in (layout, layouts.LAYOUTS[index - 1]):
             state = layouts.build(into)
-            private_init(state)
+            layouts.take_a_step(state.optimizer)
             fresh = state_of(state) | {"step": 0, "schedule": {"warmup": None, "done": None}}
             reader = TierStorageReader(url, checkpoint_id=layout)
             dcp.load(fresh, storage_reader=reader)
@@ -77,10 +77,6 @@ def load_after_save(url: str) -> list[str]:
     save_layouts(url)
     dist.barrier()
     return load_layouts(url)
-
-
-def private_init(state: layouts.State) -> None:
-    layouts.private.init_optimizer(state.optimizer)
 
 
 def differences(state: layouts.State) -> list[str]:
@@ -104,7 +100,7 @@ def interop(url: str) -> list[str]:
         dist.barrier()
         for run in (f"c-{layout}", f"d-{layout}"):
             other = layouts.build(layout)
-            private_init(other)
+            layouts.take_a_step(other.optimizer)
             fresh = state_of(other) | {"step": 0}
             if run.startswith("c-"):
                 dcp.load(fresh, storage_reader=TierStorageReader(url, checkpoint_id=run))

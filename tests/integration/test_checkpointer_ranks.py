@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +94,71 @@ def test_one_ranks_change_makes_all_plan_again(ranks: Ranks, url: str) -> None:
 def test_pipeline_ranks_hold_different_tensors(ranks: Ranks, url: str) -> None:
     ranks.run(3, cases.pipeline, url, True)
     assert ranks.run(3, cases.pipeline, url, False) == [[], [], []]
+
+
+FULL = {"at": 5, "seed": 6}
+FRESH = {"at": 0, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "said"),
+    [
+        (
+            [FULL, FULL],
+            [FRESH, None],
+            "2 saved keys have no place here: rank00001/own.at, rank0000",
+        ),
+        (
+            [FULL, None],
+            [FRESH, FRESH],
+            "2 keys were not saved: rank00001/own.at, rank00001/own.see",
+        ),
+        ([FULL, FULL], [FRESH, {"at": 0}], "1 saved keys have no place here: rank00001/own.seed"),
+        ([FULL, {"at": 5}], [FRESH, FRESH], "1 keys were not saved: rank00001/own.seed"),
+        ([None, None], [FRESH, FRESH], "2 keys were not saved: rank0000./own.at"),
+    ],
+    ids=["no place", "not saved", "no place for a part", "a part not saved", "nothing saved"],
+)
+def test_what_is_a_ranks_own_is_missed_at_the_same_size(
+    ranks: Ranks, url: str, saved: list[Any], here: list[Any], said: str
+) -> None:
+    ranks.run(2, partial(cases.own_parts, save=True), url, saved, here)
+    results = ranks.run(2, partial(cases.own_parts, save=False), url, saved, here)
+    for rank, (strict, _log, value) in enumerate(results):
+        assert re.search(f"^PlanError: .*{said}", strict), strict
+        assert "strict=False" in strict
+        mine = saved[rank] or {}
+        assert value == (here[rank] and {key: mine.get(key, 0) for key in here[rank]})
+    assert re.search(said, "\n".join(log for _, log, _ in results))
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "said"),
+    [
+        ([FULL, FULL], [FRESH] * 3, [None, None, "own.* of 2 ranks"]),
+        ([FULL, FULL, FULL], [FRESH] * 2, ["of ranks that are not here: rank00002/own.at", None]),
+        ([FULL, None, None], [FRESH] * 2, [None, "nothing saved for its own .* of 3 ranks"]),
+    ],
+    ids=["more", "fewer", "one had none"],
+)
+def test_what_is_a_ranks_own_at_another_size(
+    ranks: Ranks, url: str, saved: list[Any], here: list[Any], said: list[str | None]
+) -> None:
+    ranks.run(len(saved), partial(cases.own_parts, save=True), url, saved, here)
+    results = ranks.run(len(here), partial(cases.own_parts, save=False), url, saved, here)
+    for rank, (strict, log, value) in enumerate(results):
+        assert strict == "1"
+        had = rank < len(saved) and saved[rank] is not None
+        assert value == (FULL if had else FRESH)
+        expected = said[rank]
+        assert (log == "") if expected is None else re.search(expected, log), log
+
+
+def test_a_part_of_a_ranks_own_is_missed_at_another_size(ranks: Ranks, url: str) -> None:
+    saved, here = [{"at": 5}, FULL, FULL], [FRESH] * 2
+    ranks.run(3, partial(cases.own_parts, save=True), url, saved, here)
+    for strict, _, _ in ranks.run(2, partial(cases.own_parts, save=False), url, saved, here):
+        assert "1 keys were not saved: rank00000/own.seed" in strict
 
 
 def test_replicas_are_written_once_and_balanced(ranks: Ranks, url: str) -> None:

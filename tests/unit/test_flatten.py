@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tierstore.errors import PlanError
-from tierstore_torch.flatten import Leaf, Tree, is_per_rank, per_rank
+from tierstore_torch.flatten import Leaf, Tree, per_rank, rank_of
 
 pytestmark = pytest.mark.torch
 T = torch.ones(1)
@@ -96,8 +96,8 @@ def test_what_may_hold_tensors_is_entered(value: object, expected: list[str]) ->
 def test_a_ranks_own_part_has_its_number() -> None:
     (leaf,) = Tree({"rng": per_rank({"cpu": T})}, rank=3).leaves
     assert leaf == Leaf("rank00003/rng.cpu", '[{"rank": 3}, "rng", "cpu"]', 3)
-    assert is_per_rank(leaf.path)
-    assert not is_per_rank('["rank", "x"]')
+    assert rank_of(leaf.path) == 3
+    assert rank_of('["rank", "x"]') is None
 
 
 def test_keys_that_cannot_be_stored_are_named() -> None:
