@@ -32,6 +32,7 @@ from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier, close_ladder, open_ladder
+from tierstore_torch.encoding import tell_pickled
 from tierstore_torch.group import Group
 from tierstore_torch.launch import claim_launch
 from tierstore_torch.preempt import StopSignal
@@ -116,6 +117,7 @@ class Checkpointer:
         self._shard: RankShard | None = None
         self._pending: list[Save] = []
         self._stopping = False
+        self._told: set[str] = set()  # values that are pickles
         self._closed = False
         self._closing = ExitStack()  # undoes what follows, last first
         with self._closing as undo:
@@ -184,6 +186,8 @@ class Checkpointer:
         handle = self._saver.submit(work, ready.image, tiers=ready.tiers)
         stall = time.perf_counter() - started
         save = Save(stall, ready.shard.nbytes, handle, places, keys)
+        if not self._allow_pickle:
+            tell_pickled(work.values, self._told)
         self._pending = [*(other for other in self._pending if not other.done), save]
         return save
 

@@ -27,6 +27,7 @@ from tierstore.transfer.write import FileWrite, write_files
 from tierstore_torch.dcp_metadata import path_text
 from tierstore_torch.dcp_notice import Notice
 from tierstore_torch.dcp_source import gather_sources
+from tierstore_torch.encoding import check_name, saveable
 from tierstore_torch.items import dtype_name
 
 
@@ -45,8 +46,11 @@ class PlannedShard:
         rank: this rank.
         segment_bytes: the size at which a segment is closed.
 
+    Attributes:
+        values: what of it are no tensors.
+
     Raises:
-        PlanError: a tensor cannot be stored.
+        PlanError: a tensor or a value cannot be stored.
     """
 
     def __init__(self, plan: SavePlan, planner: SavePlanner, rank: int, segment_bytes: int) -> None:
@@ -56,10 +60,11 @@ class PlannedShard:
         self._paths = {name: path_text(path) for name, path in paths.items()}
         self._chunks: list[Chunk] = []
         self._resolvers: list[Callable[[], torch.Tensor]] = []
-        self._values: list[ValueEntry] = []
+        self.values: list[ValueEntry] = []
         for item in filter(is_stored, plan.items):
+            check_name(item.index.fqn)
             if item.type == WriteItemType.BYTE_IO:
-                self._values.append(self._value(item, planner))
+                self.values.append(self._value(item, planner))
             else:
                 self._chunks.append(self._chunk(item))
                 self._resolvers.append(
@@ -88,7 +93,7 @@ class PlannedShard:
                 chunks=self._chunks,
                 placements=self._layout.placements,
                 files=files,
-                values=self._values,
+                values=self.values,
             )
             RunStore(backend, run).write_fragment(fragment)
         return self._results(str(notice.attempt))
@@ -118,7 +123,7 @@ class PlannedShard:
 
     def _results(self, attempt: str) -> list[WriteResult]:
         sizes = {(chunk.name, chunk.offsets): chunk.nbytes for chunk in self._chunks}
-        lengths = {value.name: len(value.data) for value in self._values}
+        lengths = {value.name: len(value.data) for value in self.values}
         results = []
         for item in self._items:
             index = item.index
@@ -148,7 +153,7 @@ class PlannedShard:
             with suppress(NotPlainError):
                 text = encode(planner.lookup_object(item.index))
                 return ValueEntry(name, path, "json", text.encode())
-        data = planner.resolve_data(item)
+        data = saveable(name, lambda: planner.resolve_data(item))
         if not isinstance(data, io.BytesIO):
             raise PlanError(f"{name}: the planner returned a {type(data).__name__} for a value")
         return ValueEntry(name, path, "opaque", data.getvalue())

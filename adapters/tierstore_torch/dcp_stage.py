@@ -23,6 +23,7 @@ from tierstore.image.layout import Chunk, plan_layout
 from tierstore.image.pool import Image, StagingPool
 from tierstore_torch import private
 from tierstore_torch.dcp_standin import OwnMemory, Place, Refusal, StandIn
+from tierstore_torch.encoding import check_name, saveable
 from tierstore_torch.items import is_storable, local_tensor, tensor_chunks
 from tierstore_torch.staging import StagedPlan
 
@@ -162,7 +163,7 @@ def _parts(name: str, value: torch.Tensor) -> list[tuple[Chunk, torch.Tensor]]:
             f"{name}: a {type(value).__name__} of layout {value.layout} has no plain bytes to save",
             hint="save its dense parts as tensors of their own",
         )
-    return tensor_chunks(name, value)
+    return tensor_chunks(check_name(name), value)
 
 
 def _sources(leaf: Leaf, chunks: Sequence[Chunk]) -> list[torch.Tensor]:
@@ -190,7 +191,7 @@ def _walk(
     value: Any,
     path: tuple[str, ...],
     tensor: Callable[[tuple[str, ...], torch.Tensor], Any],
-    other: Callable[[Any], Any],
+    other: Callable[[tuple[str, ...], Any], Any],
 ) -> Any:
     """Rebuild a state dict, entering what DCP's planner enters: dicts, and lists with tensors."""
     if isinstance(value, torch.Tensor):
@@ -199,7 +200,7 @@ def _walk(
         return {k: _walk(v, (*path, str(k)), tensor, other) for k, v in value.items()}
     if isinstance(value, list) and _is_entered(value):
         return [_walk(v, (*path, str(i)), tensor, other) for i, v in enumerate(value)]
-    return other(value)
+    return other(path, value)
 
 
 def _is_entered(values: list[Any]) -> bool:
@@ -210,11 +211,13 @@ def _is_entered(values: list[Any]) -> bool:
     )
 
 
-def _frozen(value: Any) -> Any:
-    return value if type(value) in _IMMUTABLE else copy.deepcopy(value)
+def _frozen(path: tuple[str, ...], value: Any) -> Any:
+    if type(value) in _IMMUTABLE:
+        return value
+    return saveable(".".join(path), lambda: copy.deepcopy(value))
 
 
-def _ignore(_: Any) -> None:
+def _ignore(_path: tuple[str, ...], _value: Any) -> None:
     return None
 
 

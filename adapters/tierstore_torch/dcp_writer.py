@@ -33,6 +33,7 @@ from tierstore_torch.dcp_session import Life, Session, lives_of, session_of
 from tierstore_torch.dcp_shard import PlannedShard, is_stored
 from tierstore_torch.dcp_stage import close_staging, process_staging
 from tierstore_torch.dcp_standin import return_borrowed
+from tierstore_torch.encoding import tell_pickled
 
 
 class TierStorageWriter(StorageWriter, AsyncStager):
@@ -79,6 +80,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
         self._segment_bytes = segment_bytes
         self._stage_timeout = stage_timeout
         self._lives: Mapping[str, Life] = {}
+        self._told: set[str] = set()  # values that are pickles
         self._notice: Notice | None = None
         self.reset(checkpoint_id)
 
@@ -135,6 +137,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
                 notice = self._notice = collect()
                 tiers = self._ladder.tiers(notice.world_size)
                 shard = PlannedShard(plan, planner, notice.rank, self._segment_bytes)
+                tell_pickled(shard.values, self._told)
                 backends = [tier.backend for tier in tiers]
                 future.set_result(shard.write(backends, self._session()[0].run, notice))
         finally:

@@ -21,6 +21,7 @@ import torch
 from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
 from tierstore.errors import CheckpointError, PlanError, TierstoreError
+from tierstore_torch.encoding import check_name, saveable
 
 Step = str | dict[str, Any]
 """One step of a path, as its JSON holds it."""
@@ -102,7 +103,12 @@ class Tree:
         self._lay_out = lay_out
         self._values: list[Any] = []
         self._rank = rank
-        self._root = self._scan(state, "", "", own=False)
+        try:
+            self._root = self._scan(state, "", "", own=False)
+        except RecursionError:
+            raise PlanError(
+                "the state is nested too deep, or a dict or list in it contains itself"
+            ) from None
 
     @property
     def values(self) -> list[Any]:
@@ -113,7 +119,10 @@ class Tree:
     def match(self, state: object) -> list[Any] | None:
         """Return the leaves' values of a state of the same shape, or None if the shape differs."""
         out: list[Any] = []
-        return out if _match(self._root, state, out) else None
+        try:
+            return out if _match(self._root, state, out) else None
+        except RecursionError:  # a scan tells it
+            return None
 
     def fill(self, state: object, replaced: Iterator[Any]) -> None:
         """Put one value a leaf into `state`, in place; stateful objects load their part.
@@ -178,6 +187,7 @@ class Tree:
 
 def _below(name: str, path: str, label: str, step: Step) -> tuple[str, str]:
     """Return name and path of what lies one step below; only the top has an empty path."""
+    check_name(label)
     text = _quote(step) if isinstance(step, str) else json.dumps(step)
     return (f"{name}.{label}", f"{path}, {text}") if path else (label, text)
 
@@ -196,7 +206,7 @@ def is_stateful(value: object) -> bool:
 
 def _state_of(value: Any) -> Any:
     with torch.no_grad():
-        return value.state_dict()
+        return saveable(f"the state of a {type(value).__name__}", value.state_dict)
 
 
 def _step(key: Any) -> Step:

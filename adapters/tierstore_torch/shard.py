@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,13 +11,15 @@ from torch.distributed.tensor import DTensor
 
 from tierstore.blocks import crc32c, crc32c_of
 from tierstore.checkpoint.fragment import ValueEntry
-from tierstore.checkpoint.values import NotPlainError, encode
 from tierstore.image.layout import Chunk, plan_layout
 from tierstore_torch import plan, private
+from tierstore_torch.encoding import encode_value
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
 from tierstore_torch.items import byte_view, is_storable, local_tensor, tensor_chunks
 from tierstore_torch.staging import StagedPlan
+
+_Encoded = tuple[Literal["json", "opaque"], bytes]
 
 _NOT_MINE = -(1 << 40)  # below every CRC32C and its negative
 
@@ -113,6 +114,7 @@ class _Scan:
                 self.chunks.append(chunk)
                 self.tensors.append(tensor)
                 self.places.append((index, position))
+        self.encoded = _encoded(self.tree, self.values, self.value_leaves)
 
     @property
     def value_leaves(self) -> list[int]:
@@ -137,8 +139,8 @@ class _Scan:
             for chunk, (leaf, _) in zip(self.chunks, self.places, strict=True)
         ]
         values = [
-            plan.ValueOffer(leaves[i].name, paths[i], crc32c(encode_value(self.values[i])[1]))
-            for i in self.value_leaves
+            plan.ValueOffer(leaves[i].name, paths[i], crc32c(data))
+            for i, (_, data) in self.encoded.items()
         ]
         return plan.Offer(chunks, values)
 
@@ -175,8 +177,8 @@ class RankShard:
             for shared in part.shared
         ]
         self.digests = [_NOT_MINE] * 2 * len(part.shared)
-        self._values: list[Any] = scan.values
-        self._encoded: dict[int, tuple[Literal["json", "opaque"], bytes]] = {}
+        self._value_leaves = scan.value_leaves
+        self._encoded = scan.encoded
         self.declared = part.declared
         chunks = [
             self._renamed(scan.chunks[index], scan.tree.leaves[scan.places[index][0]])
@@ -188,7 +190,11 @@ class RankShard:
 
     @torch.no_grad()
     def take(self, state: object) -> bool:
-        """Look at the tensors of another state of this structure; False if it is not."""
+        """Look at another state of this structure; False if it is not.
+
+        Raises:
+            PlanError: a value cannot be saved.
+        """
         values = self._tree.match(state)
         if values is None:
             return False
@@ -203,14 +209,13 @@ class RankShard:
             if held is None:
                 return False
             locals_.append(held)
-        self._values = values
 
         def chunk(place: tuple[int, int]) -> torch.Tensor:
             held: torch.Tensor | list[torch.Tensor] = locals_[place[0]]
             return held[place[1]] if isinstance(held, list) else held
 
         self.staged.sources = [chunk(place) for place in self._places]
-        self._encoded = {i: encode_value(values[i]) for leaves, _ in self._shared for i in leaves}
+        self._encoded = _encoded(self._tree, values, self._value_leaves)
         digests: list[int] = []
         for leaves, places in self._shared:
             texts = [self._encoded[leaf][1] for leaf in leaves]
@@ -219,17 +224,15 @@ class RankShard:
         return True
 
     def value_entries(self) -> list[ValueEntry]:
-        """Encode the values that this rank writes."""
-        entries = []
-        for index in self._owned_values:
-            leaf = self._tree.leaves[index]
-            kind, data = self._encoded.get(index) or encode_value(self._values[index])
-            entries.append(ValueEntry(self._name(leaf), leaf.path, kind, data))
-        return entries
+        """Return the values that this rank writes."""
+        leaves = self._tree.leaves
+        return [
+            ValueEntry(self._name(leaves[index]), leaves[index].path, *self._encoded[index])
+            for index in self._owned_values
+        ]
 
     def release(self) -> None:
         """Forget the state: between saves no tensor of it is kept alive."""
-        self._values = []
         self._encoded = {}
         self.staged.sources = []
 
@@ -241,14 +244,8 @@ class RankShard:
         return leaf.exact_name if leaf.name in self._ambiguous else leaf.name
 
 
-def encode_value(value: object) -> tuple[Literal["json", "opaque"], bytes]:
-    """Return how a value that is no tensor is stored: tagged JSON, else what torch.save makes."""
-    try:
-        return "json", encode(value).encode()
-    except NotPlainError:
-        buffer = io.BytesIO()
-        torch.save(value, buffer)
-        return "opaque", buffer.getvalue()
+def _encoded(tree: Tree, values: Sequence[Any], leaves: Sequence[int]) -> dict[int, _Encoded]:
+    return {index: encode_value(tree.leaves[index].name, values[index]) for index in leaves}
 
 
 def _digest(texts: Sequence[bytes], tensors: Sequence[torch.Tensor]) -> tuple[int, int]:

@@ -411,3 +411,13 @@ def own_parts(url: str, saved: list[Any], here: list[Any], *, save: bool) -> tup
 
 def _own(part: Any) -> dict[str, Any]:
     return {} if part is None else {"own": per_rank(part)}
+
+
+def lone_surrogates(url: str) -> list[str]:
+    """One rank's key cannot be stored; both are told, and can save after that."""
+    key = "x\ud800" if dist.get_rank() else "x"
+    with Checkpointer(url, run="run") as checkpointer:
+        return [
+            outcome(lambda: checkpointer.save(1, {key: torch.ones(1)}).wait()),
+            outcome(lambda: checkpointer.save(1, {"x": torch.ones(1)}).wait()),
+        ]

@@ -47,8 +47,8 @@ from tierstore_torch.convert.tree import loaded
 from tierstore_torch.convert.unpickle import load_metadata
 from tierstore_torch.convert.window import Window
 from tierstore_torch.dcp_metadata import path_of, path_text
+from tierstore_torch.encoding import encode_value
 from tierstore_torch.items import dtype_name
-from tierstore_torch.shard import encode_value
 
 _SEAL = ".metadata"
 _OWN = re.compile(r"__\d+_\d+\.distcp|\.metadata")
@@ -149,9 +149,8 @@ def _chunk(name: str, path: str, entry: TensorStorageMetadata, box: ChunkStorage
 def _value(name: str, path: str, data: bytes) -> ValueEntry:
     """Plain values become plain; others stay the pickle that they are, and are not looked at."""
     try:
-        kind, text = encode_value(
-            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        )
+        known = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        kind, text = encode_value(name, known)
     except Exception:  # whatever it is, it is kept
         kind, text = "opaque", data
     return ValueEntry(name, path, kind, text if kind == "json" else data)

@@ -38,9 +38,9 @@ from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
 from tierstore_torch.convert.strided import is_row_major, strided_reader
 from tierstore_torch.convert.tree import loaded, nested
+from tierstore_torch.encoding import encode_value
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.items import dtype_name, is_plain, is_storable
-from tierstore_torch.shard import encode_value
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def read(place: Place, allow_pickle: bool) -> Iterator[Incoming]:
         if is_storable(value):
             items.append(Foreign(_chunk(name, leaf, value), _reader(place, where, value)))
         else:
-            values.append(ValueEntry(name, leaf.path, *encode_value(value)))
+            values.append(ValueEntry(name, leaf.path, *encode_value(name, value)))
     yield Incoming(items, values)
 
 
