@@ -24,7 +24,6 @@ from tierstore.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     InvalidKeyError,
-    NotFoundError,
     PlanError,
     UnsafePickleError,
 )
@@ -32,13 +31,14 @@ from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found, choose, open_attempt
 from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier
-from tierstore.transfer.read import ReadReport, Want, fetch
+from tierstore.transfer.read import ReadReport
 from tierstore_torch.dcp_errors import portable
 from tierstore_torch.dcp_id import CheckpointId, parse_id
 from tierstore_torch.dcp_ladder import Ladder
 from tierstore_torch.dcp_metadata import metadata_failing, metadata_of
 from tierstore_torch.dcp_session import session_of
 from tierstore_torch.overlap import wants
+from tierstore_torch.targets import Target, check_memory, check_twins, read_wants
 
 _log = logging.getLogger(__name__)
 
@@ -146,18 +146,20 @@ class TierStorageReader(StorageReader):
         with portable(), torch.no_grad():
             found = self._opened()
             names = [file.name for file in found.manifest.files]
-            wanted: list[Want] = []
-            targets: list[tuple[ReadItem, torch.Tensor]] = []
+            targets: list[Target] = []
+            filled: list[tuple[ReadItem, torch.Tensor]] = []
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
                     planner.load_bytes(item, self._bytes(_value_of(found.manifest, item)))
                     continue
-                target = planner.resolve_tensor(item)
-                targets.append((item, target))
-                wanted += _tensor_wants(found.manifest, names, item, target.detach())
-            self.report = _fetch(wanted, found)
-            for item, target in targets:
-                planner.commit_tensor(item, target)
+                tensor = planner.resolve_tensor(item)
+                filled.append((item, tensor))
+                targets.append(_target(found.manifest, names, item, tensor.detach()))
+            targets, twins = check_memory(targets)
+            check_twins(twins, found)
+            self.report = read_wants([w for target in targets for w in target.wants], found)
+            for item, tensor in filled:
+                planner.commit_tensor(item, tensor)
             if self._resume:
                 session = session_of(found.run, self._ladder.config)
                 session.restored(found.id)
@@ -240,28 +242,19 @@ def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry:
     return value
 
 
-def _tensor_wants(
-    manifest: Manifest, files: Sequence[str], item: ReadItem, target: torch.Tensor
-) -> list[Want]:
+def _target(
+    manifest: Manifest, files: Sequence[str], item: ReadItem, tensor: torch.Tensor
+) -> Target:
     index = item.storage_index
     saved = manifest.find(index.fqn)
     if saved is None or index.offset is None:
         raise PlanError(f"{index.fqn} is not a tensor of this checkpoint")
-    if target.size() != item.lengths:
+    if tensor.size() != item.lengths:
         raise PlanError(
-            f"{index.fqn}: the planner gave a tensor of shape {tuple(target.shape)} for a part of "
+            f"{index.fqn}: the planner gave a tensor of shape {tuple(tensor.shape)} for a part of "
             f"shape {tuple(item.lengths)}"
         )
     start = tuple(a + b for a, b in zip(index.offset, item.storage_offsets, strict=True))
     part = Chunk(index.fqn, saved.dtype, saved.shape, start, tuple(item.lengths))
-    return list(wants(saved, files, part, target))
-
-
-def _fetch(wanted: Sequence[Want], found: Found) -> ReadReport:
-    names = {want.file for want in wanted}
-    files = {file.name: file for file in found.manifest.files if file.name in names}
-    try:
-        return fetch(wanted, files, found.replicas)
-    except NotFoundError:
-        found.check_deleted()
-        raise
+    reads = list(wants(saved, files, part, tensor))
+    return Target(item.dest_index.fqn, saved, part, tensor, reads)

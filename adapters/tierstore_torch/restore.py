@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +15,15 @@ import torch
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
 from tierstore.checkpoint.values import decode
-from tierstore.errors import NotFoundError, PlanError, TierstoreError, UnsafePickleError
+from tierstore.errors import PlanError, TierstoreError, UnsafePickleError
 from tierstore.ladder.find import Found
-from tierstore.transfer.read import ReadReport, Want, fetch
+from tierstore.transfer.read import ReadReport
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
 from tierstore_torch.items import is_storable, tensor_chunks
 from tierstore_torch.overlap import wants, whole_want
 from tierstore_torch.stored import Stored
+from tierstore_torch.targets import Target, Twins, check_memory, check_twins, read_wants
 
 _log = logging.getLogger(__name__)
 _LISTED = 10  # keys an error names
@@ -55,7 +56,9 @@ def restore_into(state: object, found: Found, group: Group, rules: Rules) -> Rea
         extra = _unexpected(stored, matched, group)
         group.together(lambda: _check(matched, extra, rules))
         plan = group.together(lambda: _Plan(matched, found.manifest, rules))
-    report = group.together(lambda: _read(plan.wants, found))
+    group.together(lambda: check_twins(plan.twins, found))
+    wanted = [want for target in plan.targets for want in target.wants]
+    report = group.together(lambda: read_wants(wanted, found))
     group.together(lambda: matched.tree.fill(state, plan.replacements()))
     return report
 
@@ -106,14 +109,16 @@ class _Plan:
     """What to read and what to put in, for one rank."""
 
     matched: _Match
-    wants: list[Want]
-    _values: dict[int, Any] = field(default_factory=dict)
+    targets: list[Target]
+    twins: list[Twins]
+    _values: dict[int, Any]
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def __init__(self, matched: _Match, manifest: Manifest, rules: Rules) -> None:
-        self.matched, self.wants, self._values = matched, [], {}
+        self.matched, self._values = matched, {}
         files = [file.name for file in manifest.files]
+        targets: list[Target] = []
         wrong: list[str] = []
         for index, (leaf, value, entry) in enumerate(
             zip(matched.tree.leaves, matched.values, matched.entries, strict=True)
@@ -121,7 +126,7 @@ class _Plan:
             if entry is None:
                 continue
             if isinstance(entry, Tensor) and (want := whole_want(entry, files, value)) is not None:
-                self.wants.append(want)
+                targets.append(Target(leaf.name, entry, None, value, (want,)))
             elif isinstance(entry, ValueEntry) != (not is_storable(value)):
                 wrong.append(f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here")
             elif isinstance(entry, ValueEntry):
@@ -132,30 +137,22 @@ class _Plan:
                     f"{_global_shape(value)} is here"
                 )
             else:
-                self.wants += _tensor_wants(leaf, value, entry, files)
+                targets += _targets(leaf, value, entry, files)
         if wrong:
             raise PlanError(f"{len(wrong)} keys do not fit: {_listed(wrong)}")
+        self.targets, self.twins = check_memory(targets)
 
     def replacements(self) -> Iterator[Any]:
         """Return each leaf's new value; tensors are filled in place and stay."""
         return (self._values.get(i, value) for i, value in enumerate(self.matched.values))
 
 
-def _tensor_wants(
+def _targets(
     leaf: Leaf, value: torch.Tensor, saved: Tensor, files: Sequence[str]
-) -> Iterator[Want]:
-    for chunk, target in tensor_chunks(leaf.name, value, leaf.path):
-        yield from wants(saved, files, chunk, target)
-
-
-def _read(wanted: Sequence[Want], found: Found) -> ReadReport:
-    names = {want.file for want in wanted}
-    files = {file.name: file for file in found.manifest.files if file.name in names}
-    try:
-        return fetch(wanted, files, found.replicas)
-    except NotFoundError:
-        found.check_deleted()
-        raise
+) -> Iterator[Target]:
+    for chunk, tensor in tensor_chunks(leaf.name, value, leaf.path):
+        reads = list(wants(saved, files, chunk, tensor))
+        yield Target(leaf.name, saved, chunk, tensor, reads)
 
 
 def _unexpected(stored: Stored, matched: _Match, group: Group) -> list[str]:
