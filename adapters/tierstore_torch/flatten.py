@@ -22,6 +22,7 @@ from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
 from tierstore.errors import CheckpointError, PlanError, TierstoreError
 from tierstore_torch.encoding import check_name, saveable
+from tierstore_torch.items import is_storable
 
 Step = str | dict[str, Any]
 """One step of a path, as its JSON holds it."""
@@ -131,11 +132,18 @@ class Tree:
             state: the one that was scanned, with `hold`. Tuples are replaced where they lie.
             replaced: the values, in the order of `leaves`.
 
-        Raises:
-            PlanError: the state is itself a leaf or a tuple, so that nothing can be put into it.
         """
         filled = _fill(self._root, state, replaced)
-        if filled is not state:
+        if isinstance(state, list) and filled is not state:  # of values, and so one leaf
+            state[:] = filled
+
+    def check_in_place(self, state: object) -> None:
+        """Check that `fill` can put everything into a state itself.
+
+        Raises:
+            PlanError: it is a value, or a tuple of values.
+        """
+        if type(state) is not list and not _stays(self._root, state):
             raise PlanError(
                 f"a {type(state).__name__} cannot be restored in place", hint="put it into a dict"
             )
@@ -154,7 +162,7 @@ class Tree:
             inner = self._scan(state, name, path, own=own)
             held = state if self._hold else None
             return Node("stateful", type(value), children=[inner], held=held)
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and (value or not path):  # an empty one inside is a value
             plain = all(type(key) is str for key in value)
             children = [
                 self._scan(v, *_below(name, path, str(k), _step(k)), own=own)
@@ -264,6 +272,15 @@ def _holds(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_holds(item) for item in value)
     return is_stateful(value)
+
+
+def _stays(node: Node, value: Any) -> bool:
+    """Whether `_fill` returns the value itself."""
+    if node.kind == "leaf":
+        return is_storable(value)
+    if node.kind == "rank":
+        return _stays(node.children[0], value.value)
+    return node.kind != "tuple" or all(map(_stays, node.children, value))
 
 
 def _load(value: Any, state: Any) -> None:

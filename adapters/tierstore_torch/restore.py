@@ -85,6 +85,7 @@ class _Match:
     @torch.no_grad()
     def __init__(self, state: object, stored: Stored, group: Group) -> None:
         self.tree = Tree(state, rank=group.rank, hold=True, lay_out=stored.laid_out)
+        self.tree.check_in_place(state)
         self.values = self.tree.values
         hits = stored.find(self.tree.leaves)
         self.entries = [hit[1] if hit else None for hit in hits]

@@ -97,6 +97,7 @@ class _Scan:
     @torch.no_grad()
     def __init__(self, state: object, rank: int) -> None:
         self.tree = Tree(state, rank=rank)
+        self.tree.check_in_place(state)
         self.values = self.tree.values
         self.signatures: list[_Signature | None] = []
         self.chunks: list[Chunk] = []

@@ -87,6 +87,8 @@ class Stored:
         """
         names: tuple[list[str], list[str]] = [], []
         for at, entry in self._entries(positions).items():
+            if entry.path == "[]" and isinstance(entry, ValueEntry) and entry.data == b"{}":
+                continue  # a rank without a state was saved so
             names[(rank_of(entry.path) or 0) >= world_size].append(self.names[at])
         return names
 

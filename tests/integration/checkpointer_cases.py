@@ -421,3 +421,13 @@ def lone_surrogates(url: str) -> list[str]:
             outcome(lambda: checkpointer.save(1, {key: torch.ones(1)}).wait()),
             outcome(lambda: checkpointer.save(1, {"x": torch.ones(1)}).wait()),
         ]
+
+
+def stateless_rank(url: str) -> list[Any]:
+    """Rank 1 has nothing to save, and nothing to restore; then it does."""
+    empty = dist.get_rank() == 1
+    here = {} if empty else {"w": torch.zeros(3)}
+    with Checkpointer(url, run="run") as checkpointer:
+        checkpointer.save(1, {} if empty else {"w": torch.full((3,), 5.0)}).wait()
+        step = checkpointer.restore(here)
+    return [step, float(here["w"][0]) if here else 0.0]

@@ -147,3 +147,49 @@ def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
     records = [r for r in caplog.records if r.name == "tierstore_torch.encoding"]
     assert all(r.levelno == logging.WARNING and "allow_pickle" in r.message for r in records)
     return [record.message.split()[0] for record in records]
+
+
+@pytest.mark.parametrize(
+    ("saved", "here"),
+    [
+        ({}, {}),
+        ([], [1]),
+        ([1, (2, 3)], []),
+        (torch.ones(3), torch.zeros(3)),
+        ((torch.ones(3), torch.ones(2)), (torch.zeros(3), torch.zeros(2))),
+        (Stateful({"a": 1}), Stateful({"a": 0})),
+    ],
+    ids=["empty", "empty list", "list", "tensor", "tensors", "object"],
+)
+def test_what_can_be_saved_can_be_restored(
+    checkpointer: Checkpointer, saved: Any, here: Any
+) -> None:
+    save = checkpointer.save(1, saved)
+    save.wait()
+    assert checkpointer.restore(here) == 1
+    if isinstance(saved, Stateful):
+        saved, here = saved.state, here.state
+    assert str(here) == str(saved)
+
+
+@pytest.mark.parametrize("state", [5, None, (1, 2), (torch.ones(1), 3), per_rank(5)], ids=repr)
+def test_what_cannot_be_restored_cannot_be_saved(checkpointer: Checkpointer, state: Any) -> None:
+    with pytest.raises(PlanError, match="put it into a dict"):
+        checkpointer.save(1, state)
+    checkpointer.save(1, {"w": 1}).wait()
+    with pytest.raises(PlanError, match="put it into a dict"):
+        checkpointer.restore(state)
+
+
+def test_an_empty_state_and_others(checkpointer: Checkpointer) -> None:
+    checkpointer.save(1, {}).wait()
+    with pytest.raises(PlanError, match="1 keys were not saved: w"):
+        checkpointer.restore({"w": 1})
+    checkpointer.save(2, {"w": 1}).wait()
+    with pytest.raises(PlanError, match="1 saved keys have no place here: w"):
+        checkpointer.restore({})
+    assert checkpointer.restore({}, strict=False) == 2
+
+
+def test_a_rank_without_a_state(ranks: Ranks, tmp_path: Path) -> None:
+    assert ranks.run(2, cases.stateless_rank, tmp_path.as_uri()) == [[1, 5.0], [1, 0.0]]

@@ -163,8 +163,16 @@ def test_fill_works_in_place_and_rebuilds_only_tuples() -> None:
     assert state["r"] == per_rank(60)
 
 
-def test_a_bare_tuple_cannot_be_filled() -> None:
-    state = (T, 1)
-    tree = Tree(state, rank=0, hold=True)
-    with pytest.raises(PlanError, match="a tuple cannot be restored in place"):
-        tree.fill(state, iter([T, 2]))
+@pytest.mark.parametrize("state", [5, None, "x", (1, 2), (T, 1), per_rank(5)], ids=repr)
+def test_what_cannot_be_filled_is_refused(state: object) -> None:
+    with pytest.raises(PlanError, match=r"cannot be restored in place .*put it into a dict"):
+        Tree(state, rank=0).check_in_place(state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"a": 1}, [], [1, 2], T, (T, T), Thing(), per_rank({}), per_rank(Thing())],
+    ids=repr,
+)
+def test_what_can_be_filled(state: object) -> None:
+    Tree(state, rank=0).check_in_place(state)
