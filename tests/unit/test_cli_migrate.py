@@ -60,9 +60,50 @@ def test_one_object(src: Path, tmp_path: Path) -> None:
 
 def test_patterns(src: Path, tmp_path: Path) -> None:
     words = ["migrate", str(src), str(tmp_path / "dst")]
-    done = tierstore(*words, "--include", "*.txt", "--exclude", "sub")
+    done = tierstore(*words, "--exclude", "/sub", "--include", "*.txt")
     assert done.out.startswith("1 object: 1 copied")
     assert contents(tmp_path / "dst") == {"a.txt": b"a"}
+
+
+def test_the_first_rule_decides(src: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules"
+    words = ["migrate", str(src), str(tmp_path / "dst"), "--dry-run"]
+    rules.write_text("# not the rest\n+ c.*\n- **\n")
+    for more, copied in [
+        (["--include", "*.txt", "--exclude", "sub"], 2),
+        (["--exclude=sub", "--include=*.txt"], 1),
+        (["--filter-from", str(rules)], 1),
+        (["--include", "a*", "--filter-from", str(rules)], 2),
+        (["--filter-from", str(rules), "--include", "a*"], 1),
+    ]:
+        assert tierstore(*words, *more).out.startswith(f"{copied} object"), more
+    rules.write_text("!\n- sub/\n")
+    done = tierstore(*words, "--include", "nothing", "--filter-from", str(rules))
+    assert done.out.startswith("2 objects"), "what '!' forgets is forgotten with all it implied"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--include", "[z-a]"], "pattern '[z-a]' has the range"),
+        (["--filter-from", "absent"], "--filter-from absent: No such file"),
+        (["--filter-from", "."], "--filter-from .: Is a directory"),
+        (["--filter-from", "rules"], "rules, line 2: '*.txt' is no rule"),
+        (["--filter-from", "latin"], "latin is no UTF-8"),
+        (["--run", "[z-a]"], "pattern '[z-a]'"),
+        (["--run", "x", "--filter-from", "rules"], "not for checkpoints"),
+    ],
+)
+def test_rules_that_are_none(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rules").write_text("- a\n*.txt\n")
+    Path("latin").write_bytes(b"- \xe4\n")
+    for command in ("migrate", "sync")[: 1 if "--run" in words else 2]:
+        done = tierstore(command, str(src), "dst", *words)
+        assert done.code == 2
+        assert said in done.said
 
 
 def test_a_dry_run(src: Path, tmp_path: Path) -> None:

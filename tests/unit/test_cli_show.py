@@ -123,6 +123,8 @@ def test_match_is_a_glob(odd: str) -> None:
     }
     assert [tensor["name"] for tensor in facts["tensors"]] == ["layers[0].[red]w", "layers[1].w"]
     assert facts["values"]["args[lr]"] == f'"{"v" * 100}"'
+    done = tierstore("show", "odd", "-m", "[z-a]", "-c", odd)
+    assert (done.code, "pattern '[z-a]'" in done.said) == (2, True)
     done = tierstore("show", "odd", "-m", "nothing*", "-c", odd)
     assert done.code == 0
     assert "chunks\n" not in done.out  # no empty table

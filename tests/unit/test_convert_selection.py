@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tierstore.convert.selection import Selection, some
-from tierstore.errors import FormatError
+from tierstore.errors import ConfigError, FormatError
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,8 @@ from tierstore.errors import FormatError
         (("model.*", "step"), "model.w model.layers.0 step"),
         (("step",), "step"),
         (("st",), ""),
+        (("{step,models.*}",), "models.w step"),
+        (("model.[!l]*",), "model.w"),
     ],
 )
 def test_what_is_taken(only: tuple[str, ...], taken: str) -> None:
@@ -31,6 +33,12 @@ def test_what_is_excluded() -> None:
     selection = Selection(("model",), ("*.bias", "model.head"))
     names = ["model.w", "model.w.bias", "model.head.w", "model.heads.w"]
     assert [name for name in names if selection.takes(name)] == ["model.w", "model.heads.w"]
+
+
+def test_a_malformed_glob_is_refused_before_anything_is_read() -> None:
+    for only, exclude in ((("[z-a]",), ()), ((), ("[z-a]",))):
+        with pytest.raises(ConfigError, match="z-a"):
+            Selection(only, exclude)
 
 
 @pytest.mark.parametrize(

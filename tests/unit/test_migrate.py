@@ -25,11 +25,12 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
+from tierstore.patterns import Selection
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.crew import Buffers, room_of, width_of
 from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import Ends, Selection, objects
+from tierstore.transfer.migrate.listing import Ends, objects
 from tierstore.wrappers.faults import Fault, Faulty
 
 MIB = 1024**2
@@ -379,24 +380,3 @@ def test_what_the_source_has_no_more_is_freed(src: Path, tmp_path: Path) -> None
     (src / "large").unlink()
     Run(tmp_path, folder(src), folder(tmp_path / "dst"))
     assert not list((tmp_path / "dst/.tierstore-tmp").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("include", "exclude", "wanted"),
-    [
-        ([], [], ["a.txt", "b/c.txt", "b/d.bin", "logs/1/x", "z"]),
-        (["*.txt"], [], ["a.txt", "b/c.txt"]),
-        ([], ["*.txt"], ["b/d.bin", "logs/1/x", "z"]),
-        (["b"], ["*.bin"], ["b/c.txt"]),
-        (["b/*"], [], ["b/c.txt", "b/d.bin"]),
-        (["logs/**"], [], ["logs/1/x"]),
-        (["**/x"], [], ["logs/1/x"]),
-        (["?"], [], ["b/c.txt", "b/d.bin", "logs/1/x", "z"]),
-        (["[!a]*.txt"], [], ["b/c.txt"]),
-        ([], ["logs", "b/", "z"], ["a.txt"]),
-    ],
-)
-def test_patterns(include: list[str], exclude: list[str], wanted: list[str]) -> None:
-    selection = Selection(include, exclude)
-    keys = ["a.txt", "b/c.txt", "b/d.bin", "logs/1/x", "z"]
-    assert [key for key in keys if selection.wants(key)] == wanted

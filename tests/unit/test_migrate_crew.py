@@ -17,13 +17,14 @@ from tests.command import tierstore
 from tests.files import contents
 from tierstore.config import load_config
 from tierstore.errors import ConfigError
+from tierstore.patterns import Selection
 from tierstore.testing.servers.process import free_port
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, hands_of, open_crew
 from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import Selection, objects
+from tierstore.transfer.migrate.listing import objects
 from tierstore.transfer.migrate.machine import Machine
 from tierstore.transfer.migrate.rules import ALONE, Rules
 

@@ -9,21 +9,14 @@ import click
 
 from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import (
-    CONFLICT,
-    Globs,
-    MoveOptions,
-    OnConflict,
-    Removal,
-    include_option,
-    move,
-)
+from tierstore.cli.moving import CONFLICT, MoveOptions, OnConflict, Removal, move
 from tierstore.cli.options import option, takes
+from tierstore.cli.selecting import Globs, Rules, Selecting
 from tierstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions, Elsewhere, Removal):
+class Options(MoveOptions, Rules, Elsewhere, Removal):
     """What of SRC, where to, and what becomes of it."""
 
     run: Annotated[
@@ -44,11 +37,6 @@ class Options(MoveOptions, Elsewhere, Removal):
             help="Of --run: 100, 100:200, 100: or 'latest'; may be repeated.",
         ),
     ] = ()
-    include: Annotated[Globs, include_option] = ()
-    exclude: Annotated[
-        Globs,
-        option("--exclude", multiple=True, metavar="GLOB", help="None of these; may be repeated."),
-    ] = ()
     conflict: Annotated[
         OnConflict,
         option(
@@ -60,7 +48,7 @@ class Options(MoveOptions, Elsewhere, Removal):
     ] = OnConflict.fail
 
 
-@click.command
+@click.command(cls=Selecting)
 @takes(Options)
 def run(options: Options) -> None:
     """Copy SRC to DST, verify it, and go on after any kill with the same command.
@@ -71,14 +59,14 @@ def run(options: Options) -> None:
     Exits with 1 if something could not be migrated.
     """
     from tierstore.transfer.migrate.checkpoints import Steps, checkpoints
-    from tierstore.transfer.migrate.listing import Selection, objects
+    from tierstore.transfer.migrate.listing import objects
 
     if options.step and not options.run:
         raise ConfigError("--step is of a run", hint="say of which one with --run")
-    if options.run and (options.include or options.exclude):
+    if options.run and options.selects:
         raise ConfigError("--include and --exclude are not for checkpoints, which are whole")
     steps = Steps.parse(options.step)
-    selection = Selection(options.include, options.exclude)
+    selection = options.selection()
     runs = options.run
     with open_ends(options.source, options.target, options.limits, runs) as between:
         if options.run:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tierstore.transfer.migrate.messages import Dead, Entry
 
 _INTERRUPTED = 128
-Globs = tuple[str, ...]
 
 
 class OnConflict(StrEnum):
@@ -50,9 +49,6 @@ class OnConflict(StrEnum):
 
 
 CONFLICT = click.Choice(OnConflict)
-include_option = option(
-    "--include", multiple=True, metavar="GLOB", help="Only these; may be repeated."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +205,7 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
     if not migration.totals.found:
         raise TierstoreError(
             f"there is nothing to migrate at {between.source}",
-            hint="`--dry-run` shows what the patterns leave over",
+            hint="a pattern for a folder and all below it ends in '/'; `--dry-run` shows the rest",
         )
     if view.failed:
         raise click.exceptions.Exit(1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,13 +55,16 @@ def run(
 
     A tier whose copy cannot be looked at is reported, and the exit code is 1.
     """
+    from tierstore.patterns import matcher
+
+    like = matcher(match or "*")
     with open_tiers(config, tier) as tiers:
         target = find(tiers, run, step)
         copies = [open_copy(target, one) for one in target.tiers]
         commit, manifest = _best(copies)
         facts = _facts(target, copies, commit)
         if tensors or match:
-            facts["tensors"] = _tensors(manifest, match or "*")
+            facts["tensors"] = _tensors(manifest, like)
         facts["values"] = _values(manifest)
         if as_json:
             print_json(facts)
@@ -122,10 +125,10 @@ def _folder(target: Target, commit: Commit) -> str:
     return RunKeys(target.run).attempt(target.attempt, commit.nonce).root
 
 
-def _tensors(manifest: Manifest, pattern: str) -> list[dict[str, Any]]:
+def _tensors(manifest: Manifest, like: Callable[[str], bool]) -> list[dict[str, Any]]:
     rows = []
     for name in manifest.names():
-        tensor = manifest.find(name) if fnmatch.fnmatchcase(name, pattern) else None
+        tensor = manifest.find(name) if like(name) else None
         if tensor is not None:
             rows.append(
                 {

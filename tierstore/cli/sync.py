@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import Globs, MoveOptions, OnConflict, include_option, move
-from tierstore.cli.options import flag, option, takes
+from tierstore.cli.moving import MoveOptions, OnConflict, move
+from tierstore.cli.options import flag, takes
 from tierstore.cli.output import count, print_json, say, size
+from tierstore.cli.selecting import Rules, Selecting
 from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
@@ -20,34 +21,28 @@ _HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions):
+class Options(MoveOptions, Rules):
     """What is mirrored, and how much may be deleted."""
 
-    include: Annotated[Globs, include_option] = ()
-    exclude: Annotated[
-        Globs,
-        option(
-            "--exclude", multiple=True, metavar="GLOB", help="None of these, which are not deleted."
-        ),
-    ] = ()
     delete: Annotated[bool, flag("--delete", help="Delete at DST what SRC does not have.")] = False
     force: Annotated[
         bool, flag("--force", help="Even if that is more than half of what DST has.")
     ] = False
 
 
-@click.command
+@click.command(cls=Selecting)
 @takes(Options)
 def run(options: Options) -> None:
     """Make DST what SRC is: copy what is missing or differs and, with --delete, remove the rest.
 
     Nothing is deleted before all has arrived, nor if SRC is empty, nor, without --force, more than
-    half of what DST has. Checkpoints become tombstones before their data goes.
+    half of what DST has. What is excluded stays. Checkpoints become tombstones before their data
+    goes.
     """
-    from tierstore.transfer.migrate.listing import Selection, objects
+    from tierstore.transfer.migrate.listing import objects
     from tierstore.transfer.migrate.mirror import Mirror
 
-    selection = Selection(options.include, options.exclude)
+    selection = options.selection()
     with open_ends(options.source, options.target, options.limits) as between:
         if between.ends.only is not None:
             raise ConfigError(f"{between.source} is one object", hint="`tierstore cp` copies it")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from tierstore.checkpoint.paths import parse_path
+from tierstore.patterns import matcher
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.fragment import ValueEntry
 
-_GLOB = frozenset("*?[")
+_GLOB = frozenset("*?[{\\")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,19 @@ class Selection:
         exclude: the same, of what is not taken although `only` has it.
         strip: taken off the beginning of names that begin so.
         add: put before every name after that.
+
+    Raises:
+        ConfigError: a glob is malformed.
     """
 
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     strip: str = ""
     add: str = ""
+
+    def __post_init__(self) -> None:
+        for pattern in (*self.only, *self.exclude):
+            _matches("", pattern)
 
     def takes(self, name: str) -> bool:
         """Whether a name is selected."""
@@ -69,7 +76,7 @@ class Selection:
 
 def _matches(name: str, pattern: str) -> bool:
     if _GLOB.intersection(pattern):
-        return fnmatchcase(name, pattern)
+        return matcher(pattern)(name)
     return name == pattern or name.startswith(pattern.removesuffix(".") + ".")
 
 

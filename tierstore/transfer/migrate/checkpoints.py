@@ -7,9 +7,8 @@ the source is found as it is read, and an equal file at the destination without 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.checkpoint.holdings import Holdings, holdings
@@ -22,6 +21,7 @@ from tierstore.errors import (
     TierstoreError,
 )
 from tierstore.keys import Attempt
+from tierstore.patterns import matcher
 from tierstore.transfer.migrate.listing import DELETED, Beside, Ends
 from tierstore.transfer.migrate.messages import Dead, Entry, Version
 
@@ -87,9 +87,16 @@ def checkpoints(ends: Ends, runs: Sequence[str], steps: Steps) -> Iterator[Entry
     Raises:
         CheckpointNotFoundError: there is no such run, or none of these steps.
         AlreadyExistsError: the destination has another job's run of that name.
+        ConfigError: a pattern is malformed.
         TierstoreError: a tier cannot be listed.
     """
-    names = [run for run in list_runs(ends.source) if any(fnmatchcase(run, r) for r in runs)]
+    return _of_runs(ends, runs, [matcher(run) for run in runs], steps)
+
+
+def _of_runs(
+    ends: Ends, runs: Sequence[str], wanted: Sequence[Callable[[str], bool]], steps: Steps
+) -> Iterator[Entry | Dead]:
+    names = [run for run in list_runs(ends.source) if any(like(run) for like in wanted)]
     if not names:
         raise CheckpointNotFoundError(
             f"{ends.source.url} has no run {' or '.join(runs)}",

@@ -10,8 +10,7 @@ a job may go on saving meanwhile.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,6 +19,7 @@ from tierstore.checkpoint.commit import looks_deleted
 from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import NotFoundError
 from tierstore.keys import Part, parse_part
+from tierstore.patterns import Selection
 from tierstore.transfer.migrate.messages import Dead, Entry, Listed, Version
 
 _PAGE = 256
@@ -44,42 +44,6 @@ class Ends:
     def target_key(self, key: str) -> str:
         """Return the key at the destination of a key at the source."""
         return self.only[1] if self.only else key
-
-
-class Selection:
-    """Which keys are wanted: those that some of `include` match, if there are any, and no exclude.
-
-    In a pattern `*` and `?` stand for anything but "/", `**` for anything, and `[abc]` for one of
-    these. A pattern without "/" is held against the name behind the last "/", another against the
-    whole key, which may go on behind it with "/".
-    """
-
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        self._include = [_compiled(pattern) for pattern in include]
-        self._exclude = [_compiled(pattern) for pattern in exclude]
-
-    def wants(self, key: str) -> bool:
-        """Whether a key is wanted."""
-        if not (self._include or self._exclude):
-            return True
-        if any(pattern.fullmatch(key) for pattern in self._exclude):
-            return False
-        included = any(pattern.fullmatch(key) for pattern in self._include)
-        return included or not self._include
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern.strip("/"))
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    text = ""
-    for token in tokens:
-        if len(token) > 2 and token[0] == "[":
-            inside = token[1:-1].replace("\\", r"\\")
-            text += f"[^{inside[1:]}]" if inside[0] == "!" else f"[{inside}]"
-        else:
-            text += known.get(token) or re.escape(token)
-    anywhere = "" if "/" in pattern.strip("/") else "(?:.*/)?"
-    return re.compile(f"{anywhere}{text}(?:/.*)?", re.DOTALL)
 
 
 class Listing:

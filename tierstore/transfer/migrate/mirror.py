@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from tierstore.checkpoint.tombstone import bury
 from tierstore.keys import parse_part
-from tierstore.transfer.migrate.listing import Beside, Ends, Selection, is_dead
+from tierstore.patterns import Selection
+from tierstore.transfer.migrate.listing import Beside, Ends, is_dead
 
 _BATCH = 1000  # what S3 deletes by one request
 
