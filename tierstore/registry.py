@@ -9,6 +9,10 @@ says which options it knows::
 
     @declares(Options)
     def open_thing(url: str, options: Options) -> Backend: ...
+
+A URL's path is what it reads: nothing in it is decoded, as by `aws s3`, rclone and fsspec, so that
+`s3://b/50%41.txt` is the key `50%41.txt`. Only in a file URL is "%41" an "A" and "#" refused (RFC
+8089). Options follow the last "?"; a path with a "?" and no options has one more behind it.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tierstore.backend import Backend
 from tierstore.errors import ConfigError
@@ -40,6 +44,9 @@ _SECRET = re.compile(
     r"secret|passw|token(?!_file$)|signature|credential|access_?key|api_?key", re.IGNORECASE
 )
 
+_DECODED = ("file",)  # schemes whose paths are percent-encoded
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
 Factory = Callable[..., Backend]
 OptionsT = typing.TypeVar("OptionsT")
 BackendT = typing.TypeVar("BackendT", bound=Backend)
@@ -52,9 +59,10 @@ class Address:
     Attributes:
         scheme: lower case.
         host: bucket, host:port or name; empty for file URLs.
-        path: unquoted, with its leading slash, without a trailing one.
+        path: what is meant, with its leading slash, without a trailing one.
         query: options written into the URL.
         url: the URL without its query and without a trailing slash.
+        slash: there was a trailing slash.
     """
 
     scheme: str
@@ -62,11 +70,21 @@ class Address:
     path: str
     query: Mapping[str, str]
     url: str
+    slash: bool = False
 
 
 def is_url(text: str) -> bool:
     """Return whether `text` is a URL rather than a path."""
     return "://" in text
+
+
+def path_of(text: str) -> str:
+    """Return the path that a URL or path names.
+
+    Raises:
+        ConfigError: it is a URL and malformed.
+    """
+    return parse_url(text).path if is_url(text) else text
 
 
 def parse_url(url: str) -> Address:
@@ -78,24 +96,80 @@ def parse_url(url: str) -> Address:
     if not is_url(url):
         shown = url.partition("?")[0].rpartition("@")[2]
         raise ConfigError(f"{shown!r} is not a URL", hint="write one such as file:///nvme/t")
-    try:
-        parts = urlsplit(url)
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise ConfigError(f"a tier URL is malformed: {error}") from None
-    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    if "@" in parts.netloc:
+    bare, query = _apart(url)
+    scheme, _, rest = bare.partition("://")
+    netloc, slash, tail = rest.partition("/")
+    host = netloc.rpartition("@")[2]
+    bare = f"{scheme}://{host}{slash}{tail}"
+    if host != netloc:
+        bare = bare.partition("?")[0]
         raise ConfigError(f"the URL of {bare} holds a user or password", hint=CREDENTIALS_HINT)
-    if not parts.scheme:
+    if "?" in bare:  # somebody may have meant options
+        refuse_secrets(dict(parse_qsl(bare.partition("?")[2])), where=bare.partition("?")[0])
+    try:
+        urlsplit(f"x://{host}")
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise ConfigError(
+            f"the URL {bare} is malformed: {error}",
+            hint="options are ?NAME=VALUE; a path with a '?' has one more '?' behind it",
+        ) from None
+    if not scheme:
         raise ConfigError(f"the URL {bare!r} has no scheme", hint=nearest("", schemes()))
-    if parts.fragment:
+    if _CONTROL.search(bare):
+        raise ConfigError(f"the URL {bare!r} has a control character")
+    scheme = scheme.lower()
+    if "#" in bare and scheme in _DECODED:
         raise ConfigError(f"the URL {bare} has a '#'", hint="write it as %23")
-    query = dict(pairs)
-    if len(query) != len(pairs):
+    options = dict(pairs)
+    if len(options) != len(pairs):
         raise ConfigError(f"the URL {bare} gives an option twice")
-    refuse_secrets(query, where=f"the URL of {bare}")
-    path = unquote(parts.path).rstrip("/")
-    return Address(parts.scheme.lower(), parts.netloc, path, query, bare.rstrip("/"))
+    refuse_secrets(options, where=f"the URL of {bare}")
+    path = _read(scheme, f"{slash}{tail}").rstrip("/")
+    written = _closed(f"{scheme}{bare[len(scheme) :]}".rstrip("/"))
+    return Address(scheme, host, path, options, written, bare.endswith("/"))
+
+
+def join_url(folder: str, name: str) -> str:
+    """Return the URL of something in a folder.
+
+    Args:
+        folder: a URL without options.
+        name: a key below it.
+    """
+    bare, _ = _apart(folder)
+    decoded = bare.partition("://")[0].lower() in _DECODED
+    if decoded:
+        name = quote(name, errors="surrogateescape")
+    return _closed(f"{bare}/{name}")
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return the URL of the folder that something is in, and its name there: undo `join_url`."""
+    bare, _ = _apart(url)
+    folder, _, name = bare.rpartition("/")
+    return _closed(folder), _read(bare.partition("://")[0].lower(), name)
+
+
+def add_options(url: str, query: str) -> str:
+    """Return a URL without options, and with what is to stand behind its "?"; "" for none."""
+    return f"{_apart(url)[0]}?{query}" if query else url
+
+
+def _apart(url: str) -> tuple[str, str]:
+    """Return what is before the last "?", and what is behind it."""
+    bare, mark, query = url.rpartition("?")
+    return (bare, query) if mark else (url, "")
+
+
+def _closed(bare: str) -> str:
+    """Return a URL without options so that no part of it is taken for some."""
+    return f"{bare}?" if "?" in bare else bare
+
+
+def _read(scheme: str, path: str) -> str:
+    """Return the path that is written so."""
+    return unquote(path, errors="surrogateescape") if scheme in _DECODED else path
 
 
 def refuse_secrets(keys: Collection[str], *, where: str) -> None:
@@ -170,7 +244,8 @@ def _convert(value: object, hint: object, where: str) -> object:
         if type(value) is kind or value in typing.get_args(kind):  # the latter for Literal
             return value
         if kind is float and type(value) is int:
-            return float(value)
+            with contextlib.suppress(OverflowError):
+                return float(value)
         if isinstance(value, str) and kind in _FROM_TEXT:
             with contextlib.suppress(ValueError, KeyError):
                 return _FROM_TEXT[kind](value)

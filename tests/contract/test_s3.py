@@ -62,7 +62,7 @@ class _S3Contract(BackendContract):
 
     @property
     def url(self) -> str:
-        return f"s3://{self.bucket.name}/{self.prefix.replace('%', '%25')}"
+        return f"s3://{self.bucket.name}/{self.prefix}"
 
     def open(self) -> Backend:
         return open_s3(self.url, self.options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -59,6 +60,25 @@ def test_looking(config: str, minio_bucket: Bucket) -> None:
     assert facts["tiers"]["s3"].startswith(f"s3://{minio_bucket.name}/t/runs/run/data/{2:012d}-")
     facts = tierstore("show", "run", "1", "--json", "-c", config).json
     assert list(facts["tiers"]) == ["nvme", "s3"]
+
+
+NAMES = ["50%41.txt", "50%", "a+b", "a b", "ü€", "a#b", "wh?t", "a?b=c", "%2F", "x&y;z"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_what_they_read(minio_bucket: Bucket, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(name.encode())
+    there = f"s3://{minio_bucket.name}/d/{name}"
+    assert tierstore("cp", f"{tmp_path}/{name}", f"{there}?max_requests=4").code == 0
+    assert minio_bucket.keys("d/") == [f"d/{name}"]
+    assert tierstore("cp", f"{there}?" if "?" in name else there, f"{tmp_path}/back/").code == 0
+    assert (tmp_path / "back" / name).read_bytes() == name.encode()
+    assert tierstore("cp", f"{tmp_path}/{name}", f"s3://{minio_bucket.name}/e/").code == 0
+    assert minio_bucket.keys("e/") == [f"e/{name}"]
+    assert tierstore("cp", f"file://{tmp_path}/back/{quote(name)}", f"{tmp_path}/on/").code == 0
+    assert (tmp_path / "on" / name).read_bytes() == name.encode()
+    done = tierstore("migrate", f"s3://{minio_bucket.name}/d", f"{tmp_path}/all")
+    assert (done.code, (tmp_path / "all" / name).read_bytes()) == (0, name.encode())
 
 
 def test_what_is_good(config: str) -> None:

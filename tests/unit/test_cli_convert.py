@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -240,3 +241,14 @@ def test_a_killed_export_does_not_look_whole(command: Command, large: None, tmp_
     assert "--force" in command("export", "run", "out", *size).err
     assert command("export", "run", "out", *size, "--force").code == 0
     assert command("import", "out", "other", 1, "--json").json["bytes"] == 3 * 2**24
+
+
+@pytest.mark.parametrize("name", ["wh?t%41 +#.safetensors", "ü.safetensors"])
+def test_names_of_files_are_what_they_read(command: Command, tmp_path: Path, name: str) -> None:
+    assert command("import", "m.safetensors", "run", 7).code == 0
+    assert command("export", "run", name).code == 0
+    assert Path(name).is_file()
+    assert command("import", name, "run", 8).code == 0
+    url = f"file://{tmp_path}/{quote(name)}"
+    assert command("import", url, "run", 9).code == 0
+    assert command("export", "run", url, "--force").code == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Literal
@@ -102,6 +102,8 @@ def test_an_option_in_the_url_and_beside_it_is_ambiguous():
         "s3://b/p?session_token=hidden",
         "hdfs://h/p?token=hidden",
         "s3://b/p?access_key=hidden",
+        "s3://b/p?access_key=hidden?",
+        "s3://b/p?access_key=hidden?region=x",
     ],
 )
 def test_a_secret_in_a_url_is_refused_and_not_repeated(url):
@@ -121,8 +123,10 @@ def test_the_name_of_a_file_with_a_secret_is_none():
         ("/nvme/tierstore", "'/nvme/tierstore' is not a URL"),
         ("user:hidden@host", "'host' is not a URL"),
         ("://x", "has no scheme"),
-        ("s3://b/p#q", "%23"),
-        ("s3://b/p?x", "malformed"),
+        ("file:///p#q", "%23"),
+        ("s3://b/p?x", r"s3://b/p is malformed.*one more '\?' behind it"),
+        ("s3://b/p?x?y", r"s3://b/p\?x is malformed"),
+        ("s3://b/p\nq", "control character"),
         ("s3://[::1/p", "malformed"),
         ("s3://b/p?region=a&region=b", "twice"),
     ],
@@ -133,10 +137,53 @@ def test_a_malformed_url_is_explained(url, message):
 
 
 def test_a_url_is_taken_apart():
-    address = registry.parse_url("S3://Bucket/a%20b/c/?endpoint_url=http://127.0.0.1:9000")
+    address = registry.parse_url("S3://Bucket/a b/c/?endpoint_url=http://127.0.0.1:9000")
     assert (address.scheme, address.host, address.path) == ("s3", "Bucket", "/a b/c")
+    assert (address.url, address.slash) == ("s3://Bucket/a b/c", True)
     assert address.query == {"endpoint_url": "http://127.0.0.1:9000"}
     assert registry.parse_url("file:///nvme/t").path == "/nvme/t"
+
+
+@pytest.mark.parametrize(
+    "name", ["50%41", "50%", "a+b", "a b", "ü", "a#b", "a?b=c", "%", "?", "a&b"]
+)
+def test_a_path_is_what_it_reads(name):
+    for folder, key in (("s3://b", name), ("hdfs://h:1/p", name), ("memory://m", name)):
+        url = registry.join_url(folder, key)
+        assert url == f"{folder}/{name}" + "?" * ("?" in name)
+        address = registry.parse_url(registry.add_options(url, "region=x"))
+        assert address == replace(registry.parse_url(url), query={"region": "x"})
+        assert address.path.rpartition("/")[2] == name
+        assert address.url == url
+        assert registry.split_url(url) == (folder, name)
+
+
+def test_below_a_folder_with_a_question_mark():
+    url = registry.join_url("s3://b/a?b?", "c")
+    assert url == "s3://b/a?b/c?"
+    assert registry.split_url(url) == ("s3://b/a?b?", "c")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("50%41", "50A"),
+        ("50%2541", "50%41"),
+        ("a%3Fb", "a?b"),
+        ("a%23b", "a#b"),
+        ("a+b", "a+b"),
+        ("a%20b", "a b"),
+        ("%C3%BC", "ü"),
+        ("ü", "ü"),
+        ("50%", "50%"),
+        ("%FF", "\udcff"),
+    ],
+)
+def test_file_urls_are_percent_encoded(written, meant):
+    assert registry.parse_url(f"file:///d/{written}").path == f"/d/{meant}"
+    url = registry.join_url("file:///d", meant)
+    assert registry.parse_url(url).path == f"/d/{meant}"
+    assert registry.split_url(url) == ("file:///d", meant)
 
 
 def test_an_unknown_scheme_names_the_known_ones():

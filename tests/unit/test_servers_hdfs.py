@@ -146,7 +146,7 @@ def test_an_address_names_a_server_that_is_there(monkeypatch):
     with hdfs() as server:
         assert (server.endpoint, server.user) == ("http://127.0.0.1:9870", "me")
         assert server.rpc == "127.0.0.1:8020"
-        assert server.url("/a b") == "hdfs://127.0.0.1:9870/a%20b"
+        assert server.url("/a b") == "hdfs://127.0.0.1:9870/a b"
         with pytest.raises(ServerUnavailableError, match="not started here"):
             server.namenode.kill()
 

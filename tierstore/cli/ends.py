@@ -63,7 +63,7 @@ class Place:
 
     Attributes:
         base: the URL without its query and without a trailing slash.
-        query: with its "?", or empty.
+        query: without its "?", or empty.
         is_folder: there was a trailing slash, a folder on disk, or nothing but the store's root.
         server: those options of the query that say which server is meant; numbers say only how
             it is used.
@@ -96,13 +96,15 @@ class Place:
             return cls(tier.url, "", True, _server(options), tier)
         if not is_url(text):
             path = os.path.abspath(text)  # noqa: PTH100 - a link keeps its own name
-            text = f"file://{quote(path)}{'/' if text.endswith('/') else ''}"
+            text = (
+                f"file://{quote(path, errors='surrogateescape')}{'/' if text.endswith('/') else ''}"
+            )
         address = parse_url(text)
-        bare, mark, query = text.partition("?")
-        is_folder = bare.endswith("/") or not address.path
+        is_folder = address.slash or not address.path
         if address.scheme == "file":
             is_folder = is_folder or Path(address.path).is_dir()
-        return cls(address.url, mark + query, is_folder, _server(address.query))
+        query = urlencode(address.query)
+        return cls(address.url, query, is_folder, _server(address.query))
 
     @property
     def identity(self) -> str:
@@ -116,7 +118,9 @@ class Place:
         Raises:
             ConfigError: that is the root of the disk, which is no tier.
         """
-        folder = self.base.rpartition("/")[0]
+        from tierstore.registry import split_url
+
+        folder, _ = split_url(self.base)
         if folder.endswith("//"):
             text = f"{self.base} is no folder, and a single object cannot lie in the root folder"
             raise ConfigError(text, hint="name a folder, or an object in one")
@@ -125,15 +129,18 @@ class Place:
     @property
     def name(self) -> str:
         """The last part of its path."""
-        return unquote(self.base.rpartition("/")[2])
+        from tierstore.registry import split_url
+
+        return split_url(self.base)[1]
 
     def tier(self, base: str) -> TierConfig:
         """Return how to open a folder with the options of this place."""
         from tierstore.config import load_config
+        from tierstore.registry import add_options
 
         if self.named is not None:
             return replace(self.named, url=base)
-        return load_config(base + self.query).tiers[0]
+        return load_config(add_options(base, self.query)).tiers[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,7 @@ def open_ends(
     Raises:
         ConfigError: one is wrong, or one lies within the other.
     """
+    from tierstore.registry import join_url
     from tierstore.transfer.migrate.crew import Recipe
 
     named = _Named(limits.config)
@@ -173,7 +181,7 @@ def open_ends(
         bases, keys = (origin.base, goal.base), None
     else:
         if goal.is_folder:
-            goal = replace(goal, base=f"{goal.base}/{quote(origin.name)}")
+            goal = replace(goal, base=join_url(goal.base, origin.name))
         _refuse_same(origin, goal)
         bases, keys = (origin.parent, goal.parent), (origin.name, goal.name)
     recipe = Recipe(limits.of(origin.tier(bases[0])), limits.of(goal.tier(bases[1])), keys)

@@ -57,6 +57,7 @@ def run(options: Options) -> None:
     from tierstore.convert.formats import find_format, guess_target
     from tierstore.convert.place import open_target
     from tierstore.ladder.find import choose
+    from tierstore.registry import path_of
 
     begun = time.monotonic()
     name = options.form or guess_target(options.target)
@@ -67,7 +68,7 @@ def run(options: Options) -> None:
         allow_pickle=options.allow_pickle,
         force=options.force,
     )
-    of_file = not form.folder or options.target.partition("?")[0].endswith(form.suffixes)
+    of_file = not form.folder or path_of(options.target).endswith(form.suffixes)
     with (
         open_tiers(options.config, options.tier, patience=None) as tiers,
         open_target(options.target, of_file=of_file) as place,

@@ -19,7 +19,7 @@ from tierstore.errors import ConfigError, InvalidKeyError, ModelError, Tierstore
 NAME = "tierstore"
 _GARBAGE = 50_000  # objects until cycles are looked for: commands make many objects, and few cycles
 _INTERRUPTED = 130
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.+", re.DOTALL)
 
 
 class _Program(click.Group):

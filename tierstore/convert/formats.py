@@ -19,7 +19,7 @@ from tierstore.convert.files import FilePlan, Slice
 from tierstore.convert.place import Place
 from tierstore.errors import ConfigError
 from tierstore.image.layout import Chunk
-from tierstore.registry import nearest
+from tierstore.registry import nearest, path_of
 
 GROUP = "tierstore.formats"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -178,7 +178,7 @@ def guess_target(text: str) -> str:
     Raises:
         ConfigError: it does not tell.
     """
-    found = _of_file(text.partition("?")[0])
+    found = _of_file(path_of(text))
     if found is None:
         raise ConfigError(f"{text!r} does not tell the format", hint="say --to hf or --to dcp")
     return found

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote
 
 from tierstore.backend import Backend
 from tierstore.backends.scratch import NAME
@@ -15,7 +14,7 @@ from tierstore.checkpoint.objects import read_record
 from tierstore.config import TierConfig, load_config
 from tierstore.errors import ConfigError, NotFoundError
 from tierstore.keys import check_key
-from tierstore.registry import is_url, parse_url
+from tierstore.registry import is_url, parse_url, split_url
 from tierstore.wrappers import open_tier
 
 _WHOLE = 1024**3  # bytes: the `.metadata` of the largest jobs has some hundred MB
@@ -130,8 +129,8 @@ def open_target(text: str, *, of_file: bool) -> Iterator[Place]:
 def _open(text: str, *, of_file: bool = False) -> Iterator[Place]:
     tier, name = _tier(text), ""
     if of_file:
-        folder, _, last = tier.url.rpartition("/")
-        tier, name = replace(tier, url=folder), unquote(last)
+        folder, name = split_url(tier.url)
+        tier = replace(tier, url=folder)
         if not name or folder.endswith("/"):
             raise ConfigError(f"{text} does not name a file")
     address = parse_url(tier.url)

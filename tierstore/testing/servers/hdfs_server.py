@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import urllib3
 
 from tierstore.errors import ConfigError
+from tierstore.registry import join_url
 from tierstore.testing.servers.daemon import Daemon
 from tierstore.testing.servers.hadoop import Hadoop
 from tierstore.testing.servers.programs import ServerUnavailableError
@@ -95,7 +96,7 @@ class HdfsServer:
 
     def url(self, path: str = "/") -> str:
         """Return the tier URL of a folder."""
-        return f"hdfs://{self.address}{quote(path)}"
+        return join_url(f"hdfs://{self.address}", path.removeprefix("/"))
 
     def client(self, user: str | None = None) -> WebHdfs:
         """Return a second path to its files, as the superuser or as `user`."""
