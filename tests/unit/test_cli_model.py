@@ -151,7 +151,7 @@ def test_plan(points: str) -> None:
     words = ("plan", "--params", "8e9", *JOB, "-p", points, *targets)
     done = tierstore(*words)
     assert done.code == 0, done.err
-    assert "a month; the best of 9 ladders" in done.out
+    assert "a month, without nvme; the best of 9 ladders" in done.out
     assert '[[tier]]\nname = "s3"\nurl = "s3://bucket/s3"' in done.out
     found = tierstore(*words, "--json").json
     assert found["prediction"]["expected"]["lost_per_day"] <= 60
@@ -226,3 +226,55 @@ def test_amounts() -> None:
     assert shown == ["0 s", "20 us", "20 ms", "1 s", "119 s", "2.0 min", "2.0 h", "2.0 d", "all"]
     with pytest.raises(ConfigError, match="unknown"):
         assignments(["a.=1"], {"a.": number}, what="x")
+
+
+def test_a_plan_without_prices_says_so(points: str) -> None:
+    words = ("plan", "--params", "8e9", *JOB, "-p", points)
+    done = tierstore(*words)
+    assert "; no prices were given (--target price.TIER=...); the best of 9 ladders" in done.out
+    assert "a month" not in done.out
+    assert tierstore(*words, "--json").json["cost"] is None
+    done = tierstore(*words, "-t", "price.nvme=0", "-t", "price.s3=0")
+    assert "0.00 a month" in done.out, "a price of 0 is one"
+    done = tierstore(*words, "-t", "cost=5")
+    assert (done.code, "target cost: no tier has a price" in done.said) == (2, True)
+
+
+def test_a_job_that_only_fails_is_simulated_for_a_while(
+    points: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierstore.model.simulate.MOST_EVENTS", 1000)
+    words = ("predict", "--params", "8e9", "--nodes", "10000", "--mtbf", "150", "-p", points)
+    found = tierstore(*words, "--json").json["simulated"]
+    assert found["cut"]
+    assert found["saves"] + found["failures"] == 1000
+    assert 0 < found["seconds"] < 86_400
+    assert re.search(r"simulated .* only: \d+ failures and \d+ saves?", tierstore(*words).out)
+
+
+HOSTILE = ("0", "-1", "nan", "1e300", "9" * 400)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--params", "--nodes", "--gpus", "--mtbf"]
+    + [
+        f"-a {name}="
+        for name in (
+            *("restart", "node_loss", "network", "copy", "cores", "spread", "images", "interval"),
+            *("days", "stragglers", "slowness", "shape", "ceiling.s3", "every.s3"),
+        )
+    ],
+)
+def test_hostile_numbers_are_refused_in_words(
+    points: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierstore.model.simulate.MOST_EVENTS", 100)
+    usual = ["--params", "8e9", *JOB, "-p", points]
+    name, _, key = option.partition(" ")
+    refused = 0
+    for value in HOSTILE:
+        done = tierstore("predict", *usual, name, f"{key}{value}")
+        assert done.code in (0, 2), (value, done.err)
+        refused += done.code == 2
+    assert refused >= 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,19 @@ def test_what_cannot_be_fitted_is_named_with_its_tier() -> None:
     [
         (lambda d: d.clear(), "no 'format'"),
         (lambda d: d.update(format="x"), "no 'format'"),
-        (lambda d: d.pop("copy"), "'copy' is not a number above 0"),
-        (lambda d: d.update(copy=-1), "'copy' is not a number above 0"),
+        (lambda d: d.pop("copy"), "'copy' is 0 bytes/s, not a number above 0"),
+        (lambda d: d.update(copy=-1), "'copy' is -1 bytes/s, not a number above 0"),
+        (lambda d: d.update(copy=math.nan), "'copy' is nan"),
+        (lambda d: d.update(copy=10**400), "'copy' is 1e\\+308"),
+        (lambda d: d["machine"].update(cores=0), "number of cores is 0"),
+        (lambda d: d["tiers"][0].update(part_size=0), "tier 'nvme': part_size is 0"),
+        (lambda d: d["tiers"][0].update(concurrency=10**30), "tier 'nvme': concurrency is 1e"),
+        (lambda d: d["tiers"][0]["points"][0].update(p50=0), "point 1: p50 is 0"),
+        (lambda d: d["tiers"][0]["points"][0].update(p90=math.inf), "point 1: p90 is inf"),
+        (lambda d: d["tiers"][0]["points"][0].update(cpu=-1), "point 1: cpu is -1"),
+        (lambda d: d["tiers"][0]["points"][0].update(seconds=10**400), "'seconds' is 1000"),
+        (lambda d: d["tiers"].extend([{}] * 100), "'tiers' has 102 entries"),
+        (lambda d: d["tiers"][0]["points"].extend([{}] * 10_000), "points' has 10,"),
         (lambda d: d.update(tiers={}), "'tiers' is not a list"),
         (lambda d: d["tiers"].append(3), "tier 3 is not a table"),
         (lambda d: d["tiers"][0].pop("part_size"), "tier 'nvme' has no 'part_size'"),
@@ -74,3 +86,7 @@ def test_newer_and_missing_and_broken_files(tmp_path: Path) -> None:
     path.write_text('{"format": 99}')
     with pytest.raises(NewerFormatError, match="format 99"):
         load_points(path)
+    for text in ("[" * 100_000, '{"format": 1' + "0" * 5000, " " * (1 << 24) + "{}"):
+        path.write_text(text)
+        with pytest.raises(FormatError):
+            load_points(path)

@@ -191,3 +191,11 @@ def test_a_slow_single_stream_is_predicted_with_what_is_in_flight() -> None:
     one = predict(model_points.measured(slow), WORK, Cluster(1, 1, DAY, spread=0))
     assert one.tiers[0].rate == pytest.approx(8 * 32 * M / Curve(0.01, 1 / 50e6).seconds(32 * M),
                                               rel=0.02)  # fmt: skip
+
+
+def test_more_tiers_than_can_be_tried_are_refused() -> None:
+    many = model_points.measured(
+        *(model_points.tier(f"t{n}", model_points.NVME, local=True) for n in range(7))
+    )
+    with pytest.raises(ModelError, match=r"7 tiers make too many ladders .*6 at most"):
+        plan(many, Workload.parse("8e9"), Cluster(1, 8, 1e6), Targets())

@@ -151,11 +151,29 @@ def test_infant_mortality_strikes_a_new_job_more_often() -> None:
     assert early > 1.5 * simulate(BIG, 30, Chance(1)).failures
 
 
+@given(
+    st.tuples(*[st.sampled_from([1e-30, 1e-9, 1.0, 1e9, 1e30])] * 5),
+    st.sampled_from([1, 3, 100]),
+)
+@settings(max_examples=30)
+def test_it_ends_whatever_the_numbers(numbers: tuple[float, ...], nodes: int) -> None:
+    mtbf, interval, stall, write, days = numbers
+    job = Job(nodes, mtbf, interval, stall, 0.0, (Rung("t", write, spread=9.0),))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("tierstore.model.simulate.MOST_EVENTS", 200)
+        found = simulate(job, days, Chance(shape=0.1))
+    assert found.saves + found.failures <= 200
+    assert 0 <= found.goodput <= 1 + 1e-9
+    assert found.cut or found.seconds == days * DAY
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (lambda: simulate(BIG, 0), "days is 0"),
         (lambda: Chance(shape=0), "shape of the failures is 0"),
+        (lambda: Chance(shape=1e-3), r"shape of the failures is 0\.001, not from 0\.1 to 100"),
+        (lambda: simulate(replace(BIG, nodes=10**7), 1), "number of nodes is 1e\\+07, more than"),
         (lambda: Chance(stragglers=1.5), r"share of stragglers is 1\.5"),
         (lambda: Chance(slowness=0.5), r"slowness of stragglers beyond 1 is -0\.5"),
     ],

@@ -31,7 +31,7 @@ def nbytes(text: str) -> float:
         )
     prefix, rest = match.groups("")
     power = " KMGTP".index(prefix.upper() or " ")
-    return float(number * (1000 if rest.upper() == "B" else 1024) ** power)
+    return _counted(text, number * (1000.0 if rest.upper() == "B" else 1024.0) ** power)
 
 
 def some_bytes(text: str) -> int:
@@ -55,7 +55,7 @@ def seconds(text: str) -> float:
     number, unit = _split(text, "a time such as 90s, 5m, 2h or 150d")
     if unit not in _SECONDS:
         raise ConfigError(f"{text!r} has no unit of time", hint="units are ms, s, m, h and d")
-    return number * _SECONDS[unit]
+    return _counted(text, number * _SECONDS[unit])
 
 
 def number(text: str) -> float:
@@ -119,6 +119,12 @@ def of_tiers(given: dict[str, T], kind: str) -> dict[str, T]:
 def _split(text: str, wanted: str) -> tuple[float, str]:
     match = _NUMBER.fullmatch(text.strip())
     try:
-        return float(match[1] if match else ""), match[2] if match else ""
+        return _counted(text, float(match[1] if match else "")), match[2] if match else ""
     except ValueError:
         raise ConfigError(f"{text!r} is not {wanted}") from None
+
+
+def _counted(text: str, number: float) -> float:
+    if number == float("inf"):
+        raise ConfigError(f"{text!r} is more than any number here")
+    return number

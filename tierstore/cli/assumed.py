@@ -175,4 +175,4 @@ def _chance(assumed: dict[str, float]) -> Chance:
     from tierstore.model.simulate import Chance
 
     given = {key: assumed[key] for key in ("shape", "stragglers", "slowness") if key in assumed}
-    return Chance(whole("seed", assumed.get("seed", 0), least=0), **given)
+    return Chance(whole("seed", assumed.get("seed", 0), least=0, most=2**53), **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,16 +71,33 @@ def run(options: Options) -> None:
         of_tiers(asked, "price"),
         of_tiers(asked, "write_price"),
     )
+    priced = {*targets.price, *targets.write_price}
+    if targets.cost is not None and not priced:
+        raise ConfigError("target cost: no tier has a price", hint="say --target price.TIER=0.02")
     chosen, tried = plan(setting.measured, setting.workload, setting.cluster, targets)
     job = chosen.forecast.job
     outcome = setting.simulate(job, job.interval)
     if options.as_json:
-        print_json(_to_json(chosen, outcome, tried))
+        print_json(_to_json(chosen, outcome, tried, priced))
     else:
-        _show(setting.measured, chosen, outcome, tried)
+        _show(setting.measured, chosen, outcome, _summary(chosen, tried, priced))
 
 
-def _to_json(chosen: Plan, outcome: Outcome, tried: int) -> dict[str, Any]:
+def _summary(chosen: Plan, tried: int, priced: Collection[str]) -> str:
+    """Say what it costs; nothing, where nobody said what anything costs."""
+    parts = [f"save every {duration(chosen.forecast.job.interval)}"]
+    free = [name for name in chosen.keep if name not in priced]
+    if len(free) < len(chosen.keep):
+        without = f", without {', '.join(free)}" if free else ""
+        parts.append(f"{chosen.cost:.2f} a month{without}")
+    elif not priced:
+        parts.append("no prices were given (--target price.TIER=...)")
+    else:
+        parts.append(f"no price was given of {', '.join(free)}")
+    return "; ".join([*parts, f"the best of {tried} ladders"])
+
+
+def _to_json(chosen: Plan, outcome: Outcome, tried: int, priced: Collection[str]) -> dict[str, Any]:
     return {
         "tiers": [
             {
@@ -90,19 +108,16 @@ def _to_json(chosen: Plan, outcome: Outcome, tried: int) -> dict[str, Any]:
             }
             for tier in chosen.forecast.tiers
         ],
-        "cost": chosen.cost,
+        "cost": chosen.cost if any(name in priced for name in chosen.keep) else None,
+        "without_price": [name for name in chosen.keep if name not in priced],
         "ladders_tried": tried,
         "prediction": to_json(chosen.forecast, outcome),
     }
 
 
-def _show(measured: Measured, chosen: Plan, outcome: Outcome, tried: int) -> None:
+def _show(measured: Measured, chosen: Plan, outcome: Outcome, summary: str) -> None:
     out = console()
-    interval = duration(chosen.forecast.job.interval)
-    out.print(
-        f"save every {interval}; {chosen.cost:.2f} a month; the best of {tried} ladders",
-        soft_wrap=True,
-    )
+    out.print(summary, soft_wrap=True)
     shown = table(["tier", "every", "keep", "space"], right=("every", "keep", "space"))
     for tier in chosen.forecast.tiers:
         name = tier.rung.name

@@ -11,7 +11,7 @@ import click
 from tierstore.cli.amounts import duration, of_tiers
 from tierstore.cli.assumed import Question
 from tierstore.cli.options import PLACE, option, takes
-from tierstore.cli.output import console, print_json, size, table
+from tierstore.cli.output import console, count, print_json, size, table
 
 if TYPE_CHECKING:
     from tierstore.model.points import Measured
@@ -114,6 +114,13 @@ def show(found: Forecast, outcome: Outcome) -> None:
     rows.add_row("goodput", f"{hope.goodput:.2%}", f"{outcome.goodput:.2%}")
     out.print()
     out.print(rows)
+    if outcome.cut:
+        out.print(
+            f"simulated {duration(outcome.seconds)} only: "
+            f"{count(outcome.failures, 'failure')} and {count(outcome.saves, 'save')}",
+            style="yellow",
+            soft_wrap=True,
+        )
     out.print()
     out.print(
         f"interval {duration(job.interval)}, suggested {duration(found.suggested)} "

@@ -25,7 +25,7 @@ from tierstore.backend import Backend, Capabilities
 from tierstore.config import TierConfig
 from tierstore.errors import ConfigError, StorageError
 from tierstore.ladder.diagnosis import leaving_no_folders
-from tierstore.model.checks import positive
+from tierstore.model.checks import positive, whole
 from tierstore.model.points import Point, TierPoints
 from tierstore.model.probe import LISTED, OPERATIONS, Cell, Probe, Round
 from tierstore.model.tail import spread
@@ -41,6 +41,7 @@ _ROUND_SECONDS = 0.05  # many short requests make one round
 _MOST_EACH = 32
 _PUT_BYTES = 8 << 20  # of one round, unless a request of every thread is more
 _LOCAL = ("file", "memory")
+_MOST_TOGETHER = 1024  # each is a thread
 _RANKS = 8  # of a node
 _COPIES = 3  # within one look at the clock
 
@@ -70,8 +71,10 @@ class Limits:
     def __post_init__(self) -> None:
         positive("limit of time", self.seconds, "s")
         positive("limit of bytes", self.nbytes, "bytes")
-        for value in (*self.sizes, *self.concurrency):
-            positive("size or concurrency", value)
+        for value in self.sizes:
+            positive("size", value, "bytes")
+        for value in self.concurrency:
+            whole("concurrency", value, most=_MOST_TOGETHER)
         for name in self.operations:
             if name not in OPERATIONS:
                 raise ConfigError(

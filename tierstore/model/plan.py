@@ -15,6 +15,7 @@ from tierstore.model.workload import Cluster, Workload
 
 EVERY = (1, 2, 5, 10, 20, 50, 100)
 """What is tried for 'every'; down the ladder it never falls."""
+_MOST_TIERS = 6  # make 3,653 ladders, each of which takes some milliseconds
 _MONTH = 30 * 86_400.0
 _GB = 1e9
 _EQUAL = 1e-3  # a difference in goodput that is not worth a costlier or longer ladder
@@ -60,7 +61,7 @@ class Plan:
         forecast: what it does.
         keep: tier -> saves to keep there: the newest that is whole, and those being written.
         space: tier -> bytes that these take, over all nodes.
-        cost: money a month.
+        cost: money a month, of the tiers that have a price.
     """
 
     forecast: Forecast
@@ -78,11 +79,15 @@ def plan(
     highest goodput, and of those within 0.1 % the shortest.
 
     Raises:
-        ModelError: none meets the targets; the message says how near the nearest comes.
+        ModelError: none meets the targets; the message says how near the nearest comes. Or there
+            are too many tiers.
         ConfigError: a tier was not measured.
     """
     for name in (*targets.price, *targets.write_price, *cluster.ceilings, *cluster.shared):
         measured.tier(name)
+    if len(measured.tiers) > _MOST_TIERS:
+        text = f"{len(measured.tiers)} tiers make too many ladders to try them all"
+        raise ModelError(text, hint=f"measure those that may be chosen, {_MOST_TIERS} at most")
     tiers = [forecast_tier(measured, tier, workload, cluster) for tier in measured.tiers]
     parts = {tier.name: tier.part_size for tier in measured.tiers}
     plans = [

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tierstore.errors import ConfigError, FormatError, ModelError, NewerFormatError
+from tierstore.model.checks import not_negative, positive, whole
 from tierstore.model.fit import Fit, Sample, fit
 from tierstore.registry import parse_options
 
 FORMAT = 1
+_MOST_BYTES = 1 << 24
+_MOST_TIERS = 64
+_MOST_POINTS = 10_000  # of a tier; `tierstore bench` measures some hundreds
 T = TypeVar("T")
 
 
@@ -58,6 +62,15 @@ class Point:
     cpu: float
     stable: bool
     uncertainty: float = 0.0
+
+    def check(self, where: str) -> None:
+        """Raise ModelError if a number is none that was measured."""
+        for name in ("concurrency", "rounds", "requests"):
+            whole(f"{where}: {name}", getattr(self, name))
+        for name in ("seconds", "p50", "p90", "p99", "longest"):
+            positive(f"{where}: {name}", getattr(self, name), "s")
+        for name in ("nbytes", "commit", "first_done", "last_done", "rate", "cpu", "uncertainty"):
+            not_negative(f"{where}: {name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +182,20 @@ def load_points(path: Path) -> Measured:
         NewerFormatError: a newer tierstore wrote it.
     """
     try:
-        content = json.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise FormatError(f"{path} is no file of points: it has over {_MOST_BYTES:,} bytes")
+        content = json.loads(text)
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: there is no such file", hint="`tierstore bench --points FILE` writes one"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path} cannot be read as JSON: {error}") from None
     try:
         return _measured(content)
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:
         raise FormatError(
             f"{path} is no file of points: {error}", hint="measure again with `tierstore bench`"
         ) from None
@@ -190,20 +207,26 @@ def _measured(content: object) -> Measured:
         raise NewerFormatError(f"the points have format {found}", hint="update tierstore")
     if top.get("format") != FORMAT:
         raise ConfigError("the document has no 'format' that is known")
-    copy = top.get("copy")
-    if not isinstance(copy, int | float) or copy <= 0:
-        raise ConfigError("'copy' is not a number above 0")
+    copy = positive("'copy'", top.get("copy", 0), "bytes/s")
+    machine = _table(top.get("machine", {}), "'machine'")
+    if isinstance(cores := machine.get("cores"), int | float):
+        positive("'machine': number of cores", cores)
     tiers = []
-    for number, entry in enumerate(_list(top.get("tiers"), "'tiers'"), 1):
+    for number, entry in enumerate(_list(top.get("tiers"), "'tiers'", _MOST_TIERS), 1):
         table = dict(_table(entry, f"tier {number}"))
         where = f"tier {table.get('name', number)!r}"
-        points = _list(table.pop("points", []), f"{where}: 'points'")
+        points = _list(table.pop("points", []), f"{where}: 'points'", _MOST_POINTS)
         parsed = tuple(
             _parse(Point, _table(point, f"{where}: a point"), f"{where}: point {at}")
             for at, point in enumerate(points, 1)
         )
-        tiers.append(replace(_parse(TierPoints, table, where), points=parsed))
-    return Measured(_table(top.get("machine", {}), "'machine'"), float(copy), tuple(tiers))
+        for at, point in enumerate(parsed, 1):
+            point.check(f"{where}: point {at}")
+        tier = _parse(TierPoints, table, where)
+        for name in ("every", "concurrency", "part_size", "read_size"):
+            whole(f"{where}: {name}", getattr(tier, name), most=10**18)
+        tiers.append(replace(tier, points=parsed))
+    return Measured(machine, copy, tuple(tiers))
 
 
 def _parse(kind: type[T], table: Mapping[str, object], where: str) -> T:
@@ -219,7 +242,9 @@ def _table(value: object, what: str) -> Mapping[str, Any]:
     return value
 
 
-def _list(value: object, what: str) -> Sequence[object]:
+def _list(value: object, what: str, most: int) -> Sequence[object]:
     if not isinstance(value, list):
         raise ConfigError(f"{what} is not a list")
+    if len(value) > most:
+        raise ConfigError(f"{what} has {len(value):,} entries, more than {most:,}")
     return value

@@ -121,7 +121,7 @@ def of_tiers(
     job = Job(
         cluster.nodes,
         cluster.mtbf,
-        interval or 1.0,
+        1.0 if interval is None else interval,
         rank_bytes / (cluster.copy or _copy_rate(measured, cluster)),
         cluster.restart,
         tuple(tier.rung for tier in tiers),
@@ -129,7 +129,7 @@ def of_tiers(
         cluster.images,
     )
     suggested = best_interval(job)
-    job = job.at(interval or suggested)
+    job = job.at(suggested if interval is None else interval)
     return Forecast(
         workload,
         rank_bytes,

@@ -3,7 +3,7 @@
 Every node fails on its own (exponential, or Weibull: infant mortality or wear), each save meets
 its own slowest node on every tier, tiers take one save after the other, and what was not durable
 when the job failed is gone. Events are handled save by save, so a month of 10,000 nodes takes
-seconds.
+seconds. A job that fails or saves all the time is simulated until so many events have happened.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heapify, heapreplace
 
 import numpy as np
 
-from tierstore.model.checks import not_negative, positive, share
+from tierstore.errors import ModelError
+from tierstore.model.checks import not_negative, positive, share, whole
 from tierstore.model.job import Job, Rung
 from tierstore.model.tail import slowest_at
+from tierstore.model.workload import MOST_NODES
 
 _DAY = 86_400.0
+MOST_EVENTS = 250_000
+"""Saves and failures of one simulation, some seconds."""
+_SHAPES = 0.1, 100.0  # of a Weibull distribution; beyond, its mean is no number
 _WAITING = 8  # a tier with so many saves waiting skips the next; see tierstore.ladder.lane
 
 
@@ -42,7 +48,9 @@ class Chance:
     slowness: float = 1.0
 
     def __post_init__(self) -> None:
-        positive("shape of the failures", self.shape)
+        shape = positive("shape of the failures", self.shape)
+        if not _SHAPES[0] <= shape <= _SHAPES[1]:
+            raise ModelError(f"shape of the failures is {shape:g}, not from 0.1 to 100")
         share("share of stragglers", self.stragglers)
         not_negative("slowness of stragglers beyond 1", self.slowness - 1)
 
@@ -53,6 +61,7 @@ class Outcome:
 
     Attributes:
         seconds: simulated.
+        cut: that is less than was asked for: more events would have taken too long.
         work: done and not lost.
         lost: work done and lost.
         stalled: of the trainer, waits for staging memory included.
@@ -76,6 +85,7 @@ class Outcome:
     longest_stall: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
     durable_after: dict[str, float] = field(default_factory=dict)
+    cut: bool = False
 
     @property
     def goodput(self) -> float:
@@ -94,12 +104,13 @@ class Outcome:
 
 
 def simulate(job: Job, days: float, chance: Chance | None = None) -> Outcome:
-    """Run a job for some days.
+    """Run a job for some days, or until `MOST_EVENTS` saves and failures have happened.
 
     Raises:
         ModelError: a number is outside of its domain.
     """
     horizon = positive("days", days) * _DAY
+    whole("number of nodes", job.nodes, most=MOST_NODES)
     return _Run(job, horizon, chance or Chance()).run()
 
 
@@ -139,7 +150,8 @@ class _Run:
         self.job, self.horizon, self.chance = job, horizon, chance
         self.random = np.random.default_rng(chance.seed)
         self.scale = job.node_mtbf / math.gamma(1 + 1 / chance.shape)
-        self.failing = self.scale * self.random.weibull(chance.shape, job.nodes)
+        self.failing = (self.scale * self.random.weibull(chance.shape, job.nodes)).tolist()
+        heapify(self.failing)  # when each node fails next, the first one in front
         self.lanes = [_Lane(rung) for rung in job.rungs]
         self.images: deque[float] = deque(maxlen=job.images)  # when each is free again
         self.outcome = Outcome(horizon, skipped={rung.name: 0 for rung in job.rungs})
@@ -147,21 +159,27 @@ class _Run:
         self.now = self.work = 0.0
 
     def run(self) -> Outcome:
-        while self.now < self.horizon:
-            failure = float(self.failing.min())
+        while self.now < self.horizon and not self._enough:
+            failure = self.failing[0]
             self._work_until(min(failure, self.horizon))
-            if failure < self.horizon:
+            if failure < self.horizon and not self._enough:
                 self._fail(failure)
+        if self.now < self.horizon:
+            self.outcome.seconds, self.outcome.cut = self.now, True
         self.outcome.work = self.work
         for lane in self.lanes:
             if lane.count:
                 self.outcome.durable_after[lane.rung.name] = lane.delays / lane.count
         return self.outcome
 
+    @property
+    def _enough(self) -> bool:
+        return self.outcome.saves + self.outcome.failures >= MOST_EVENTS
+
     def _work_until(self, end: float) -> None:
         """Work and save until `end`."""
         out, job = self.outcome, self.job
-        while True:
+        while not self._enough:
             if self.now + job.interval >= end:
                 self.work += max(0.0, end - self.now)
                 self.now = end
@@ -215,10 +233,10 @@ class _Run:
             self.work = (source.newest or 0.0) if source else 0.0
             reading = source.rung.read_with(self._factor(source.rung)) if source else 0.0
             back = at + self.job.restart + reading
-            failure = float(self.failing.min())
+            failure = self.failing[0]
             if source is None:
                 out.from_start += 1
-            if failure >= min(back, self.horizon):
+            if failure >= min(back, self.horizon) or self._enough:
                 break
             at = failure
         out.lost += before - self.work
@@ -227,8 +245,7 @@ class _Run:
 
     def _replace(self, at: float) -> None:
         """Put a new node in the place of the one that failed."""
-        node = int(self.failing.argmin())
-        self.failing[node] = at + self.scale * self.random.weibull(self.chance.shape)
+        heapreplace(self.failing, at + self.scale * self.random.weibull(self.chance.shape))
         if self.random.random() < self.job.node_loss:
             for lane in self.lanes:
                 if not lane.rung.shared:

@@ -16,6 +16,7 @@ from tierstore.errors import ModelError
 from tierstore.model.checks import not_negative, whole
 
 _NORMAL = NormalDist()
+_LONGEST = 100.0  # e^100 times the median is never, and still a number
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution: 1 / its 75 % quantile
 
 
@@ -40,7 +41,7 @@ def slowest(ranks: int, sigma: float, quantile: float = 0.5) -> float:
 def slowest_at(quantile: float, ranks: int, sigma: float) -> float:
     """Return the same unchecked, for many draws: a quantile above 0, and up to 1."""
     above = -math.expm1(math.log(quantile) / ranks)  # 1 - p^(1/n), exact for large n too
-    return math.exp(-sigma * _NORMAL.inv_cdf(max(above, 1e-300)))
+    return math.exp(min(_LONGEST, -sigma * _NORMAL.inv_cdf(max(above, 1e-300))))
 
 
 def spread(seconds: Sequence[float]) -> float:

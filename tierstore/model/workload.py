@@ -10,6 +10,7 @@ from tierstore.model.checks import not_negative, positive, share, whole
 
 BYTES_PER_PARAMETER = 14
 """2 of the model in bfloat16 and 12 of AdamW in float32: master weight and two moments."""
+MOST_NODES = 10**6
 _MODEL_BYTES = 2
 _VOCABULARY = 128_256
 
@@ -145,7 +146,7 @@ class Cluster:
     shared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        whole("number of nodes", self.nodes)
+        whole("number of nodes", self.nodes, most=MOST_NODES)
         whole("number of ranks on a node", self.gpus)
         whole("number of staging images", self.images)
         positive("mean time between failures of a node", self.mtbf, "s")
