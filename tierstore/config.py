@@ -185,11 +185,13 @@ def _read(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
+        new = f"for a tier in a new folder write {path.absolute().as_uri()}"
+        hint = "" if path.suffix == DEFAULT_PATH.suffix else new
+        raise ConfigError(f"{path}: there is no such file", hint=hint) from None
     except IsADirectoryError:
         raise ConfigError(
             f"{path} is a folder, not a TOML file",
-            hint=f"for a tier in this folder write file://{path.resolve()}",
+            hint=f"for a tier in this folder write {path.absolute().as_uri()}",
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error

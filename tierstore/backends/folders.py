@@ -22,12 +22,12 @@ class Folders:
     """Creates and prunes the folders below one root. Safe between threads and processes.
 
     Args:
-        root: absolute path; created, with its parents, at first need.
+        root: the folder's path; created, with its parents, at first need.
         sync: fsync what is created.
     """
 
     def __init__(self, root: str, *, sync: bool) -> None:
-        self.root = root
+        self.root = os.path.abspath(root)
         self._sync = sync
         self._durable: dict[str, int] = {}  # folder -> inode; another one means recreated
 

@@ -81,13 +81,13 @@ class LocalBackend:
     """Objects as files below one folder; see `open_local`.
 
     Args:
-        root: absolute path.
+        root: the folder's path.
         options: how files are read and written.
     """
 
     def __init__(self, root: str, options: LocalOptions = _DEFAULTS) -> None:
-        self._root = os.path.normpath(root)
-        self.url = f"file://{quote(self._root)}"
+        self._root = os.path.abspath(root)
+        self.url = f"file://{quote(self._root, errors='surrogateescape')}"
         self._direct = options.direct
         folders = Folders(self._root, sync=options.fsync)
         self._site = Site(self.url, folders, Scratch(folders), options.fsync)
@@ -104,11 +104,11 @@ class LocalBackend:
         Raises:
             InvalidKeyError: a component is longer than 255 bytes or reserved.
         """
-        first = check_key(key).partition("/")[0]
+        check_key(key)
         long = len(key) > _NAME_MAX // 4 and any(  # a character takes four bytes at most
             len(part.encode()) > _NAME_MAX for part in key.split("/")
         )
-        if first == NAME or long:
+        if long or (NAME in key and NAME in key.split("/")):
             raise InvalidKeyError(f"key {key!r} cannot be a file name")
         return os.path.join(self._root, key)
 
@@ -227,6 +227,7 @@ class LocalBackend:
         for upload in self._site.uploads.copy():
             upload.let_go()
         self._hasty.close()
+        self._site.scratch.tidy()
 
     def _reads_direct(self, fd: int, offset: int, length: int) -> bool:
         if self._direct != "auto":

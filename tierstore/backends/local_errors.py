@@ -45,7 +45,7 @@ def translated(url: str, key: str, root: str, needed: int = 0) -> Iterator[None]
     Args:
         url: the tier.
         key: the key in question.
-        root: the folder, asked for its free space when there is not enough.
+        root: the folder, whose file system is asked what is left when there is not enough.
         needed: bytes that were wanted, for the message.
 
     Raises:
@@ -62,14 +62,30 @@ def translated(url: str, key: str, root: str, needed: int = 0) -> Iterator[None]
         if code == errno.ENAMETOOLONG:
             raise InvalidKeyError(f"key {key!r} is too long for a file name") from error
         kind, hint = _KINDS.get(code, (StorageError, ""))
-        if kind is OutOfSpaceError:
-            reason = f"{reason}: {needed:,} bytes needed, {_free(root)} free"
+        if code == errno.ENOSPC and _no_inodes(os.path.join(root, key)):
+            reason = "no inodes are left: the file system can hold no more files"
+            hint = "delete small files, or make a file system with more inodes; `df -i` counts them"
+        elif kind is OutOfSpaceError:
+            reason = f"{reason}: {needed:,} bytes needed, {_free(os.path.join(root, key))} free"
         raise kind(reason, url=url, key=key, hint=hint) from error
 
 
-def _free(root: str) -> str:
-    try:
-        usage = os.statvfs(root)
-    except OSError:
-        return "an unknown number"
-    return f"{usage.f_bavail * usage.f_frsize:,}"
+def _free(path: str) -> str:
+    usage = _usage(path)
+    return "an unknown number" if usage is None else f"{usage.f_bavail * usage.f_frsize:,}"
+
+
+def _no_inodes(path: str) -> bool:
+    usage = _usage(path)
+    return usage is not None and usage.f_files > 0 and usage.f_favail == 0
+
+
+def _usage(path: str) -> os.statvfs_result | None:
+    """Ask the file system that a path is on, or would be."""
+    while True:
+        try:
+            return os.statvfs(path)
+        except FileNotFoundError:
+            path = os.path.dirname(path)
+        except OSError:
+            return None

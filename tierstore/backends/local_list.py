@@ -31,7 +31,7 @@ def _walk(
 ) -> Iterator[ObjectInfo]:
     for raw in _names(os.path.join(root, folder)):
         name = _decoded(raw)
-        if not name or (not folder and raw == _HIDDEN):
+        if not name or raw == _HIDDEN:
             continue
         key = folder + name
         if not key.startswith(prefix):

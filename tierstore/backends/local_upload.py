@@ -68,9 +68,8 @@ class LocalUpload:
         self._list: PartsList | None = None
         with self._translated():
             try:
-                self._fd, self._scratch = (
-                    site.scratch.reopen(resume) if resume else site.scratch.open()
-                )
+                scratch = site.scratch.beside(path)
+                self._fd, self._scratch = scratch.reopen(resume) if resume else scratch.open()
             except FileNotFoundError:
                 raise self._gone() from None
         try:

@@ -1,9 +1,10 @@
 """Files that have no name yet: where an object is written before it becomes visible.
 
-They are in one folder at the root, `.tierstore-tmp`, which is never listed and is on the same file
-system, so that link(2) and rename(2) can publish them. The writer holds a flock(2): a file whose
-lock is free was left by a process that died, and the next writer removes it, unless it can be
-resumed: see `tierstore.backends.local_parts`.
+They are in a folder at the root, `.tierstore-tmp`, which is never listed; it goes when it is empty.
+link(2) and rename(2) publish them, which do not go from one mount to another; where something is
+mounted below the root, files for there have such a folder at its top. The writer holds a flock(2):
+a file whose lock is free was left by a process that died, and the next writer removes it, unless it
+can be resumed: see `tierstore.backends.local_parts`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,41 @@ _log = logging.getLogger(__name__)
 
 
 class Scratch:
-    """The folder of unfinished files of one root."""
+    """The folder of unfinished files of one root, or of a mount below it.
 
-    def __init__(self, folders: Folders) -> None:
+    Args:
+        folders: those of the root.
+        top: where what is mounted begins; by default the root.
+    """
+
+    def __init__(self, folders: Folders, top: str = "") -> None:
         self._folders = folders
-        self._path = os.path.join(folders.root, NAME)
+        self._top = top or folders.root
+        self._path = os.path.join(self._top, NAME)
+        self._mounts: dict[str, Scratch] = {}
         self._host = socket.gethostname().replace("/", "_")
         self._swept = False
         self._lock = threading.Lock()
+
+    def beside(self, path: str) -> Scratch:
+        """Return the one from which a file can be renamed to `path`."""
+        folder = _existing(os.path.dirname(path))
+        mount = _mount(folder)
+        if len(folder) <= len(self._top) or mount == _mount(_existing(self._top)):
+            return self
+        while mount == _mount(above := os.path.dirname(folder)):
+            folder = above
+        with self._lock:
+            return self._mounts.setdefault(folder, Scratch(self._folders, folder))
+
+    def tidy(self) -> None:
+        """Remove the folder if it is empty."""
+        with self._lock:
+            mounts = [*self._mounts.values()]
+        for each in mounts:
+            each.tidy()
+        with suppress(OSError):
+            os.rmdir(self._path)
 
     def open(self) -> tuple[int, str]:
         """Create and lock a new file; return its descriptor, for reading and writing, and path."""
@@ -98,6 +126,25 @@ class Scratch:
             _log.debug("cannot sweep %s: %s", path, error)
         finally:
             os.close(fd)
+
+
+def _existing(folder: str) -> str:
+    """Return the folder, or the nearest above it that there is."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _mount(folder: str) -> object:
+    """Return what tells mounts apart, also two of one file system; see fdinfo in proc(5)."""
+    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as info:
+            return next(line for line in info if line.startswith(b"mnt_id:"))
+    except (OSError, StopIteration):
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
 
 
 def _lock(fd: int, *, wait: bool) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tierstore.backend import Backend
-from tierstore.backends.scratch import NAME
 from tierstore.checkpoint.objects import read_record
 from tierstore.config import TierConfig, load_config
 from tierstore.errors import ConfigError, NotFoundError
@@ -66,12 +65,6 @@ class Place:
         """
         return read_record(self.backend, check_key(name), limit=limit)
 
-    def tidy(self) -> None:
-        """Remove the folder that a backend keeps unfinished files in, if it is empty."""
-        if self.local is not None:
-            with suppress(OSError):
-                (self.local / NAME).rmdir()
-
     def path(self) -> Path:
         """Return the path of the file on this machine.
 
@@ -119,10 +112,7 @@ def open_target(text: str, *, of_file: bool) -> Iterator[Place]:
         at = None if place.local is None else place.local / place.name
         if at is not None and at.exists() and at.is_dir() == of_file:
             raise ConfigError(f"{text} is a {'folder' if of_file else 'file'}")
-        try:
-            yield place
-        finally:
-            place.tidy()
+        yield place
 
 
 @contextmanager

@@ -1,0 +1,137 @@
+"""Where a local tier writes what is not finished, and what it leaves: also over several mounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.command import tierstore
+from tests.disks import small_disk
+from tests.files import contents
+from tierstore.backends.local import LocalBackend
+from tierstore.blocks import crc32c
+from tierstore.config import load_config
+from tierstore.errors import ConfigError, InvalidKeyError, OutOfSpaceError
+
+LARGE = os.urandom(9_000_000)  # more than a part
+
+
+@pytest.fixture(autouse=True)
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture(params=["file system", "bind"])
+def below(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Mount another file system, or another folder of the same one, at dst/below."""
+    at = tmp_path / "dst" / "below"
+    at.mkdir(parents=True)
+    if request.param == "file system":
+        with small_disk(at, 64):
+            yield at
+        return
+    (tmp_path / "elsewhere").mkdir()
+    bind = ["mount", "--bind", str(tmp_path / "elsewhere"), str(at)]
+    if subprocess.run(bind, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a folder")
+    yield at
+    subprocess.run(["umount", str(at)], check=True)
+
+
+def write(backend: LocalBackend, key: str, data: bytes, *, resumable: bool = False) -> None:
+    upload = backend.upload(key, len(data))
+    if resumable:
+        assert upload.token
+    upload.write(0, data, crc32c(data))
+    upload.commit()
+
+
+def test_a_mount_below_the_root(below: Path, tmp_path: Path) -> None:
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    for name in ("x", "below/x", "below/a/b/x"):
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        (src / name).write_bytes(LARGE)
+    (dst / "below" / "old").write_bytes(b"old")
+    done = tierstore("migrate", str(src), str(dst))
+    assert (done.code, done.err) == (0, "")
+    assert contents(below) == {"x": LARGE, "a/b/x": LARGE, "old": b"old"}
+    assert not [*dst.rglob(".tierstore-tmp")]
+    assert tierstore("migrate", str(src), str(dst), "--conflict", "overwrite").code == 0
+
+
+def test_an_upload_on_a_mount_is_gone_on_with(below: Path, tmp_path: Path) -> None:
+    with closing(LocalBackend(str(tmp_path / "dst"))) as backend:
+        upload = backend.upload("below/new/x", len(LARGE))
+        token = upload.token
+        upload.write(0, LARGE, crc32c(LARGE))
+    assert (below / ".tierstore-tmp" / token).exists()
+    with closing(LocalBackend(str(tmp_path / "dst"))) as backend:
+        upload = backend.upload("below/new/x", len(LARGE), resume=token)
+        assert upload.done == [(0, len(LARGE))]
+        upload.commit()
+        assert [info.key for info in backend.list("")] == ["below/new/x"]
+    assert not (below / ".tierstore-tmp").exists()
+
+
+def test_nothing_unfinished_stays_or_is_moved(tmp_path: Path) -> None:
+    inner = LocalBackend(str(tmp_path / "src" / "tier"))
+    with closing(inner):
+        upload = inner.upload("half", 2)
+        assert upload.token
+        upload.write(0, b"ha", crc32c(b"ha"))
+    assert list((tmp_path / "src" / "tier" / ".tierstore-tmp").iterdir())
+    with closing(LocalBackend(str(tmp_path / "src"))) as outer:
+        write(outer, "a", LARGE)
+        assert [info.key for info in outer.list("")] == ["a"]
+        assert [info.key for info in outer.list("", delimiter=True)] == ["a"]
+        with pytest.raises(InvalidKeyError, match="cannot be a file name"):
+            outer.create("tier/.tierstore-tmp/x", b"")
+    assert not (tmp_path / "src" / ".tierstore-tmp").exists()
+    for command in ("migrate", "sync"):
+        assert tierstore(command, str(tmp_path / "src"), f"{tmp_path}/{command}").code == 0
+        names = [str(path.relative_to(tmp_path)) for path in (tmp_path / command).rglob("*")]
+        assert names == [f"{command}/a"]
+
+
+def test_a_file_system_without_inodes(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 64):
+        subprocess.run(["mount", "-o", "remount,nr_inodes=20", str(disk)], check=True)
+        with closing(LocalBackend(str(disk))) as backend:
+            with pytest.raises(OutOfSpaceError, match="no inodes are left") as caught:
+                for n in range(30):
+                    backend.create(f"f/{n}", b"abc")
+            assert "df -i" in caught.value.hint
+            assert "bytes needed" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["t", "./t", "a/../t", "t/"])
+def test_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with closing(LocalBackend(root)) as backend:
+        assert backend.url == f"file://{tmp_path}/t"
+        monkeypatch.chdir("/")
+        write(backend, "a/b", b"x")
+        backend.create("c", b"y", if_absent=True)
+        backend.delete(["c"])
+    assert contents(tmp_path / "t") == {"a/b": b"x"}
+
+
+@pytest.mark.parametrize("name", ["./ck", "ck", "new/ck"])
+def test_a_folder_where_a_configuration_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = (tmp_path / name).as_uri()
+    with pytest.raises(ConfigError, match="no such file") as caught:
+        load_config(name)
+    assert caught.value.hint == f"for a tier in a new folder write {url}"
+    Path(name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="is a folder") as caught:
+        load_config(name)
+    assert caught.value.hint == f"for a tier in this folder write {url}"
