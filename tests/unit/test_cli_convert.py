@@ -243,6 +243,16 @@ def test_a_killed_export_does_not_look_whole(command: Command, large: None, tmp_
     assert command("import", "out", "other", 1, "--json").json["bytes"] == 3 * 2**24
 
 
+@pytest.mark.parametrize("size", [4, 60, -10])
+def test_a_file_that_was_cut_short(command: Command, size: int) -> None:
+    whole = Path("m.safetensors").read_bytes()
+    Path("m.safetensors").write_bytes(whole[:size])
+    done = command("import", "m.safetensors", "run", 7)
+    assert done.code == 1
+    assert "next: copy or download it again" in done.err
+    assert "verify" not in done.err
+
+
 @pytest.mark.parametrize("name", ["wh?t%41 +#.safetensors", "ü.safetensors"])
 def test_names_of_files_are_what_they_read(command: Command, tmp_path: Path, name: str) -> None:
     assert command("import", "m.safetensors", "run", 7).code == 0

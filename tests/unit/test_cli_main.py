@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from tests.command import folders, ladder_file, save, start, tierstore
+from tests import model_points
+from tests.command import COMMAND, folders, ladder_file, save, start, tierstore
 from tests.patience import PATIENCE, noted_retries
 from tierstore import __version__
+from tierstore.cli.main import main
 from tierstore.testing.servers import free_port
 
 LEFT = 141  # what the shell says of a program whose reader went away
@@ -116,6 +122,76 @@ def test_the_configuration_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tierstore("ls", "--json").json[0]["tiers"] == ["t"]
     monkeypatch.setenv("TIERSTORE_CONFIG", f"file://{tmp_path}/empty")
     assert tierstore("ls", "--json").json == []
+
+
+# Output that cannot be written
+
+
+@pytest.fixture
+def ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tier with a step, in a folder with points to predict from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    save(folders(tmp_path, "t"), 1)
+    model_points.write(tmp_path / "points.json")
+    return ladder_file(tmp_path / "tierstore.toml", t=f"file://{tmp_path}/t")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--help", "--version", "ls --help", "ls", "ls --json", "show run", "show run --tensors"),
+        *("verify run", "verify run --json", "doctor", "doctor --json", "export run out.pt"),
+        *("migrate t ./to", "migrate t ./to --json", "migrate t ./to -n", "sync t ./to -n"),
+        *("cp tierstore.toml to/", "bench --dry-run", "bench --dry-run --json"),
+        *(
+            f"{name} --params 8e9 --nodes 9 --mtbf 9d -p points.json"
+            for name in ("predict", "plan")
+        ),
+    ],
+)
+def test_a_full_disk_ends_every_command_in_words(ladder: str, words: str) -> None:
+    del ladder
+    err = io.StringIO()
+    with (
+        Path("/dev/full").open("w") as full,
+        redirect_stdout(full),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main(words.split())
+    said = err.getvalue()
+    assert ended.value.code == 1, said
+    assert "error: standard output cannot be written: No space left on device" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ls"], ["ls", "--json"], ["predict", "--help"]])
+def test_nothing_more_is_said_as_the_process_ends(ladder: str, words: list[str]) -> None:
+    del ladder
+    with Path("/dev/full").open("w") as full:
+        process = start(*words, stdout=full, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert err == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_streams_that_were_closed(ladder: str) -> None:
+    del ladder
+    shell = f"{shlex.join(COMMAND)} ls"
+    for closed, code in ((">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("-x 2>/dev/full", 2)):
+        ended = subprocess.run(f"{shell} {closed}", shell=True, capture_output=True, check=False)
+        assert (ended.returncode, ended.stderr) == (code, b""), closed
+
+
+def test_what_a_stream_of_ascii_cannot_hold(tmp_path: Path) -> None:
+    named = ladder_file(tmp_path / "t.toml", t=f"file://{tmp_path}/ü€")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with redirect_stdout(out), pytest.raises(SystemExit) as ended:
+        main(["doctor", "--json", "-c", named])
+    assert not ended.value.code
+    out.seek(0)
+    assert json.load(out)["t"]["url"] == f"file://{tmp_path}/ü€"
 
 
 # Secrets

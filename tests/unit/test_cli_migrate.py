@@ -82,6 +82,14 @@ def test_the_first_rule_decides(src: Path, tmp_path: Path) -> None:
     assert done.out.startswith("2 objects"), "what '!' forgets is forgotten with all it implied"
 
 
+def test_a_name_with_a_line_break_is_reported_in_one_line(src: Path, tmp_path: Path) -> None:
+    (src / "b\nfailed: c\x1b[2J\u2028d").write_text("x")
+    done = tierstore("migrate", str(src), str(tmp_path / "dst"))
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith(r"failed: b\nfailed: c\x1b[2J\u2028d: ")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

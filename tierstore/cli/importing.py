@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from tierstore.cli.conversion import Conversion
 from tierstore.cli.options import PLACE, argument, flag, option, run_argument, takes
 from tierstore.cli.output import count, open_tiers, print_json, say, size
 from tierstore.cli.progress import progress
+from tierstore.errors import IntegrityError
 
 if TYPE_CHECKING:
     from tierstore.convert.imports import ImportPlan
@@ -49,7 +52,7 @@ def run(options: Options) -> None:
     from tierstore.convert.place import open_source
 
     begun = time.monotonic()
-    with open_source(options.source) as place:
+    with _foreign(), open_source(options.source) as place:
         name = options.form or guess_source(place)
         with (
             find_format(name).read(place, options.allow_pickle) as incoming,
@@ -67,6 +70,16 @@ def run(options: Options) -> None:
         print_json(facts)
     else:
         _print(facts)
+
+
+@contextmanager
+def _foreign() -> Iterator[None]:
+    """Say what helps where files that tierstore did not write are damaged."""
+    try:
+        yield
+    except IntegrityError as error:
+        error.hint = error.hint or "copy or download it again; its writer's checksums tell more"
+        raise
 
 
 def _facts(plan: ImportPlan, options: Options, name: str, tiers: list[OpenTier]) -> dict[str, Any]:

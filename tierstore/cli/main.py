@@ -13,7 +13,7 @@ import click
 
 from tierstore import __version__
 from tierstore.cli.commands import COMMANDS, Deferred
-from tierstore.cli.output import print_error
+from tierstore.cli.output import checked_streams, print_error
 from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
 
 NAME = "tierstore"
@@ -65,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(_GARBAGE)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's others spin, and nobody uses them
     try:
+        with checked_streams():
+            _run(words)
+    finally:
+        gc.set_threshold(*usual)
+
+
+def _run(words: Sequence[str]) -> None:
+    try:
         _refuse_secrets(words)
         program()(args=words, prog_name=NAME)
     except (ConfigError, InvalidKeyError, ModelError) as error:
@@ -75,8 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
-    finally:
-        gc.set_threshold(*usual)
 
 
 def _refuse_secrets(words: Sequence[str]) -> None:

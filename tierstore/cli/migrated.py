@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from tierstore.cli.amounts import duration
-from tierstore.cli.output import count, print_json, say, size
+from tierstore.cli.output import count, print_json, say, shown, size
 from tierstore.cli.progress import byte_bar
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class TextView(View):
         if report.outcome.value != "failed":
             return
         self.failed += 1
-        text = f"failed: {report.key}: {report.reason}"
+        text = f"failed: {shown(report.key)}: {shown(report.reason)}"
         if self.failed > _SHOWN:
             return
         if self._bar is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 PATIENCE = 5.0
 """Seconds that a request of somebody who waits at a terminal is repeated."""
 _PIPE_WIDTH = 10_000
+T = TypeVar("T")
 _LISTENER_LEFT = 141  # as the shell calls a program that SIGPIPE ended
 
 
@@ -34,10 +37,7 @@ def say(
 
     Rich could do it too, but its import takes as long as all else that most commands do.
     """
-    try:
-        click.secho(text, fg=fg, bold=bold or None, nl=nl, err=stderr, color=_colour())
-    except BrokenPipeError:
-        _listener_left(sys.stderr if stderr else sys.stdout)
+    click.secho(text, fg=fg, bold=bold or None, nl=nl, err=stderr, color=_colour())
 
 
 def _colour() -> bool | None:
@@ -55,12 +55,7 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-
-    class Terminal(Console):
-        def on_broken_pipe(self) -> None:
-            _listener_left(stream)
-
-    return Terminal(
+    return Console(
         stderr=stderr,
         width=None if stream.isatty() else _PIPE_WIDTH,
         highlight=False,
@@ -81,17 +76,63 @@ def table(columns: Iterable[str], *, right: Collection[str] = ()) -> Table:
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
     """Print one JSON document; without an indent it is one line, for a stream of them."""
+    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def checked_streams() -> Iterator[None]:
+    """End the program in words, at the latest now, where what it prints cannot be written."""
+    before = sys.stdout, sys.stderr
+    sys.stdout = cast("TextIO", _Checked(before[0], result=True))
+    sys.stderr = cast("TextIO", _Checked(before[1], result=False))
     try:
-        sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _listener_left(sys.stdout)
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stdout, sys.stderr = before
 
 
-def _listener_left(stream: TextIO) -> NoReturn:
-    """End without a word; Python would complain when it flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    raise SystemExit(_LISTENER_LEFT)
+class _Checked:
+    """A stream of text.
+
+    Args:
+        stream: where it goes; None if whoever started this program has closed it.
+        result: it is what the program was started for.
+    """
+
+    def __init__(self, stream: TextIO | None, *, result: bool) -> None:
+        self._result = result
+        self._stream = stream or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - lent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._tried(self._stream.write, text) or 0
+        except UnicodeEncodeError:  # a name that is not Unicode, or a stream of ASCII
+            text = "".join(sign if sign.isascii() else json.dumps(sign)[1:-1] for sign in text)
+            return self._tried(self._stream.write, text) or 0
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, write: Callable[..., T], *text: str) -> T | None:
+        try:
+            return write(*text)
+        except OSError as error:
+            # Python would complain when it flushes at its end.
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            if error.errno == errno.EPIPE:
+                raise SystemExit(_LISTENER_LEFT) from None
+            if not self._result:
+                return None  # nobody can be told
+            print_error(TierstoreError(f"standard output cannot be written: {error.strerror}"))
+            raise SystemExit(1) from None
 
 
 def print_error(error: TierstoreError) -> None:
@@ -117,6 +158,11 @@ def next_step(error: TierstoreError) -> str:
     if isinstance(error, IntegrityError):
         return "`tierstore verify` reports all damage of a checkpoint"
     return ""
+
+
+def shown(text: str) -> str:
+    """Return a text from a store as one line; what would move the cursor is shown as in Python."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def of_tier(name: str, error: TierstoreError) -> TierstoreError:
