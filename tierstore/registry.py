@@ -31,6 +31,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tierstore.backend import Backend
 from tierstore.errors import ConfigError
+from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -326,7 +327,8 @@ def open_backend(url: str, options: Mapping[str, object] | None = None) -> Backe
     if declared is not None:
         settings = parse_options(declared, given, where=address.url)
     try:
-        return factory(address.url, settings)
+        with on(address.url, "opening it"):
+            return factory(address.url, settings)
     except ModuleNotFoundError as error:
         raise _missing_package(address.scheme, error) from error
 

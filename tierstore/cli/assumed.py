@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tierstore.cli.amounts import assignments, nbytes, number, of_tiers, seconds
 from tierstore.cli.options import PATH, json_option, option
 from tierstore.errors import ConfigError
+from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from tierstore.model.job import Job
@@ -135,7 +136,8 @@ class Setting:
         from tierstore.model.simulate import simulate
 
         days = self.assumed.get("days", min(_DAYS, _MOST_SAVES * period / 86_400))
-        return simulate(job, days, _chance(self.assumed))
+        with on("the simulation", f"{days:.3g} days, save by save"):
+            return simulate(job, days, _chance(self.assumed))
 
 
 def _cluster(

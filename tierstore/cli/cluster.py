@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tierstore.cli.options import flag, option
 from tierstore.errors import ConfigError
+from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from tierstore.transfer.migrate.crew import Crew, Recipe
@@ -59,4 +60,5 @@ class Elsewhere:
                 raise ConfigError("--send-credentials is for other machines", hint="add --on ray")
             return None
         sent = {k: v for k, v in os.environ.items() if self.sends and k.startswith(_CREDENTIALS)}
-        return open_crew(self.on, recipe, ends, Cluster(self.address or "", sent))
+        with on(f"{self.on} {self.address or 'here'}", "a cluster to work on"):
+            return open_crew(self.on, recipe, ends, Cluster(self.address or "", sent))

@@ -24,6 +24,7 @@ import click
 from tierstore.cli.options import PLACE, json_option
 from tierstore.cli.output import console, print_json, size, table
 from tierstore.errors import ConfigError, TierstoreError
+from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,7 +256,9 @@ def _tiers(
     from tierstore.testing import servers
 
     real = bool(shutil.which("minio") or os.environ.get("TIERSTORE_TEST_S3"))
-    with _hdfs(out) as (hdfs, user), servers.minio() if real else servers.moto() as server:
+    with _hdfs(out) as (hdfs, user), contextlib.ExitStack() as started:
+        with on("MinIO" if real else "moto", "its start"):
+            server = started.enter_context(servers.minio() if real else servers.moto())
         out.print(f"S3 is {'MinIO' if real else 'moto, in this process'} at {server.endpoint}")
         bucket = server.new_bucket()
         nvme = _tier("nvme", f"file://{folder}/nvme")

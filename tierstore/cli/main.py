@@ -14,6 +14,7 @@ import click
 from tierstore import __version__
 from tierstore.cli.commands import COMMANDS, Deferred
 from tierstore.cli.output import checked_streams, print_error
+from tierstore.cli.waits import said_waits
 from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
 
 NAME = "tierstore"
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gc.set_threshold(_GARBAGE)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's others spin, and nobody uses them
     try:
-        with checked_streams():
+        with checked_streams(), said_waits():
             _run(words)
     finally:
         gc.set_threshold(*usual)

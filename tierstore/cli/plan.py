@@ -14,6 +14,7 @@ from tierstore.cli.options import option, takes
 from tierstore.cli.output import console, print_json, size, table
 from tierstore.cli.predict import show, to_json
 from tierstore.errors import ConfigError
+from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from tierstore.model.plan import Plan
@@ -74,7 +75,8 @@ def run(options: Options) -> None:
     priced = {*targets.price, *targets.write_price}
     if targets.cost is not None and not priced:
         raise ConfigError("target cost: no tier has a price", hint="say --target price.TIER=0.02")
-    chosen, tried = plan(setting.measured, setting.workload, setting.cluster, targets)
+    with on("the plan", "every ladder of these tiers"):
+        chosen, tried = plan(setting.measured, setting.workload, setting.cluster, targets)
     job = chosen.forecast.job
     outcome = setting.simulate(job, job.interval)
     if options.as_json:

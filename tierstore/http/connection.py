@@ -18,6 +18,7 @@ from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK
 from tierstore.http.head import head
 from tierstore.http.inflow import Inflow, Tap
+from tierstore.waiting import moved
 
 SEND_SIZE = 4 * 1024 * 1024
 """Bytes sent before looking at the clock, and for an early refusal, again."""
@@ -105,6 +106,7 @@ class Connection(HTTPConnection):
             while view.nbytes:
                 clock.arm(sock)
                 view = view[sock.send(view[:SEND_SIZE]) :]
+                moved()
                 # With TLS, readable may mean a session ticket; there only a stall asks.
                 if view.nbytes and not tls and wait_for_read(sock, 0.0) and _final(sock):
                     raise BrokenPipeError

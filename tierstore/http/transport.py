@@ -31,6 +31,7 @@ from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
 from tierstore.http.connection import Connection, Pool, TLSPool
 from tierstore.http.head import AGENT
+from tierstore.waiting import moved, on
 
 _log = logging.getLogger(__name__)
 
@@ -126,13 +127,14 @@ class Transport:
         token = CLOCK.set(clock)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
-            plain = body is None or isinstance(body, Buffer)
-            if plain and (route := self._route(url)):
-                target = "/" + url.partition("://")[2].partition("/")[2]
-                given = _over(route, deadlines, (method, target, headers, body), (into, ok))
-            else:
-                answer = self._by_urllib3(method, url, headers, body, deadlines)
-                given = _taken(_raw(answer), answer.status, answer.headers, into, ok)
+            with on(_server(url), method, most=deadlines.total):
+                plain = body is None or isinstance(body, Buffer)
+                if plain and (route := self._route(url)):
+                    target = "/" + url.partition("://")[2].partition("/")[2]
+                    given = _over(route, deadlines, (method, target, headers, body), (into, ok))
+                else:
+                    answer = self._by_urllib3(method, url, headers, body, deadlines)
+                    given = _taken(_raw(answer), answer.status, answer.headers, into, ok)
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s %s: %d", method, _place(url), given.status)
             return given
@@ -309,6 +311,7 @@ def _fill(raw: http.client.HTTPResponse | Answer, view: memoryview) -> int:
     got = 0
     while got < view.nbytes and (more := raw.readinto(view[got:])):  # a chunk or less at a time
         got += more
+        moved(surely=True)
     return got
 
 
@@ -353,6 +356,12 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     what = getattr(root, "strerror", None) or type(root).__name__
     by = " through the proxy" if isinstance(error, ProxyError) else ""
     raise UnreachableError(f"{method}: no answer from {server}{by}: {what}", url=place) from error
+
+
+def _server(url: str) -> str:
+    """Return scheme and host of a URL."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].rpartition('@')[2]}"
 
 
 def _place(url: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tierstore.backend import Backend
+from tierstore.waiting import on
 from tierstore.wrappers.delegate import Call, Delegate
 
 T = TypeVar("T")
@@ -61,8 +62,11 @@ class Throttled(Delegate):
 
     def around(self, call: Call, run: Callable[[], T]) -> T:
         """Wait until the bytes of the call may pass."""
-        if self._read and call.read:
-            self._read.take(call.read)
-        if self._write and call.written:
-            self._write.take(call.written)
-        return run()
+        with on(self.url, call.operation) as waiting:
+            before, waiting.why = waiting.why, "only so many bytes a second are allowed"
+            if self._read and call.read:
+                self._read.take(call.read)
+            if self._write and call.written:
+                self._write.take(call.written)
+            waiting.why = before
+            return run()

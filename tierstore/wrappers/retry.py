@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from tierstore.backend import Backend
 from tierstore.errors import DamagedInTransitError, TransientError
+from tierstore.waiting import Wait, on
 from tierstore.wrappers.delegate import Call, Delegate
 
 T = TypeVar("T")
@@ -102,12 +103,18 @@ class Retrying(Delegate):
 
     def around(self, call: Call, run: Callable[[], T]) -> T:
         """Run until it succeeds, fails for good, or time or budget are used up."""
+        what = f"{call.operation} {call.key}".rstrip()
+        with on(self.url, what, most=self._seconds) as waiting:
+            return self._repeat(call, run, waiting)
+
+    def _repeat(self, call: Call, run: Callable[[], T], waiting: Wait) -> T:
         start = self._clock()
         tries = 1
         while True:
             try:
                 result = run()
             except TransientError as error:
+                waiting.why = error.message
                 why = self._wait(error, tries, start)
                 if why:
                     if tries > 1 or self._seconds:

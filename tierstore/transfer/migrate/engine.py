@@ -7,7 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 
+from tierstore import waiting
 from tierstore.errors import TierstoreError
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.core import Core
@@ -66,6 +68,7 @@ class Migration:
         self._machine = Machine(rules, journal.past())
         self._listing = Listing(found)
         self._ends, self._grace, self._waits_until = ends, grace, float("inf")
+        self._readers = ExitStack()  # open while they are waited for
         self._core = Core()
         self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
         self._pages: queue.SimpleQueue[m.List | None] = queue.SimpleQueue()
@@ -113,6 +116,7 @@ class Migration:
                 if self._machine.stopped and deadline == float("inf"):
                     deadline = time.monotonic() + GRACE
         finally:
+            self._readers.close()
             self._core.leave()
             self._pages.put(None)
             # Otherwise some wait for a store.
@@ -137,6 +141,7 @@ class Migration:
                 self._perform(self._machine.handle(self._events.get()))
         if time.monotonic() >= self._waits_until:
             self._waits_until = float("inf")
+            self._readers.close()
             self._perform(self._machine.handle(m.Waited()))
         self._tick(self.totals)
 
@@ -151,6 +156,8 @@ class Migration:
                     self._pages.put(command)
                 case m.Wait():
                     self._waits_until = time.monotonic() + self._grace
+                    wait = waiting.on("readers of what was deleted", "grace", most=self._grace)
+                    self._readers.enter_context(wait)
                 case _:
                     self._crew.submit(self._machine.worker(command.job), command)
 
