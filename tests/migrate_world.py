@@ -9,6 +9,7 @@ from tierstore.blocks import crc32c
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.journal import Replay
 from tierstore.transfer.migrate.machine import Machine
+from tierstore.transfer.migrate.records import Begun, Receipt, Record, Version
 from tierstore.transfer.migrate.rules import Conflict, Rules
 
 PART = 4
@@ -33,9 +34,9 @@ class Store:
         self.objects[key] = (data, self.clock)
         return self.clock
 
-    def version(self, key: str) -> m.Version | None:
+    def version(self, key: str) -> Version | None:
         held = self.objects.get(key)
-        return m.Version(len(held[0]), held[1]) if held else None
+        return Version(len(held[0]), held[1]) if held else None
 
 
 @dataclass
@@ -56,7 +57,7 @@ class World:
     resumable: bool = True
     source: Store = field(default_factory=Store)
     target: Store = field(default_factory=Store)
-    journal: list[m.Record] = field(default_factory=list)
+    journal: list[Record] = field(default_factory=list)
     outcomes: dict[str, tuple[m.Outcome, str]] = field(default_factory=dict)
     tokens: int = 0
     lost: set[tuple[int, int]] = field(default_factory=set)
@@ -99,7 +100,7 @@ class World:
         key = self.target.uploads.pop(token)[0]
         self.troubled.add(key)
         for record in self.journal:
-            if isinstance(record, m.Begun) and record.token == token:
+            if isinstance(record, Begun) and record.token == token:
                 self.lost |= {(record.upload, index) for index in range(9)}
 
     def live(self) -> Machine | None:
@@ -142,7 +143,7 @@ class World:
             event = self.answer(self.running.pop(at))
             told = machine.handle(event)
             if isinstance(event, m.Sent) and self.resumable:
-                assert m.Note(m.Receipt(event.job, event.index, event.crc)) in told
+                assert m.Note(Receipt(event.job, event.index, event.crc)) in told
             self.take(told)
         return machine
 
@@ -220,7 +221,7 @@ class World:
             assert self.waited
         if isinstance(command, m.Send):
             for record in self.journal:
-                if isinstance(record, m.Receipt) and record.upload == command.job:
+                if isinstance(record, Receipt) and record.upload == command.job:
                     sent_again = record.index == command.index
                     assert not sent_again or (command.job, command.index) in self.lost
             alike = [c for c in self.running if isinstance(c, m.Send) and c.job == command.job]
@@ -332,12 +333,12 @@ class World:
         held = self.target.objects.get(key)
         if held and not replaces:
             same = held[0] == data
-            return event(job, m.Version(len(data), held[1])) if same else m.Conflicted(job)
+            return event(job, Version(len(data), held[1])) if same else m.Conflicted(job)
         if self.lies and len(data) > PART and not self.checked:
             self.lies -= 1
             data = data[:-1] + bytes([data[-1] ^ 1])
         self.ours.add(key)
-        return event(job, m.Version(len(data), self.target.put(key, data)))
+        return event(job, Version(len(data), self.target.put(key, data)))
 
     def _open(self, command: m.Open) -> m.Event:
         size = command.entry.version.size

@@ -83,7 +83,8 @@ class ObjectInfo:
         size: bytes; 0 for a common prefix.
         mtime: seconds since 1970 by the store's own clock; 0.0 where there is none.
         crc32c: of the whole object, if the store knows it.
-        tag: what the store changes with the content, such as S3's ETag; empty where it has none.
+        tag: what the store changes with the content, such as S3's ETag, or the times to the
+            nanosecond and the inode of a file; empty where it has none.
     """
 
     key: str

@@ -17,7 +17,9 @@ from tierstore.backends.scratch import Scratch
 from tierstore.errors import ConfigError, NotFoundError, TierstoreError
 from tierstore.registry import parse_url
 from tierstore.transfer.migrate.listing import Ends
-from tierstore.transfer.migrate.messages import Version
+from tierstore.transfer.migrate.records import (
+    Version,
+)
 
 _MOUNT = "mount it there under the same path, or do without that node"
 

@@ -20,6 +20,7 @@ from tests.migrate_world import ALONE, ARRIVED, COMMITS, KNOWN, PARTS, World
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.journal import Replay
 from tierstore.transfer.migrate.machine import Machine
+from tierstore.transfer.migrate.records import Begun, Finished, Void
 
 
 def populate(world: World) -> None:
@@ -70,8 +71,8 @@ def judge(world: World, machine: Machine, before: dict[str, tuple[bytes, float]]
             if key in COMMITS:
                 wanted["overwrite"] = m.Outcome.FAILED
             assert outcome is wanted[world.conflict]  # KeyError: overwriting has no conflicts
-    begun = {r.token: r.upload for r in world.journal if isinstance(r, m.Begun)}
-    over = {r.upload for r in world.journal if isinstance(r, m.Void | m.Finished)}
+    begun = {r.token: r.upload for r in world.journal if isinstance(r, Begun)}
+    over = {r.upload for r in world.journal if isinstance(r, Void | Finished)}
     for token, (key, _, _) in world.target.uploads.items():
         # What was begun at the moment of a crash nobody knows of; what failed can be resumed.
         assert token not in begun or begun[token] not in over or key in world.troubled
@@ -115,7 +116,7 @@ def test_every_object_ends_identical_or_reported(seed: int, **how: object) -> No
             pytest.fail(f"{key}: {again.outcomes[key]}")
         elif key not in COMMITS:
             assert again.target.objects[key][0] != data
-    held = {r.token for r in again.journal if isinstance(r, m.Begun)}
+    held = {r.token for r in again.journal if isinstance(r, Begun)}
     left = {*again.target.uploads} - (again.unknown - held)
     assert not left, "every upload is finished or freed"
     replay = Replay()

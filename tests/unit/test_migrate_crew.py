@@ -26,6 +26,7 @@ from tierstore.transfer.migrate.engine import Migration
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.listing import objects
 from tierstore.transfer.migrate.machine import Machine
+from tierstore.transfer.migrate.records import Version
 from tierstore.transfer.migrate.rules import ALONE, Rules
 
 PART = 8 * 1024**2  # of a folder
@@ -140,7 +141,7 @@ def test_all_workers_are_lost_and_others_go_on(recipe: Recipe, tmp_path: Path) -
 def test_an_object_that_loses_its_workers_is_reported() -> None:
     machine = Machine(Rules(lambda _size: PART))
     machine.begin()
-    entries = (m.Entry("bad", m.Version(3 * PART, 1.0)),)
+    entries = (m.Entry("bad", Version(3 * PART, 1.0)),)
     assert machine.handle(m.Listed(entries, last=True)) == []
     for number in range(4):
         *_, task = machine.handle(m.Joined(f"w{number}", 1))
@@ -157,7 +158,7 @@ def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
     """What is there may be somebody else's, however good the upload was: all of it is read."""
     machine = Machine(Rules(lambda _size: PART))
     machine.begin()
-    version = m.Version(2 * PART, 1.0)
+    version = Version(2 * PART, 1.0)
     machine.handle(m.Listed((m.Entry("x", version),), last=True))
     machine.handle(m.Joined("a", 2))
     *_, first, second = machine.handle(m.Opened(1, "token"))
@@ -186,7 +187,7 @@ def test_workers_of_one_object_and_of_others() -> None:
     machine.begin()
     machine.handle(m.Joined("a", 2))
     machine.handle(m.Joined("b", 2))
-    version = m.Version(9 * PART, 1.0)
+    version = Version(9 * PART, 1.0)
     told = machine.handle(m.Listed(tuple(m.Entry(key, version) for key in "xyz"), last=True))
     tasks = [task for task in told if isinstance(task, m.Open)]
     assert [machine.worker(task.job) for task in tasks] == ["a", "b", "a"]

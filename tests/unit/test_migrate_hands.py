@@ -14,8 +14,9 @@ from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Buffers
 from tierstore.transfer.migrate.hands import Hands
 from tierstore.transfer.migrate.listing import Ends
+from tierstore.transfer.migrate.records import Version
 
-ENTRY = m.Entry("k", m.Version(10, 1.0))
+ENTRY = m.Entry("k", Version(10, 1.0))
 
 
 class Resuming(MemoryBackend):

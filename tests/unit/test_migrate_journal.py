@@ -14,7 +14,7 @@ from tierstore.blocks import crc32c
 from tierstore.errors import ConfigError, FormatError, NewerFormatError, StorageError
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.machine import Past
-from tierstore.transfer.migrate.messages import (
+from tierstore.transfer.migrate.records import (
     Begun,
     Finished,
     Held,

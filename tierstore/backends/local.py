@@ -11,7 +11,7 @@ import os
 import stat as st
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import quote
 
@@ -21,7 +21,7 @@ from tierstore.backends.folders import Folders
 from tierstore.backends.local_diagnosis import diagnose
 from tierstore.backends.local_errors import translated
 from tierstore.backends.local_flush import Flushed
-from tierstore.backends.local_list import walk
+from tierstore.backends.local_list import told, walk
 from tierstore.backends.local_upload import LocalUpload, Site
 from tierstore.backends.scratch import NAME, Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
@@ -118,7 +118,7 @@ class LocalBackend:
             status = os.stat(self.local_path(key))
         if not st.S_ISREG(status.st_mode):
             raise NotFoundError("is a folder, not an object", url=self.url, key=key)
-        return ObjectInfo(key, status.st_size, status.st_mtime)
+        return told(key, status)
 
     def list(
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
@@ -166,8 +166,10 @@ class LocalBackend:
                 status = os.fstat(fd)  # of the very file that was read, once it was
             finally:
                 os.close(fd)
-        size = status.st_size if count == buffer.nbytes else count
-        return check_whole(self.url, ObjectInfo(key, size, status.st_mtime), buffer)
+        info = told(key, status)
+        if count != buffer.nbytes:
+            info = replace(info, size=count)
+        return check_whole(self.url, info, buffer)
 
     def create(
         self, key: str, buffer: Buffer, *, if_absent: bool = False, durable: bool = True
@@ -177,7 +179,7 @@ class LocalBackend:
         path = self.local_path(key)
         with self._translated(key):
             if not durable and if_absent and (status := self._hasty.create(path, buffer)):
-                return ObjectInfo(key, size, status.st_mtime)
+                return told(key, status)
             site = self._site if durable else self._hasty.site()
         upload = LocalUpload(site, key, path, size, "never")
         try:

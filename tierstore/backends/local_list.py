@@ -52,8 +52,17 @@ def _info(root: str, key: str) -> ObjectInfo | None:
         status = os.lstat(os.path.join(root, key))
     except FileNotFoundError:
         return None
-    regular = st.S_ISREG(status.st_mode)
-    return ObjectInfo(key, status.st_size, status.st_mtime) if regular else None
+    return told(key, status) if st.S_ISREG(status.st_mode) else None
+
+
+def told(key: str, status: os.stat_result) -> ObjectInfo:
+    """Return what a file's status says of an object."""
+    return ObjectInfo(key, status.st_size, status.st_mtime, tag=tag_of(status))
+
+
+def tag_of(status: os.stat_result) -> str:
+    """Return what changes with a file: nobody sets ctime, and a rename brings another inode."""
+    return f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}-{status.st_ino:x}"
 
 
 def _names(path: str) -> Iterator[bytes]:

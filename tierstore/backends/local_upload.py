@@ -14,6 +14,7 @@ from tierstore.backend import ObjectInfo
 from tierstore.backends.direct_io import read_at, reserve, set_direct, write_at
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_errors import translated
+from tierstore.backends.local_list import told
 from tierstore.backends.local_parts import PartsList
 from tierstore.backends.scratch import Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, combine, crc32c
@@ -161,11 +162,18 @@ class LocalUpload:
                 if self._site.sync:
                     os.fsync(fd)
                 self._publish(whole, if_absent=if_absent)
-                status = os.fstat(fd)
+                status = self._status(fd)
         finally:
             self.abort()  # after a failed fsync the pages are lost: never tried again
-        self._info = ObjectInfo(self._key, self._size, status.st_mtime)
+        self._info = told(self._key, status)
         return self._info
+
+    def _status(self, fd: int) -> os.stat_result:
+        """Return the status of what was published, as it will be told from now on."""
+        with suppress(FileNotFoundError):  # renamed
+            os.unlink(self._scratch)  # which changes ctime
+        status = os.fstat(fd)
+        return status if status.st_nlink else os.stat(self._path)  # somebody else's, the same
 
     def abort(self) -> None:
         """Remove what is not published and free the disk. Idempotent."""

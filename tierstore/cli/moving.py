@@ -91,6 +91,9 @@ class MoveOptions:
         Path | None,
         option("--journal", type=PATH, metavar="FILE", help="What a later run goes on from."),
     ] = None
+    checksum: Annotated[
+        bool, flag("--checksum", help="Compare all bytes; believe no time and no earlier run.")
+    ] = False
     config: Annotated[
         str | None,
         option("--config", "-c", type=PLACE, metavar="FILE", help="Where tiers are named."),
@@ -154,7 +157,7 @@ def move(
     path = options.journal or _default_journal(between)
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends)
     with nullcontext() if crew is None else closing(crew):
-        notes = Journal(path, between.source, between.target)
+        notes = Journal(path, between.source, between.target, trusted=not options.checksum)
         begun, used = time.monotonic(), time.process_time()
         try:
             migration = Migration(

@@ -23,7 +23,13 @@ from tierstore.errors import (
 from tierstore.keys import Attempt
 from tierstore.patterns import matcher
 from tierstore.transfer.migrate.listing import DELETED, Beside, Ends
-from tierstore.transfer.migrate.messages import Dead, Entry, Version
+from tierstore.transfer.migrate.messages import (
+    Dead,
+    Entry,
+)
+from tierstore.transfer.migrate.records import (
+    Version,
+)
 
 _RANGE = re.compile(r"(\d*)(?:(:)(\d*))?")
 

@@ -63,6 +63,7 @@ class Migration:
             clean_copies=target.clean_create,
             parallel=target.parallel_parts,
             heavy=heavy_of(ends),
+            trusts=journal.trusted,
         )
         self._journal, self._report, self._tick = journal, report, tick
         self._machine = Machine(rules, journal.past())

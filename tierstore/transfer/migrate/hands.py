@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -28,6 +29,7 @@ from tierstore.keys import commit_of
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
+from tierstore.transfer.migrate.records import Version
 
 _log = logging.getLogger(__name__)
 _LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
@@ -59,6 +61,7 @@ class Hands:
         self._ends, self._buffers, self._core, self._durable = ends, buffers, core, durable
         self._source, self._target = ends.source, ends.target
         self._uploads: dict[int, Upload] = {}
+        self._touched = threading.Lock()
 
     def carry_out(self, task: m.Task) -> m.Answer:
         """Return the answer to a command; errors are answers too."""
@@ -105,14 +108,14 @@ class Hands:
 
     def _look(self, task: m.Look) -> m.Answer:
         info = self._source.stat(task.entry.key)
-        version = m.Version.of(info)
+        version = Version.of(info)
         if not version.same(task.entry.version):
             return m.Changed(task.job, version)
         try:
             there = self._target.stat(self._ends.target_key(task.entry.key))
         except NotFoundError:
             return m.Looked(task.job, info.crc32c, None, None)
-        found = m.Version.of(there)
+        found = Version.of(there)
         return m.Looked(task.job, info.crc32c, found, there.crc32c)
 
     def _compare(self, task: m.Compare) -> m.Answer:
@@ -147,7 +150,7 @@ class Hands:
             self._target.read_into(key, 0, data)
             if crc32c(data) != crc:
                 return m.Failed(task.job, BAD_COPY)
-        return m.Copied(task.job, m.Version.of(info))
+        return m.Copied(task.job, Version.of(info))
 
     def _open(self, task: m.Open) -> m.Answer:
         key, size = self._ends.target_key(task.entry.key), task.entry.version.size
@@ -194,7 +197,7 @@ class Hands:
         except NotFoundError:
             return m.Gone(task.job)
         del self._uploads[task.job]
-        return m.Committed(task.job, m.Version.of(info))
+        return m.Committed(task.job, Version.of(info))
 
     def _check(self, task: m.Check) -> m.Answer:
         with self._buffers.take(task.length) as part:
@@ -216,23 +219,46 @@ class Hands:
         run, attempt = commit_of(task.entry.key)
         if join(RunStore(self._source, run), RunStore(self._target, run), attempt) is None:
             return m.United(task.job, None)
-        return m.United(task.job, m.Version.of(self._target.stat(task.entry.key)))
+        return m.United(task.job, Version.of(self._target.stat(task.entry.key)))
 
     def _remove(self, task: m.Remove) -> m.Answer:
         entry = task.entry
         try:
-            version = m.Version.of(self._source.stat(entry.key))
+            version = Version.of(self._source.stat(entry.key))
         except NotFoundError:
             return m.Removed(task.job)
         if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
             return m.Removed(task.job)  # a worker was lost after it had done it
-        if not version.same(entry.version):
-            return m.Removed(task.job, changed=True)
+        if version.same(entry.version):
+            self._delete(entry)
+            return m.Removed(task.job)
+        with self._touched:  # by one at a time: each removal touches those that are left
+            if version.size != entry.version.size or not self._only_touched(entry):
+                return m.Removed(task.job, changed=True)
+            self._delete(entry)
+        return m.Removed(task.job)
+
+    def _delete(self, entry: m.Entry) -> None:
         if entry.seals:
             bury(self._source, entry.key)
         else:
             self._source.delete([entry.key])
-        return m.Removed(task.job)
+
+    def _only_touched(self, entry: m.Entry) -> bool:
+        """Whether the source has another version, but still the bytes that the destination has.
+
+        So it is with a file that has several names, when the first of them is removed.
+        """
+        size, part = entry.version.size, self._target.capabilities.part_size
+        version = Version.of(self._source.stat(entry.key))
+        for offset in range(0, size, part):
+            with self._buffers.take(min(part, size - offset)) as data:
+                self._source.read_into(entry.key, offset, data)
+                crc = crc32c(data)
+                self._target.read_into(self._ends.target_key(entry.key), offset, data)
+                if crc32c(data) != crc:
+                    return False
+        return Version.of(self._source.stat(entry.key)).same(version)
 
     def _sweep(self, task: m.Sweep) -> m.Answer:
         dead = task.dead
@@ -282,7 +308,7 @@ class Hands:
     def _differs(
         self, task: m.Compare | m.Copy | m.Send | m.Commit, info: ObjectInfo, crc: int | None
     ) -> m.Changed | None:
-        version = m.Version.of(info)
+        version = Version.of(info)
         if not version.same(task.entry.version):
             return m.Changed(task.job, version)
         if None not in (crc, info.crc32c) and crc != info.crc32c:

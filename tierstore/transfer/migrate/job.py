@@ -22,7 +22,6 @@ from dataclasses import replace
 from tierstore.blocks import combine, combine_blocks
 from tierstore.transfer.migrate.messages import (
     Answer,
-    Begun,
     Changed,
     Check,
     Checked,
@@ -36,16 +35,12 @@ from tierstore.transfer.migrate.messages import (
     Discard,
     Entry,
     Failed,
-    Finished,
     Gone,
-    Held,
     Look,
     Looked,
     Open,
     Opened,
     Outcome,
-    Receipt,
-    Record,
     Remove,
     Removed,
     Send,
@@ -54,6 +49,13 @@ from tierstore.transfer.migrate.messages import (
     Task,
     Unite,
     United,
+)
+from tierstore.transfer.migrate.records import (
+    Begun,
+    Finished,
+    Held,
+    Receipt,
+    Record,
     Void,
 )
 from tierstore.transfer.migrate.rules import (
@@ -186,7 +188,8 @@ class Job:
     def _first(self) -> Phase:
         target = self.entry.target
         held = self._held
-        if held and (self._unnamed or not held.begun.version.same(self.entry.version)):
+        good = self._rules.trusts and not self._unnamed
+        if held and not (good and held.begun.version.same(self.entry.version)):
             self.tries -= 1
             return self._discard(lambda: self._once_more(self.entry))
         if held:

@@ -38,7 +38,7 @@ import numpy.typing as npt
 from tierstore.blocks import crc32c
 from tierstore.errors import ConfigError, FormatError, NewerFormatError, StorageError
 from tierstore.transfer.migrate.machine import Past
-from tierstore.transfer.migrate.messages import (
+from tierstore.transfer.migrate.records import (
     Begun,
     Finished,
     Held,
@@ -128,6 +128,7 @@ class Journal:
         path: the file; made, with its folders, if there is none.
         source: what is migrated.
         target: where to.
+        trusted: what it says of objects that are finished, or begun, counts.
 
     Raises:
         ConfigError: the file is of another migration, or in use.
@@ -135,8 +136,8 @@ class Journal:
         StorageError: it cannot be written.
     """
 
-    def __init__(self, path: Path, source: str, target: str) -> None:
-        self.path = path
+    def __init__(self, path: Path, source: str, target: str, *, trusted: bool = True) -> None:
+        self.path, self.trusted = path, trusted
         self._names = (source, target)
         with _said(path):
             path.parent.mkdir(parents=True, exist_ok=True)

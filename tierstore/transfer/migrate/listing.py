@@ -20,7 +20,8 @@ from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import NotFoundError
 from tierstore.keys import Part, parse_part
 from tierstore.patterns import Selection
-from tierstore.transfer.migrate.messages import Dead, Entry, Listed, Version
+from tierstore.transfer.migrate.messages import Dead, Entry, Listed
+from tierstore.transfer.migrate.records import Version
 
 _PAGE = 256
 DELETED = "the destination has deleted this checkpoint"

@@ -24,7 +24,6 @@ from tierstore.transfer.migrate.messages import (
     Event,
     Failed,
     Flushing,
-    Held,
     Joined,
     Left,
     List,
@@ -36,9 +35,12 @@ from tierstore.transfer.migrate.messages import (
     Stop,
     Sweep,
     Task,
-    Version,
     Wait,
     Waited,
+)
+from tierstore.transfer.migrate.records import (
+    Held,
+    Version,
 )
 from tierstore.transfer.migrate.rules import SMALL, Rules, State
 
@@ -280,7 +282,9 @@ class Machine:
 
     def _is_finished(self, entry: Entry) -> bool:
         target = entry.target
-        return target is not None and self._finished(entry.key, entry.version, target)
+        if target is None or not self._rules.trusts:
+            return False
+        return self._finished(entry.key, entry.version, target)
 
     def _answered(self, event: Answer, out: list[Command]) -> None:
         if event.job in self._flushing:

@@ -7,40 +7,10 @@ command is carried out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tierstore.backend import ObjectInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """What tells an object from another one of the same key.
-
-    Attributes:
-        size: bytes.
-        mtime: seconds since 1970 by its store's clock.
-        tag: what its store changes with the content; empty where it has none.
-    """
-
-    size: int
-    mtime: float
-    tag: str = ""
-
-    @classmethod
-    def of(cls, info: ObjectInfo) -> Version:
-        """Return the version of what a store tells of."""
-        return cls(info.size, float(info.mtime), info.tag)
-
-    @property
-    def stamp(self) -> str | float:
-        """What changes with the content; S3 lists milliseconds and answers in seconds."""
-        return self.tag or self.mtime
-
-    def same(self, other: Version) -> bool:
-        """Whether both are of the same object."""
-        return (self.size, self.stamp) == (other.size, other.stamp)
+from tierstore.transfer.migrate.records import Record, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,64 +64,6 @@ class Outcome(Enum):
     WAITING = "waiting"
     """It arrived, and becomes a checkpoint once the parts of other nodes have arrived as well."""
     FAILED = "failed"
-
-
-# Records of the journal
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """An upload exists at the destination and can be resumed; with an empty token it soon may."""
-
-    upload: int
-    key: str
-    version: Version
-    part: int
-    token: str
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """The destination holds a part."""
-
-    upload: int
-    index: int
-    crc: int
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    """An upload is of no more use."""
-
-    upload: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """An object is at the destination and verified.
-
-    Attributes:
-        upload: its number.
-        key: at the source.
-        version: of the source's object.
-        target: of the destination's.
-    """
-
-    upload: int
-    key: str
-    version: Version
-    target: Version
-
-
-Record = Begun | Receipt | Void | Finished
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """An upload that an earlier life of the migration began: its record and its receipts."""
-
-    begun: Begun
-    crcs: Mapping[int, int]
 
 
 # Commands

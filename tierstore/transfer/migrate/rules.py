@@ -33,6 +33,8 @@ class Rules:
         parallel: parts may be sent in any order, several at once.
         heavy: how many commands about small objects one about a larger one counts for.
         window: objects listed and not yet begun, at most twice as many.
+        trusts: what the journal says of versions counts; else everything is compared, and uploads
+            of earlier lives are begun anew.
     """
 
     part_size_for: Callable[[int], int]
@@ -43,6 +45,7 @@ class Rules:
     parallel: bool = True
     heavy: int = 1
     window: int = 4096
+    trusts: bool = True
 
 
 class Phase(Enum):
