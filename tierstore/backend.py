@@ -44,6 +44,9 @@ class Capabilities:
         small_concurrency: the same of requests of a few KiB, which wait more than they move; 0
             where it is the same.
         keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
+        scans: what is no object may be below the root, and `tierstore.scan.scan` tells of it.
+        ordered_listing: the store lists in the order of keys; where it does not, `list` has to read
+            all of them before it yields the first.
         flushes: many objects that are created with `durable=False` and flushed together cost far
             less than each by itself.
     """
@@ -63,6 +66,8 @@ class Capabilities:
     small_concurrency: int = 0
     keeps_alignment: bool = False
     flushes: bool = False
+    scans: bool = False
+    ordered_listing: bool = False
 
     def part_size_for(self, size: int) -> int:
         """Return the bytes of every part but the last of an upload of `size` bytes.

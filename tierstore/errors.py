@@ -12,6 +12,7 @@ Read the tree as the list of outcomes a caller can meet::
     |  |- AccessError           the credentials are missing, wrong, expired or not enough
     |  |- OutOfSpaceError       the tier is full, over quota, or over a file-size limit
     |  |- UnsupportedError      this backend cannot do what was asked
+    |  |  `- BlockedError       a folder has the key's place, or a file that of one of its folders
     |  `- TransientError        trying again may help
     |     |- DamagedInTransitError the bytes that arrived are not the bytes that were sent
     |     |- ThrottledError     the tier asks for fewer requests
@@ -36,6 +37,7 @@ __all__ = [
     "AccessError",
     "AlreadyExistsError",
     "AttemptDeletedError",
+    "BlockedError",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ConfigError",
@@ -157,6 +159,10 @@ class OutOfSpaceError(StorageError):
 
 class UnsupportedError(StorageError):
     """This backend cannot do what was asked; see its capabilities."""
+
+
+class BlockedError(UnsupportedError):
+    """A folder has the key's place, or a file has the place of one of its folders."""
 
 
 class TransientError(StorageError):

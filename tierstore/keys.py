@@ -24,6 +24,8 @@ from typing import NamedTuple, SupportsIndex
 from tierstore.errors import InvalidKeyError
 
 RUNS = "runs/"
+LONGEST = 1024
+"""Bytes of UTF-8 that a key may have, as on S3."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _ATTEMPT = re.compile(r"([0-9]{12})-([0-9]{6})-([0-9]{2}|[1-9][0-9]{2,11})")
 _NONCE = re.compile(r"[0-9a-f]{16}")
@@ -46,7 +48,7 @@ def check_key(key: str) -> str:
         size = len(key.encode())
     except UnicodeEncodeError:
         raise InvalidKeyError(f"key {key!r} is not valid Unicode") from None
-    if size > 1024:
+    if size > LONGEST:
         raise InvalidKeyError(f"key {key[:60]!r}... is {size} bytes long", hint="1,024 at most")
     return key
 

@@ -40,6 +40,7 @@ class HdfsBackend:
             atomic_create=True,
             parallel_parts=True,
             resumable_upload=True,
+            ordered_listing=True,
             # HDFS checks no CRC32C of ours, so what was sent has to be read back.
             durable_on_commit=False,
             part_size=options.part_size,
@@ -97,6 +98,10 @@ class HdfsBackend:
     ) -> ObjectInfo:
         """Write a hidden file and rename it; with `if_absent` the rename refuses a target."""
         return self._files.create(key, buffer, if_absent=if_absent)
+
+    def check_key(self, key: str) -> None:
+        """Raise InvalidKeyError of a key that cannot be a file here."""
+        self._files.paths.of(key)
 
     def flush(self) -> None:
         """Do nothing: nothing was put off."""

@@ -14,11 +14,13 @@ from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import MIB, SMALL, S3Options
+from tierstore_s3.sorting import in_key_order
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
 
 _DELETE_BATCH = 1000
 _FORGOTTEN = 86_400.0  # seconds
 _LOOKED_AT = 10_000
+_DIRECTORY = "--x-s3"  # how the names of directory buckets end
 
 
 @declares(S3Options)
@@ -45,6 +47,7 @@ class S3Backend:
             clean_create=True,
             parallel_parts=True,
             resumable_upload=True,
+            ordered_listing=not self._objects.bucket.endswith(_DIRECTORY),
             server_checksum=self._objects.checked,
             # Without a check, what is durable may not be what was sent: it has to be read back.
             durable_on_commit=self._objects.checked,
@@ -76,13 +79,25 @@ class S3Backend:
     def list(
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
     ) -> Iterator[ObjectInfo]:
-        """Yield objects, 1,000 a request, in the order of their UTF-8 bytes."""
-        first, folders, token = (after or "").encode(), "/" if delimiter else "", ""
+        """Yield objects, 1,000 a request, in the order of their UTF-8 bytes.
+
+        A directory bucket lists in no order: it is read whole, and sorted, before the first.
+        """
+        if self._capabilities.ordered_listing:
+            return self._listed(prefix, after or "", delimiter=delimiter)
+        # Such a bucket takes prefixes of whole folders only, and begins behind no key.
+        folder = prefix[: prefix.rfind("/") + 1]
+        found = self._listed(folder, "", delimiter=delimiter)
+        wanted = (i for i in found if i.key.startswith(prefix) and i.key > (after or ""))
+        return in_key_order(wanted)
+
+    def _listed(self, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
+        folders, token = "/" if delimiter else "", ""
         while True:
-            page = self._objects.page(prefix, after=after or "", delimiter=folders, token=token)
-            for info in sorted(page.found, key=lambda info: info.key.encode()):
+            page = self._objects.page(prefix, after=after, delimiter=folders, token=token)
+            for info in sorted(page.found, key=lambda info: info.key):
                 # The root's own marker object, as consoles make it, has no key below the root.
-                if info.key and info.key.encode() > first:
+                if info.key and info.key > after:
                     yield info
             token = page.token
             if not token:
@@ -109,6 +124,10 @@ class S3Backend:
     ) -> ObjectInfo:
         """Put a whole object; with `if_absent` by `If-None-Match: *`."""
         return self._objects.put(key, buffer, if_absent=if_absent)
+
+    def check_key(self, key: str) -> None:
+        """Raise InvalidKeyError of a key that no object here can have."""
+        self._objects.path(key)
 
     def flush(self) -> None:
         """Do nothing: S3 answers when an object is durable."""

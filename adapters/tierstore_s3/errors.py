@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from tierstore.errors import (
     AccessError,
     AlreadyExistsError,
+    BlockedError,
     DamagedInTransitError,
     InvalidKeyError,
     NotFoundError,
@@ -71,6 +72,10 @@ _BY_CODE: dict[str, tuple[type[TierstoreError], str]] = {
         ("QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull",
          "InsufficientCapacity"),
         (OutOfSpaceError, "delete old checkpoints, or raise the quota"),
+    ),
+    **dict.fromkeys(
+        ("XMinioParentIsObject", "XMinioObjectExistsAsDirectory"),
+        (BlockedError, "this server keeps no object both at a name and below it"),
     ),
     "EntityTooLarge": (OutOfSpaceError, "the object is larger than this server takes"),
     "InvalidRange": (TruncatedFileError, ""),

@@ -13,13 +13,14 @@ from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
     ConfigError,
+    InvalidKeyError,
     NotFoundError,
     StorageError,
     TransientError,
     TruncatedFileError,
 )
 from tierstore.http import Response
-from tierstore.keys import check_key
+from tierstore.keys import LONGEST, check_key
 from tierstore.registry import parse_url
 from tierstore_s3.client import S3Client
 from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
@@ -36,6 +37,7 @@ class Objects:
 
     Attributes:
         url: the root, without credentials.
+        bucket: its name.
         prefix: what every key of the bucket begins with; "" or ending in "/".
         checked: the server is given the CRC32C of everything it stores.
     """
@@ -46,6 +48,7 @@ class Objects:
             raise ConfigError(f"{url!r} names no bucket", hint="write s3://bucket/prefix")
         self.url = address.url
         self.prefix = f"{address.path.strip('/')}/".lstrip("/")
+        self.bucket = address.host
         self.checked = options.checksum == "crc32c"
         self._options = options
         self._client = S3Client(address.host, options)
@@ -172,8 +175,18 @@ class Objects:
             return self._client.call(operation, **parameters)
 
     def path(self, key: str) -> str:
-        """Return the bucket's own key of `key`."""
-        return self.prefix + check_key(key)
+        """Return the bucket's own key of `key`.
+
+        Raises:
+            InvalidKeyError: it is none, or too long with the prefix of the tier.
+        """
+        path = self.prefix + check_key(key)
+        if len(path) > LONGEST // 4 and len(path.encode()) > LONGEST:  # a sign takes four at most
+            raise InvalidKeyError(
+                f"key {key[:60]!r}... is too long below {self.url}",
+                hint=f"{LONGEST:,} bytes at most, with the prefix",
+            )
+        return path
 
     def close(self) -> None:
         """Release connections. Idempotent."""

@@ -77,7 +77,8 @@ def test_nothing_is_deleted_for_an_empty_source(tmp_path: Path) -> None:
 
 def test_nothing_is_deleted_before_all_has_arrived(src: Path, tmp_path: Path) -> None:
     put(tmp_path / "dst", {"old": b"x", "sub/b/blocks": b"a folder is where a file should be"})
-    done = sync(tmp_path, "--delete")
+    os.mkfifo(tmp_path / "dst" / "sub" / "b" / "too")  # which nobody deletes
+    done = sync(tmp_path, "--delete", "--force")
     assert done.code == 1
     assert "failed: sub/b" in done.err
     assert "old" in contents(tmp_path / "dst")

@@ -6,7 +6,9 @@ folder's entry in its parent (fsync(2)).
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 
 
 def sync_folder(path: str) -> None:
@@ -72,6 +74,25 @@ class Folders:
             except OSError:
                 return
             folder = os.path.dirname(folder)
+
+    def clear(self, folder: str) -> None:
+        """Remove a folder, with its folders, if there is nothing else in it: it holds no objects.
+
+        Raises:
+            IsADirectoryError: it holds something.
+        """
+        inside = []
+        for path, _, files in os.walk(folder):
+            if files:
+                break
+            inside.append(path)
+        else:
+            for path in reversed(inside):
+                self._durable.pop(path, None)
+                with suppress(OSError):  # a link, or a file that has just come
+                    os.rmdir(path)
+        if os.path.isdir(folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), folder)
 
     def _below(self, folder: str) -> bool:
         return folder.startswith(self.root.rstrip("/") + "/")

@@ -12,7 +12,7 @@ import stat as st
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from tierstore.backend import Capabilities, Check, ObjectInfo, check_whole
@@ -22,12 +22,14 @@ from tierstore.backends.local_diagnosis import diagnose
 from tierstore.backends.local_errors import translated
 from tierstore.backends.local_flush import Flushed
 from tierstore.backends.local_list import told, walk
+from tierstore.backends.local_scan import LocalScan
 from tierstore.backends.local_upload import LocalUpload, Site
 from tierstore.backends.scratch import NAME, Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError, TruncatedFileError
 from tierstore.keys import check_key
 from tierstore.registry import declares, parse_url
+from tierstore.scan import Found, Ways
 
 _CAPABILITIES = Capabilities(
     atomic_create=True,
@@ -41,7 +43,10 @@ _CAPABILITIES = Capabilities(
     concurrency=min(8, 2 * len(os.sched_getaffinity(0))),
     keeps_alignment=True,
     flushes=sync_tells(),
+    scans=True,
+    ordered_listing=True,
 )
+T = TypeVar("T")
 _NAME_MAX = 255  # bytes
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
 
@@ -124,10 +129,26 @@ class LocalBackend:
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
     ) -> Iterator[ObjectInfo]:
         """See `tierstore.backend.Backend.list`; a missing root has no objects."""
-        items = walk(self._root, prefix, after or "", delimiter=delimiter)
+        return self._naming(walk(self._root, prefix, after or "", delimiter=delimiter), prefix)
+
+    def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
+        """See `tierstore.scan.scan`."""
+        return self._naming(LocalScan(self._root, ways, after or "").found(), "")
+
+    def check_key(self, key: str) -> None:
+        """Raise InvalidKeyError of a key that cannot be a file here."""
+        self.local_path(key)
+
+    def _naming(self, found: Iterator[T], prefix: str) -> Iterator[T]:
+        """Yield what is found; an error names the folder that it is of."""
         while True:
-            with self._translated(prefix):
-                item = next(items, None)
+            try:
+                item = next(found, None)
+            except OSError as error:
+                path = os.fsdecode(error.filename or "")
+                where = os.path.relpath(path, self._root) if path else prefix
+                with self._translated("" if where == "." else where):
+                    raise
             if item is None:
                 return
             yield item

@@ -11,39 +11,40 @@ import heapq
 import os
 import stat as st
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 from tierstore.backend import ObjectInfo
 from tierstore.backends.scratch import NAME
 
 _RUN = 65_536
-_HIDDEN = NAME.encode() + b"/"
+HIDDEN = f"{NAME}/"
+"""The name of a folder of unfinished files: one for each mount below a root."""
 
 
 def walk(root: str, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
     """Yield the objects below `root`; see `tierstore.backend.Backend.list`."""
     folder = prefix.rpartition("/")[0]
-    yield from _walk(root, f"{folder}/" if folder else "", prefix, after, delimiter=delimiter)
-
-
-def _walk(
-    root: str, folder: str, prefix: str, after: str, *, delimiter: bool
-) -> Iterator[ObjectInfo]:
-    for raw in _names(os.path.join(root, folder)):
+    folder = f"{folder}/" if folder else ""
+    walked = [(folder, names_in(os.path.join(root, folder)))]
+    while walked:
+        folder, names = walked[-1]
+        raw = next(names, None)
+        if raw is None:
+            walked.pop()
+            continue
         name = _decoded(raw)
-        if not name or raw == _HIDDEN:
-            continue
         key = folder + name
-        if not key.startswith(prefix):
+        if not name or name == HIDDEN or not key.startswith(prefix):
             continue
-        if key.endswith("/"):
-            if delimiter:
-                if key > after and _has_objects(root, key):
-                    yield ObjectInfo(key, 0, 0.0)
-            elif key > after or after.startswith(key):
-                yield from _walk(root, key, prefix, after, delimiter=False)
-        elif key > after and (found := _info(root, key)):
-            yield found
+        if not key.endswith("/"):
+            if key > after and (found := _info(root, key)):
+                yield found
+        elif delimiter:
+            if key > after and next(walk(root, key, "", delimiter=False), None):
+                yield ObjectInfo(key, 0, 0.0)
+        elif key > after or after.startswith(key):
+            walked.append((key, names_in(os.path.join(root, key))))
 
 
 def _info(root: str, key: str) -> ObjectInfo | None:
@@ -65,20 +66,28 @@ def tag_of(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}-{status.st_ino:x}"
 
 
-def _names(path: str) -> Iterator[bytes]:
-    """Return the names in one folder, in order; a folder's ends in "/"."""
+def names_in(path: str, *, links: bool = False) -> Iterator[bytes]:
+    """Return the names in one folder, in order.
+
+    A folder's ends in "/" and, if `links` are looked at, that of a link to one in "//".
+    """
     runs: list[bytes] = []
     try:
         with os.scandir(os.fsencode(path)) as entries:
-            while run := sorted(_marked(entry) for entry in islice(entries, _RUN)):
+            while run := sorted(_marked(entry, links) for entry in islice(entries, _RUN)):
                 runs.append(b"\0".join([*run, b""]))
     except (FileNotFoundError, NotADirectoryError):
         return iter(())
     return heapq.merge(*map(_split, runs))
 
 
-def _marked(entry: os.DirEntry[bytes]) -> bytes:
-    return entry.name + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
+def _marked(entry: os.DirEntry[bytes], links: bool) -> bytes:
+    if entry.is_dir(follow_symlinks=False):
+        return entry.name + b"/"
+    if links and entry.is_symlink():
+        with suppress(OSError):  # it leads to itself, or through what nobody may read
+            return entry.name + (b"//" if entry.is_dir() else b"")
+    return entry.name
 
 
 def _split(run: bytes) -> Iterator[bytes]:
@@ -89,12 +98,8 @@ def _split(run: bytes) -> Iterator[bytes]:
 
 
 def _decoded(raw: bytes) -> str:
-    """Return a name, "" for one that is not Unicode: no backend has written it."""
+    """Return a name, "" for one that is not UTF-8: no backend has written it."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return ""
-
-
-def _has_objects(root: str, folder: str) -> bool:
-    return next(_walk(root, folder, folder, "", delimiter=False), None) is not None

@@ -20,6 +20,7 @@ from tierstore.backends.scratch import Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, combine, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
+    BlockedError,
     DamagedInTransitError,
     NotFoundError,
     StorageError,
@@ -232,11 +233,14 @@ class LocalUpload:
                 os.link(self._scratch, self._path)
             else:
                 os.replace(self._scratch, self._path)
-        except FileExistsError:
-            return self._check_same(crc)
+            return True
         except FileNotFoundError:  # the folder was pruned
             return False
-        return True
+        except (FileExistsError, IsADirectoryError):
+            if os.path.isdir(self._path) and not os.path.islink(self._path):
+                self._site.folders.clear(self._path)
+                return False
+            return self._check_same(crc)
 
     def _check_same(self, crc: int) -> bool:
         """Accept a repeated request, or a writer of the same bytes; False if they went away."""
@@ -299,4 +303,4 @@ class LocalUpload:
                 raise self._error(StorageError, f"cannot write: {error.strerror}") from error
             except (IsADirectoryError, NotADirectoryError) as error:
                 message = "a folder has this name, or a file the name of one of its folders"
-                raise self._error(UnsupportedError, message) from error
+                raise self._error(BlockedError, message) from error

@@ -40,4 +40,4 @@ def run(options: Options) -> None:
             raise NotFoundError(
                 f"there is no object {between.source}", hint="`tierstore migrate` copies folders"
             )
-        move(between, objects(between.ends, Selection()), options.conflict, options)
+        move(between, objects(between.ends, Selection()), options.conflict.value, options)

@@ -9,14 +9,22 @@ import click
 
 from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import CONFLICT, MoveOptions, OnConflict, Removal, move
+from tierstore.cli.moving import (
+    CONFLICT,
+    MoveOptions,
+    OnConflict,
+    Removal,
+    Special,
+    leave,
+    move,
+)
 from tierstore.cli.options import option, takes
 from tierstore.cli.selecting import Globs, Rules, Selecting
 from tierstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions, Rules, Elsewhere, Removal):
+class Options(MoveOptions, Rules, Special, Elsewhere, Removal):
     """What of SRC, where to, and what becomes of it."""
 
     run: Annotated[
@@ -72,5 +80,6 @@ def run(options: Options) -> None:
         if options.run:
             found = checkpoints(between.ends, options.run, steps)
         else:
-            found = objects(between.ends, selection)
-        move(between, found, options.conflict, options, removal=options, elsewhere=options)
+            found = objects(between.ends, selection, follow=options.follow)
+        moved = move(between, found, options.conflict.value, options, options, options)
+    leave(moved, options)

@@ -29,15 +29,27 @@ class View(ExitStack, ABC):
 
     Attributes:
         failed: how many objects did.
+        left_out: how many things were, without somebody asking for it.
+        blocked: the keys of objects that wait until what is in their place is gone.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.failed = 0
+        self.failed = self.left_out = 0
+        self.blocked: set[str] = set()
         self._plan = dict.fromkeys(("copy", "compare", "differ"), (0, 0))
 
-    @abstractmethod
     def report(self, report: Report) -> None:
+        """Count and show how an object ended."""
+        outcome = report.outcome.value
+        self.failed += outcome == "failed"
+        self.left_out += outcome == "left_out" and not report.asked
+        if outcome == "blocked":
+            self.blocked.add(report.key)
+        self.show(report)
+
+    @abstractmethod
+    def show(self, report: Report) -> None:
         """Show how an object ended."""
 
     @abstractmethod
@@ -76,9 +88,8 @@ class JsonView(View):
         super().__init__()
         self._due = 0.0
 
-    def report(self, report: Report) -> None:
-        """See `View.report`."""
-        self.failed += report.outcome.value == "failed"
+    def show(self, report: Report) -> None:
+        """See `View.show`."""
         event = {"event": "object", "key": report.key, "outcome": report.outcome.value}
         print_json({**event, "bytes": report.size, "reason": report.reason}, indent=None)
 
@@ -109,6 +120,7 @@ class TextView(View):
         super().__init__()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._told: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -116,13 +128,14 @@ class TextView(View):
             self._task = self._bar.add_task("listing", total=None)
         return self
 
-    def report(self, report: Report) -> None:
-        """See `View.report`."""
-        if report.outcome.value != "failed":
+    def show(self, report: Report) -> None:
+        """See `View.show`."""
+        word = {"failed": "failed", "left_out": "left out"}.get(report.outcome.value)
+        if word is None:
             return
-        self.failed += 1
-        text = f"failed: {shown(report.key)}: {shown(report.reason)}"
-        if self.failed > _SHOWN:
+        self._told[word] = self._told.get(word, 0) + 1
+        text = f"{word}: {shown(report.key)}: {shown(report.reason)}"
+        if self._told[word] > _SHOWN:
             return
         if self._bar is None:
             say(text, stderr=True)
@@ -145,13 +158,17 @@ class TextView(View):
     ) -> None:
         """See `View.summary`."""
         settled = {o.value: n for o, n in totals.settled.items()}
-        if self.failed > _SHOWN:
-            say(f"and {self.failed - _SHOWN} more failed; --json lists them all", stderr=True)
+        for word, number in self._told.items():
+            if number > _SHOWN:
+                more = f"and {number - _SHOWN} more {word}; --json lists them all"
+                say(more, stderr=True)
         words = {
             "copied": "copied",
             "same": "there already",
             "kept": "kept",
             "waiting": "waiting for the other ranks",
+            "left_out": "left out",
+            "blocked": "waiting for their place",
             "failed": "failed",
         }
         counted = [f"{settled[name]:,} {word}" for name, word in words.items() if settled[name]]

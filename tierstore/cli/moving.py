@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import click
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from tierstore.transfer.migrate.crew import Effort
     from tierstore.transfer.migrate.engine import Migration
     from tierstore.transfer.migrate.listing import Ends
-    from tierstore.transfer.migrate.messages import Dead, Entry
+    from tierstore.transfer.migrate.messages import Item
+    from tierstore.transfer.migrate.rules import Conflict
 
 _INTERRUPTED = 128
 
@@ -129,17 +130,60 @@ class Removal:
     ] = 60.0
 
 
+class Links(StrEnum):
+    """What becomes of symbolic links in a folder."""
+
+    follow = "follow"
+    skip = "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Special:
+    """What becomes of what is no file."""
+
+    links: Annotated[
+        Links,
+        option(
+            "--links",
+            type=click.Choice(Links),
+            show_default=True,
+            help="Links in a folder are what they point to, or are left out.",
+        ),
+    ] = Links.follow
+    skip_special: Annotated[
+        bool,
+        flag("--skip-special", help="It is no failure that something is no file, or has no name."),
+    ] = False
+
+    @property
+    def follow(self) -> bool:
+        """Whether links are followed."""
+        return self.links is Links.follow
+
+
+class Moved(NamedTuple):
+    """What did not arrive, and is no failure yet.
+
+    Attributes:
+        left_out: things that are no objects, and that nobody asked to leave out.
+        blocked: the keys in whose place the destination has something else.
+    """
+
+    left_out: int
+    blocked: set[str]
+
+
 _STAYS, _HERE = Removal(), Elsewhere()
 
 
 def move(
     between: Between,
-    found: Iterable[Entry | Dead],
-    conflict: OnConflict,
+    found: Iterable[Item],
+    conflict: Conflict,
     options: MoveOptions,
     removal: Removal = _STAYS,
     elsewhere: Elsewhere = _HERE,
-) -> None:
+) -> Moved:
     """Migrate, or say what would be done, and say how it went.
 
     Raises:
@@ -148,8 +192,8 @@ def move(
     """
     view: View = JsonView() if options.as_json else TextView()
     if options.dry_run:
-        _plan(between.ends, found, conflict.value, view)
-        return
+        _plan(between.ends, found, "overwrite" if conflict == "mirror" else conflict, view)
+        return Moved(view.left_out, view.blocked)
     from tierstore.transfer.migrate.crew import retries_of
     from tierstore.transfer.migrate.engine import Migration
     from tierstore.transfer.migrate.journal import Journal
@@ -164,7 +208,7 @@ def move(
                 ends,
                 notes,
                 found,
-                conflict=conflict.value,
+                conflict=conflict,
                 removes=removal.delete_source,
                 grace=removal.grace,
                 report=view.report,
@@ -183,6 +227,17 @@ def move(
             cost = _with_workers(cost, crew.effort)
     view.summary(migration.totals, cost, complete=migration.complete, journal=str(path))
     _judge(migration, view, between, stopped)
+    return Moved(view.left_out, view.blocked)
+
+
+def leave(moved: Moved, special: Special) -> None:
+    """End a command that has failed in nothing.
+
+    Raises:
+        Exit: with 1 if something was left out that had better not be.
+    """
+    if moved.left_out and not special.skip_special:
+        raise click.exceptions.Exit(1)
 
 
 def _with_workers(cost: dict[str, float], effort: Effort) -> dict[str, float]:
@@ -205,7 +260,8 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
         raise click.exceptions.Exit(1)
     if stopped:
         raise click.exceptions.Exit(_INTERRUPTED + stopped[0])
-    if not migration.totals.found:
+    totals = migration.totals
+    if totals.found == sum(n for outcome, n in totals.settled.items() if outcome.is_nothing):
         raise TierstoreError(
             f"there is nothing to migrate at {between.source}",
             hint="a pattern for a folder and all below it ends in '/'; `--dry-run` shows the rest",
@@ -214,9 +270,10 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
         raise click.exceptions.Exit(1)
 
 
-def _plan(ends: Ends, found: Iterable[Entry | Dead], conflict: str, view: View) -> None:
+def _plan(ends: Ends, found: Iterable[Item], conflict: str, view: View) -> None:
+    from tierstore.scan import LeftOut
     from tierstore.transfer.migrate.forecast import Forecast
-    from tierstore.transfer.migrate.messages import Entry
+    from tierstore.transfer.migrate.messages import Entry, Report
 
     forecast = Forecast(ends.source)
     with view:
@@ -225,6 +282,8 @@ def _plan(ends: Ends, found: Iterable[Entry | Dead], conflict: str, view: View) 
                 view.plan(each)
                 if each.target is None and not each.trouble:
                     forecast.add(each)
+            elif isinstance(each, LeftOut):
+                view.report(Report.of(each))
         seconds = forecast.seconds()
     view.plan_summary(conflict, seconds)
     if view.failed:

@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import MoveOptions, OnConflict, move
+from tierstore.cli.moving import MoveOptions, Special, leave, move
 from tierstore.cli.options import flag, takes
 from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.selecting import Rules, Selecting
 from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
-    from tierstore.transfer.migrate.mirror import Extra, Mirror
+    from collections.abc import Iterator
+
+    from tierstore.cli.moving import Moved
+    from tierstore.transfer.migrate.mirror import Extra
+    from tierstore.transfer.migrate.rules import Conflict
 
 _HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions, Rules):
+class Options(MoveOptions, Rules, Special):
     """What is mirrored, and how much may be deleted."""
 
     delete: Annotated[bool, flag("--delete", help="Delete at DST what SRC does not have.")] = False
@@ -40,18 +44,30 @@ def run(options: Options) -> None:
     goes.
     """
     from tierstore.transfer.migrate.listing import objects
-    from tierstore.transfer.migrate.mirror import Mirror
+    from tierstore.transfer.migrate.mirror import Mirror, in_the_way
 
     selection = options.selection()
     with open_ends(options.source, options.target, options.limits) as between:
         if between.ends.only is not None:
             raise ConfigError(f"{between.source} is one object", hint="`tierstore cp` copies it")
-        move(between, objects(between.ends, selection), OnConflict.overwrite, options)
+
+        def mirrored(conflict: Conflict) -> Moved:
+            found = objects(between.ends, selection, follow=options.follow)
+            return move(between, found, conflict, options)
+
+        moved = mirrored("mirror" if options.delete else "overwrite")
         if options.delete:
-            mirror = Mirror(between.ends, selection)
+            mirror = Mirror(between.ends, selection, follow=options.follow)
             extra = mirror.extra()
             _guard(extra, options, between.target)
-            _remove(mirror, extra, options)
+            done = 0
+            if moved.blocked:
+                done = _remove(mirror.remove(in_the_way(moved.blocked)), options)
+                moved = mirrored("overwrite")
+            if not options.dry_run:
+                done += _remove(mirror.remove(), options)
+            _say(extra, done, options)
+    leave(moved, options)
 
 
 def _guard(extra: Extra, options: Options, target: str) -> None:
@@ -62,15 +78,18 @@ def _guard(extra: Extra, options: Options, target: str) -> None:
         )
 
 
-def _remove(mirror: Mirror, extra: Extra, options: Options) -> None:
+def _remove(batches: Iterator[list[str]], options: Options) -> int:
     done = 0
-    if not options.dry_run:
-        for keys in mirror.remove():
-            done += len(keys)
-            for key in keys if options.as_json else ():
-                print_json({"event": "deleted", "key": key}, indent=None)
-    numbers = {"objects": extra.objects, "bytes": extra.nbytes, "deleted": done}
+    for keys in batches:
+        done += len(keys)
+        for key in keys if options.as_json else ():
+            print_json({"event": "deleted", "key": key}, indent=None)
+    return done
+
+
+def _say(extra: Extra, done: int, options: Options) -> None:
     if options.as_json:
+        numbers = {"objects": extra.objects, "bytes": extra.nbytes, "deleted": done}
         print_json({"event": "delete", **numbers}, indent=None)
         return
     what = f"{count(extra.objects, 'object')} of {size(extra.nbytes)}"

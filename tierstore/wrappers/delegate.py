@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import Buffer
-from tierstore.errors import StorageError
+from tierstore.errors import StorageError, UnsupportedError
+from tierstore.scan import Found, Ways, key_check, scan
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Found)
 _PAGE = 256
 
 READS = frozenset({"read_into", "fetch"})
@@ -90,7 +92,21 @@ class Delegate:
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
     ) -> Iterator[ObjectInfo]:
         """See `tierstore.backend.Backend.list`; a page of it is one call of `around`."""
-        pages = _Pages(self.inner, prefix, after, delimiter)
+
+        def begin(after: str | None) -> Iterator[ObjectInfo]:
+            return self.inner.list(prefix, after=after, delimiter=delimiter)
+
+        return self._paged(prefix, _Pages(begin, after))
+
+    def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
+        """See `tierstore.scan.scan`; it is asked for as a listing is."""
+        return self._paged("", _Pages(lambda after: scan(self.inner, ways, after=after), after))
+
+    def check_key(self, key: str) -> None:
+        """See `tierstore.scan.key_check`."""
+        key_check(self.inner)(key)
+
+    def _paged(self, prefix: str, pages: _Pages[F]) -> Iterator[F]:
         while page := self.around(Call("list", prefix), pages.next):
             yield from page
 
@@ -181,25 +197,24 @@ class DelegatedUpload:
         self._owner.around(Call("abort", self._key), self._inner.abort)
 
 
-class _Pages:
+class _Pages(Generic[F]):
     """A listing in pages. After an error the next page starts behind the last good one."""
 
-    def __init__(self, inner: Backend, prefix: str, after: str | None, delimiter: bool) -> None:
-        self._inner, self._prefix, self._delimiter = inner, prefix, delimiter
-        self._after = after
-        self._items: Iterator[ObjectInfo] | None = None
+    def __init__(self, begin: Callable[[str | None], Iterator[F]], after: str | None) -> None:
+        self._begin, self._after = begin, after
+        self._items: Iterator[F] | None = None
 
-    def next(self) -> list[ObjectInfo]:
+    def next(self) -> list[F]:
         """Return the next items; none at the end."""
         if self._items is None:
-            self._items = self._inner.list(
-                self._prefix, after=self._after, delimiter=self._delimiter
-            )
+            self._items = self._begin(self._after)
         items, self._items = self._items, None
-        page: list[ObjectInfo] = []
+        page: list[F] = []
         try:
             page.extend(islice(items, _PAGE))
             self._items = items
+        except UnsupportedError:
+            raise  # such as no order, without which nothing can be gone on with
         except StorageError:
             if not page:
                 raise  # otherwise what came before is progress, and the next page meets the error

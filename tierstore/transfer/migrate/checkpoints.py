@@ -22,14 +22,10 @@ from tierstore.errors import (
 )
 from tierstore.keys import Attempt
 from tierstore.patterns import matcher
+from tierstore.scan import in_order
 from tierstore.transfer.migrate.listing import DELETED, Beside, Ends
-from tierstore.transfer.migrate.messages import (
-    Dead,
-    Entry,
-)
-from tierstore.transfer.migrate.records import (
-    Version,
-)
+from tierstore.transfer.migrate.messages import Dead, Entry, Item
+from tierstore.transfer.migrate.records import Version
 
 _RANGE = re.compile(r"(\d*)(?:(:)(\d*))?")
 
@@ -82,7 +78,7 @@ def _range(text: str) -> tuple[int, int]:
     return first, last
 
 
-def checkpoints(ends: Ends, runs: Sequence[str], steps: Steps) -> Iterator[Entry | Dead]:
+def checkpoints(ends: Ends, runs: Sequence[str], steps: Steps) -> Iterator[Item]:
     """Yield what makes the wanted checkpoints, each commit behind all that it relies on.
 
     Args:
@@ -101,7 +97,7 @@ def checkpoints(ends: Ends, runs: Sequence[str], steps: Steps) -> Iterator[Entry
 
 def _of_runs(
     ends: Ends, runs: Sequence[str], wanted: Sequence[Callable[[str], bool]], steps: Steps
-) -> Iterator[Entry | Dead]:
+) -> Iterator[Item]:
     names = [run for run in list_runs(ends.source) if any(like(run) for like in wanted)]
     if not names:
         raise CheckpointNotFoundError(
@@ -132,7 +128,7 @@ class _Run:
         self._source, self._target = RunStore(ends.source, name), RunStore(ends.target, name)
         self._keys = self._source.keys
 
-    def entries(self) -> Iterator[Entry | Dead]:
+    def entries(self) -> Iterator[Item]:
         held, there = holdings(self._source), holdings(self._target)
         self._refuse_rival(held, there)
         alive, known = ({this.attempt for this in end.saved} for end in (held, there))
@@ -194,8 +190,9 @@ class _Run:
         only: Container[str] | None = None,
     ) -> Iterator[Entry]:
         """Yield what is below a prefix, or `only` that; those of `files` there become None."""
-        there = Beside(self._ends.target.list(root))
-        for info in self._ends.source.list(root):
+        source, target = self._ends.source, self._ends.target
+        there = Beside(in_order(target.list(root), target.url))
+        for info in in_order(source.list(root), source.url):
             if only is not None and info.key.removeprefix(root) not in only:
                 continue
             entry = Entry(info.key, Version.of(info), there.find(info.key), group or root)

@@ -46,7 +46,7 @@ class Migration:
         self,
         ends: Ends,
         journal: Journal,
-        found: Iterable[m.Entry | m.Dead],
+        found: Iterable[m.Item],
         *,
         conflict: Conflict = "fail",
         removes: bool = False,

@@ -16,8 +16,10 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.tombstone import bury, is_buried
 from tierstore.errors import (
     AlreadyExistsError,
+    BlockedError,
     DamagedInTransitError,
     IntegrityError,
+    InvalidKeyError,
     NotFoundError,
     OutOfSpaceError,
     StorageError,
@@ -32,6 +34,7 @@ from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.records import Version
 
 _log = logging.getLogger(__name__)
+_TOUCHES = 64  # while a file is compared; others remove its other names
 _LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
 
 BAD_SOURCE = "the source's own checksum is not that of the bytes it gives"
@@ -74,6 +77,10 @@ class Hands:
         except TierstoreError as error:
             if isinstance(task, m.Discard):
                 return m.Discarded(task.job)
+            if isinstance(error, InvalidKeyError):
+                return m.Failed(task.job, str(error), outcome=m.Outcome.LEFT_OUT)
+            if isinstance(error, BlockedError):
+                return m.Failed(task.job, str(error), outcome=m.Outcome.BLOCKED)
             # These were repeated for long; whoever fills the destination or is away stays so.
             fatal = isinstance(error, OutOfSpaceError | TransientError)
             return m.Failed(task.job, str(error), fatal)
@@ -232,7 +239,7 @@ class Hands:
         if version.same(entry.version):
             self._delete(entry)
             return m.Removed(task.job)
-        with self._touched:  # by one at a time: each removal touches those that are left
+        with self._touched:  # by one at a time: each removal touches what is left
             if version.size != entry.version.size or not self._only_touched(entry):
                 return m.Removed(task.job, changed=True)
             self._delete(entry)
@@ -249,16 +256,26 @@ class Hands:
 
         So it is with a file that has several names, when the first of them is removed.
         """
-        size, part = entry.version.size, self._target.capabilities.part_size
         version = Version.of(self._source.stat(entry.key))
+        for _ in range(_TOUCHES):
+            before = version
+            if not self._equal(entry.key, entry.version.size):
+                return False
+            version = Version.of(self._source.stat(entry.key))
+            if version.same(before):
+                return True
+        return False
+
+    def _equal(self, key: str, size: int) -> bool:
+        part = self._target.capabilities.part_size
         for offset in range(0, size, part):
             with self._buffers.take(min(part, size - offset)) as data:
-                self._source.read_into(entry.key, offset, data)
+                self._source.read_into(key, offset, data)
                 crc = crc32c(data)
-                self._target.read_into(self._ends.target_key(entry.key), offset, data)
+                self._target.read_into(self._ends.target_key(key), offset, data)
                 if crc32c(data) != crc:
                     return False
-        return Version.of(self._source.stat(entry.key)).same(version)
+        return True
 
     def _sweep(self, task: m.Sweep) -> m.Answer:
         dead = task.dead

@@ -277,7 +277,9 @@ class Job:
         self.fatal = event.fatal
         removing = self._phase is Phase.REMOVE
         reason = f"{NOT_REMOVED}: {event.reason}" if removing else event.reason
-        return self._drain(lambda: self._end(Outcome.FAILED, reason))
+        deferred = event.outcome is not Outcome.BLOCKED or self._rules.conflict == "mirror"
+        outcome = event.outcome if deferred else Outcome.FAILED
+        return self._drain(lambda: self._end(outcome, reason))
 
     def _look(self, event: Looked) -> Phase:
         target = event.target
@@ -394,7 +396,7 @@ class Job:
         return Phase.COPY if self._size <= self._part else Phase.OPEN
 
     def _conflict(self) -> Phase:
-        if self._rules.conflict == "overwrite" and not self.entry.seals:
+        if self._rules.overwrites and not self.entry.seals:
             self._crcs.clear()
             return self._transfer()
         return self._end(*self._beaten())
@@ -466,8 +468,7 @@ class Job:
 
     @property
     def _replaces(self) -> bool:
-        overwrites = self._rules.conflict == "overwrite" and not self.entry.seals
-        return self.ours or overwrites
+        return self.ours or (self._rules.overwrites and not self.entry.seals)
 
     @property
     def _count(self) -> int:

@@ -263,6 +263,11 @@ class Machine:
         totals.listed = event.last
         if self._rules.removes:
             self._dead += event.dead
+        for left in event.left_out:
+            report = Report.of(left)
+            totals.found += 1
+            totals.settled[report.outcome] += 1
+            out.append(report)
         for entry in event.entries:
             totals.found += 1
             totals.found_bytes += entry.version.size

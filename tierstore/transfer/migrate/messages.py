@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tierstore.scan import Kind, LeftOut
 from tierstore.transfer.migrate.records import Record, Version
 
 
@@ -53,6 +54,10 @@ class Dead:
     group: str
 
 
+Item = Entry | Dead | LeftOut
+"""What a listing finds."""
+
+
 class Outcome(Enum):
     """How an object ended."""
 
@@ -63,7 +68,16 @@ class Outcome(Enum):
     """The destination has something else there, which was left alone as asked."""
     WAITING = "waiting"
     """It arrived, and becomes a checkpoint once the parts of other nodes have arrived as well."""
+    LEFT_OUT = "left_out"
+    """It is no object, or no key of the destination can name it."""
+    BLOCKED = "blocked"
+    """What a mirror has in its place, and the original has not, has to go first."""
     FAILED = "failed"
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether there was no object at all."""
+        return self is Outcome.LEFT_OUT
 
 
 # Commands
@@ -84,6 +98,15 @@ class Report:
     outcome: Outcome
     size: int
     reason: str = ""
+    asked: bool = False
+    """It was left out because somebody asked for that."""
+
+    @classmethod
+    def of(cls, left: LeftOut) -> Report:
+        """Return what to tell of something that nobody can move."""
+        failed = left.kind is Kind.UNREADABLE
+        outcome = Outcome.FAILED if failed else Outcome.LEFT_OUT
+        return cls(left.name, outcome, 0, left.why, left.kind is Kind.LINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +241,7 @@ class Listed:
     entries: tuple[Entry, ...]
     last: bool
     dead: tuple[Dead, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,11 +407,19 @@ class Waited:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A command could not be carried out; `fatal` if others will not be either."""
+    """A command could not be carried out.
+
+    Attributes:
+        job: of which object.
+        reason: why.
+        fatal: others will not be, either.
+        outcome: of the object.
+    """
 
     job: int
     reason: str
     fatal: bool = False
+    outcome: Outcome = Outcome.FAILED
 
 
 Answer = (

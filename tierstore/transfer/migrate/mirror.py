@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
+from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.tombstone import bury
+from tierstore.errors import StorageError
 from tierstore.keys import parse_part
 from tierstore.patterns import Selection
-from tierstore.transfer.migrate.listing import Beside, Ends, is_dead
+from tierstore.scan import Kind
+from tierstore.transfer.migrate.listing import Beside, Ends, at_source, at_target, is_dead
 
 _BATCH = 1000  # what S3 deletes by one request
 
@@ -40,10 +43,11 @@ class Mirror:
     Args:
         ends: the original and the mirror.
         selection: what of them; all else is left alone.
+        follow: as in `objects`.
     """
 
-    def __init__(self, ends: Ends, selection: Selection) -> None:
-        self._ends, self._selection = ends, selection
+    def __init__(self, ends: Ends, selection: Selection, *, follow: bool = True) -> None:
+        self._ends, self._selection, self._follow = ends, selection, follow
 
     def extra(self) -> Extra:
         """Count what is to be removed.
@@ -58,13 +62,16 @@ class Mirror:
             nbytes += held.gone * held.size
         return Extra(objects, nbytes, total)
 
-    def remove(self) -> Iterator[list[str]]:
+    def remove(self, only: Callable[[str], bool] = lambda _key: True) -> Iterator[list[str]]:
         """Remove it; yield the keys of each batch that is gone.
+
+        Args:
+            only: tells which of it.
 
         Raises:
             StorageError: something cannot be removed; the rest stays.
         """
-        gone = (held for held in self._compared() if held.gone)
+        gone = (held for held in self._compared() if held.gone and only(held.key))
         while batch := list(islice(gone, _BATCH)):
             for held in batch:
                 if held.commit:
@@ -73,21 +80,50 @@ class Mirror:
             yield [held.key for held in batch]
 
     def _compared(self) -> Iterator[_Held]:
-        there, kept = Beside(self._ends.source.list("")), set()
-        for info in self._ends.target.list(""):
-            if info.key.endswith("/") or not self._selection.wants(info.key):
-                continue
+        source = at_source(self._ends, self._selection, follow=self._follow)
+        there, kept = Beside(source), set()
+        for info in self._held():
             original, part = there.find(info.key), parse_part(info.key)
-            gone, commit = original is None, False
+            gone, commit = original is None and not there.hides(info.key), False
             if part and part.kind == "commits":
                 alive = not is_dead(self._ends.target, info.key, info.size)
-                wanted = original and not is_dead(self._ends.source, info.key, original.size)
+                wanted = there.hides(info.key) or (
+                    original and not is_dead(self._ends.source, info.key, original.size)
+                )
                 gone, commit = alive and not wanted, True
                 if alive and wanted:
                     kept.add(part.group)
             elif part:
                 gone = gone and part.kind == "data" and part.group not in kept
             yield _Held(info.key, info.size, gone, commit)
+
+    def _held(self) -> Iterator[ObjectInfo]:
+        """Yield what the mirror has of what is selected; what lies behind a link is not its own."""
+        target = self._ends.target
+        for found in at_target(self._ends, self._selection, follow=False):
+            if isinstance(found, ObjectInfo):
+                if not found.key.endswith("/") and self._selection.wants(found.key):
+                    yield found
+            elif found.kind is Kind.UNREADABLE:
+                raise StorageError(found.why, url=target.url, key=found.name)
+
+
+def in_the_way(blocked: Collection[str]) -> Callable[[str], bool]:
+    """Return what tells whether a key keeps another one from its place.
+
+    On a disk that is a file where a folder has to be, and all in a folder where a file has to be.
+
+    Args:
+        blocked: keys that have no place.
+    """
+    files = {folder for key in blocked for folder in _above(key)}
+    return lambda key: key in files or any(above in blocked for above in _above(key))
+
+
+def _above(key: str) -> Iterator[str]:
+    while folder := key.rpartition("/")[0]:
+        yield folder
+        key = folder
 
 
 class _Held(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Literal
 
 SMALL = 1024**2
 """Bytes of an object up to which it waits more than it moves."""
-Conflict = Literal["skip", "fail", "overwrite"]
+Conflict = Literal["skip", "fail", "overwrite", "mirror"]
+"""Of a mirror everything is overwritten, and what is in the way goes once all else has arrived."""
 OTHER = "the destination already has something else there"
 RIVAL = "the destination has another checkpoint of that name, or has deleted it"
 STAYS = "it is at the destination, but has changed at the source since and was left there"
@@ -46,6 +47,11 @@ class Rules:
     heavy: int = 1
     window: int = 4096
     trusts: bool = True
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether something else at the destination is replaced."""
+        return self.conflict in ("overwrite", "mirror")
 
 
 class Phase(Enum):

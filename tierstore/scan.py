@@ -1,0 +1,120 @@
+"""All that is below a root, in order: objects, and what a listing passes over in silence.
+
+A folder of a disk may hold links, pipes, names that are no text, and folders that nobody may read.
+Whoever moves data has to say so; whoever looks for checkpoints need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol, TypeVar, cast
+
+from tierstore.backend import Backend, ObjectInfo
+from tierstore.errors import UnsupportedError
+from tierstore.keys import check_key
+
+
+class Kind(Enum):
+    """Why something is left out."""
+
+    SPECIAL = auto()
+    """It is no file, or no key can name it."""
+    LINK = auto()
+    """It is a link, and links are not followed."""
+    UNWANTED = auto()
+    """It is a folder in which nothing is wanted."""
+    UNREADABLE = auto()
+    """It may hold objects, but they cannot be listed."""
+    OTHER = auto()
+    """It is the folder that was not to be walked into."""
+    INTO_OTHER = auto()
+    """It is a link into that folder, or leads there behind a link."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something below a root that is no object.
+
+    Attributes:
+        key: where it is; of a folder it ends in "/" and stands for all below. The bytes of a name
+            that is not UTF-8 are lone surrogates in it (PEP 383).
+        why: what it is, for people.
+        kind: why it is left out.
+    """
+
+    key: str
+    why: str
+    kind: Kind = Kind.SPECIAL
+
+    @property
+    def name(self) -> str:
+        """The key as it can be shown."""
+        return self.key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How to walk.
+
+    Attributes:
+        follow: links are what they point to; else they are left out.
+        wants: whether anything below a folder, whose key ends in "/", may be wanted.
+        other: the path of a folder that is not walked into, or empty.
+    """
+
+    follow: bool = True
+    wants: Callable[[str], bool] = lambda _folder: True
+    other: str = ""
+
+
+Found = ObjectInfo | LeftOut
+F = TypeVar("F", bound=Found)
+
+
+class Scanning(Protocol):
+    """A backend with `Capabilities.scans`."""
+
+    def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
+        """Yield what is below the root, in the order of `list`, from behind `after`."""
+        ...
+
+
+def scan(backend: Backend, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
+    """Yield all that is below the root of a backend, in order.
+
+    Raises:
+        TierstoreError: the root cannot be listed, or not in order.
+    """
+    if not backend.capabilities.scans:
+        return in_order(backend.list("", after=after), backend.url)
+    return in_order(cast("Scanning", backend).scan(ways, after=after), backend.url)
+
+
+def in_order(found: Iterable[F], url: str) -> Iterator[F]:
+    """Yield what is found, as long as each key is behind the one before.
+
+    Whoever joins two listings would take what comes too late for missing, and remove its copy.
+
+    Raises:
+        UnsupportedError: a key is not.
+    """
+    last = ""
+    for each in found:
+        if isinstance(each, ObjectInfo):
+            if each.key <= last:
+                raise UnsupportedError(
+                    f"it lists {each.key!r} behind {last!r}, so in no order that can be relied on",
+                    url=url,
+                    hint="this store can hold one end only of what compares two listings: name "
+                    "the objects one by one, or use another gateway",
+                )
+            last = each.key
+        yield each
+
+
+def key_check(backend: Backend) -> Callable[[str], object]:
+    """Return what raises InvalidKeyError of a key that a backend cannot hold, without asking it."""
+    check: Callable[[str], object] = getattr(backend, "check_key", check_key)
+    return check
