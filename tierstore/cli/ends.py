@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"[0-9._]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_CLASS = (
+    "the storage class of what is there is changed by a lifecycle rule of the bucket, or by "
+    "`aws s3 cp --storage-class` from a place to itself"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +173,10 @@ def open_ends(
         runs: the runs that are meant; then both ends are roots of tiers.
 
     Raises:
-        ConfigError: one is wrong, or one lies within the other.
+        ConfigError: one is wrong, or they are one place, or one lies within the other.
     """
     from tierstore.registry import join_url
+    from tierstore.transfer.migrate.apart import check_apart
     from tierstore.transfer.migrate.crew import Recipe
 
     named = _Named(limits.config)
@@ -188,6 +193,8 @@ def open_ends(
     meant = f" runs {', '.join(runs)}" if runs else ""
     ends = recipe.open()
     with closing(ends.source), closing(ends.target):
+        changes_class = bool(recipe.target.options.get("storage_class"))
+        check_apart(ends, writes=not limits.hasty, hint=_CLASS if changes_class else "")
         yield Between(ends, recipe, f"{origin.identity}{meant}", goal.identity)
 
 

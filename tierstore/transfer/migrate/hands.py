@@ -29,6 +29,7 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.transfer.migrate import messages as m
+from tierstore.transfer.migrate.apart import stays
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.records import Version
@@ -236,6 +237,8 @@ class Hands:
             return m.Removed(task.job)
         if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
             return m.Removed(task.job)  # a worker was lost after it had done it
+        if why := stays(self._ends, entry.key):
+            return m.Failed(task.job, why)
         if version.same(entry.version):
             self._delete(entry)
             return m.Removed(task.job)
@@ -281,7 +284,11 @@ class Hands:
         dead = task.dead
         if not is_buried(self._source, dead.commit):
             return m.Failed(task.job, f"{dead.commit} is no tombstone, so its data stays")
-        self._source.delete([info.key for info in self._source.list(dead.group)])
+        keys = [info.key for info in self._source.list(dead.group)]
+        for key in keys:
+            if why := stays(self._ends, key):
+                return m.Failed(task.job, f"{key}: {why}")
+        self._source.delete(keys)
         return m.Removed(task.job)
 
     def _checked(self, entry: m.Entry, offset: int, part: memoryview) -> int:

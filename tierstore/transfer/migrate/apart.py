@@ -1,0 +1,202 @@
+"""Whether two ends are apart: the stores are asked, not the URLs.
+
+A bucket has many addresses, and a folder many paths. So what is at one end is looked for at the
+other, also further up and down; if an object of that key and size is there, something that nobody
+else has is written to the destination, and looked for at the source.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat as st
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from tierstore.backend import Backend, ObjectInfo
+from tierstore.errors import (
+    AccessError,
+    ConfigError,
+    InvalidKeyError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+    UnsupportedError,
+)
+from tierstore.registry import parse_url
+from tierstore.transfer.migrate.listing import Ends
+
+_MARK = "tierstore-probe-"
+ONE_FILE = "the source's file and the destination's are one and the same"
+BEHIND = "it lies behind a link, and what a link leads to is never removed"
+
+
+def check_apart(ends: Ends, *, writes: bool, hint: str = "") -> None:
+    """Look whether what is written to the destination would be the source's own.
+
+    Args:
+        ends: both; folders of which one does not exist yet are told apart as they are listed.
+        writes: False for a dry run: then objects that cannot be told apart count as one.
+        hint: what to do if they are the same place.
+
+    Raises:
+        ConfigError: they are one place or object, one lies in the other, or nobody can tell.
+        StorageError: an end cannot be asked.
+    """
+    if ends.only:
+        _check_object(ends, ends.only, writes=writes, hint=hint)
+        return
+    source, target = ends.source, ends.target
+    if _same_folder(source, target):
+        raise _same(ends, hint)
+    theirs, missing = _first(target), _missing(target)
+    for place in _places(target.url):
+        # An empty destination shows nothing to look for, so that is written.
+        if missing or not (_see(source, place, theirs) if theirs else writes):
+            continue
+        if _meet(ends, place, "", theirs, writes=writes):
+            raise _nested(ends) if place else _same(ends, hint)
+    ours = _first(source)
+    for place in _places(source.url) if ours else ():
+        if place and _see(target, place, ours) and _meet(ends, "", place, ours, writes=writes):
+            raise _nested(ends)
+
+
+def stays(ends: Ends, key: str) -> str:
+    """Return why an object is not to be removed from the source, or nothing.
+
+    Args:
+        ends: both.
+        key: at the source.
+    """
+    path = _path(ends.source, key)
+    if path is None:
+        return ""
+    root = Path(str(path)[: -len(key) - 1] or "/").resolve()
+    if path.parent.resolve() != (root / key).parent:
+        return BEHIND
+    other = _path(ends.target, ends.target_key(key))
+    return ONE_FILE if other is not None and _one_file(path, other) else ""
+
+
+def _check_object(ends: Ends, keys: tuple[str, str], *, writes: bool, hint: str) -> None:
+    key, other = keys
+    mine, theirs = _path(ends.source, key), _path(ends.target, other)
+    if mine and theirs and _one_file(mine, theirs):
+        raise _same(ends, hint)
+    if key != other:
+        return
+    with suppress(NotFoundError):
+        info = ends.source.stat(key)
+        if _see(ends.target, "", info) and _meet(ends, "", "", info, writes=writes):
+            raise _same(ends, hint)
+
+
+def _meet(
+    ends: Ends, at_source: str, at_target: str, info: ObjectInfo | None, *, writes: bool
+) -> bool:
+    """Whether what is written below one prefix of the destination is below one of the source.
+
+    Args:
+        ends: both.
+        at_source: a prefix.
+        at_target: a prefix.
+        info: of an object that seems to be below both.
+        writes: whether it is tried out.
+    """
+    if info is not None and not writes:
+        name = info.key
+        one, other = ends.source.stat(at_source + name), ends.target.stat(at_target + name)
+        return (one.size, one.mtime, one.tag) == (other.size, other.mtime, other.tag)
+    mark = at_target + _MARK + secrets.token_hex(8)
+    try:
+        ends.target.create(mark, b"", if_absent=True)
+    except (AccessError, UnsupportedError) as error:
+        if info is None:
+            return False  # nothing can be written there, so nothing will
+        raise ConfigError(
+            f"nobody can tell whether {ends.source.url} and {ends.target.url} are one place, as "
+            f"nothing can be written to the second: {error}",
+            hint="give DST credentials that may write",
+        ) from error
+    try:
+        return _see(ends.source, at_source, ObjectInfo(mark.removeprefix(at_target), 0, 0.0))
+    finally:
+        ends.target.delete([mark])
+
+
+def _see(end: Backend, place: str, info: ObjectInfo | None) -> bool:
+    """Whether an end has an object of that size below a prefix."""
+    if info is None:
+        return False
+    try:
+        return end.stat(place + info.key).size == info.size
+    except TransientError:
+        raise
+    except (StorageError, InvalidKeyError):  # not there, or S3 refuses to say that it is not
+        return False
+
+
+def _first(end: Backend) -> ObjectInfo | None:
+    return next((info for info in end.list("") if not info.key.endswith("/")), None)
+
+
+def _places(url: str) -> Iterator[str]:
+    """Yield "" and, as prefixes, all that a place may be called from further up."""
+    address = parse_url(url)
+    names = [name for name in (address.host, *address.path.split("/")) if name]
+    for number in range(len(names) + 1):
+        yield "".join(f"{name}/" for name in names[len(names) - number :])
+
+
+def _path(end: Backend, key: str) -> Path | None:
+    path: Callable[[str], str | None] | None = getattr(end, "local_path", None)
+    text = path(key) if path else None
+    return None if text is None else Path(text)
+
+
+def _root(end: Backend) -> Path | None:
+    address = parse_url(end.url)
+    return Path(address.path or "/") if address.scheme == "file" else None
+
+
+def _missing(end: Backend) -> bool:
+    """Whether it is a folder that is not there yet; it is not made only to find out."""
+    root = _root(end)
+    return root is not None and not root.is_dir()
+
+
+def _same_folder(source: Backend, target: Backend) -> bool:
+    one, other = _root(source), _root(target)
+    try:
+        return one is not None and other is not None and one.samefile(other)
+    except OSError:
+        return False
+
+
+def _one_file(path: Path, other: Path) -> bool:
+    """Whether a file of one name would go from the other one, too."""
+    try:
+        mine, theirs = path.lstat(), other.stat()
+        if st.S_ISLNK(mine.st_mode) or not os.path.samestat(mine, theirs):
+            return False
+        real = other.resolve()  # two names of one file, or one name on two ways
+        one_name = real.name == path.name and real.parent.samefile(path.parent)
+    except (OSError, RuntimeError):  # of links in a circle
+        return False
+    return mine.st_nlink == 1 or one_name
+
+
+def _same(ends: Ends, hint: str) -> ConfigError:
+    place = ends.source.url + (f"/{ends.only[0]}" if ends.only else "")
+    other = ends.target.url + (f"/{ends.only[1]}" if ends.only else "")
+    as_other = "" if place == other else f", also called {other}"
+    return ConfigError(f"SRC and DST are the same place: {place}{as_other}", hint=hint)
+
+
+def _nested(ends: Ends) -> ConfigError:
+    return ConfigError(
+        f"SRC and DST lie one in the other: {ends.source.url} and {ends.target.url}",
+        hint="what is written would be read again; choose places beside each other",
+    )
