@@ -8,10 +8,11 @@ from tierstore.backend import Capabilities, Check, ObjectInfo, check_whole
 from tierstore.blocks import Buffer
 from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
+from tierstore.scan import Found, Ways
 from tierstore_hdfs.diagnosis import diagnose
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
-from tierstore_hdfs.listing import listing
+from tierstore_hdfs.listing import listing, scanning
 from tierstore_hdfs.multipart import PartsUpload
 from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.uploads import EmptyUpload, OpenUpload, Uploads
@@ -41,6 +42,7 @@ class HdfsBackend:
             parallel_parts=True,
             resumable_upload=True,
             ordered_listing=True,
+            scans=True,
             # HDFS checks no CRC32C of ours, so what was sent has to be read back.
             durable_on_commit=False,
             part_size=options.part_size,
@@ -98,6 +100,10 @@ class HdfsBackend:
     ) -> ObjectInfo:
         """Write a hidden file and rename it; with `if_absent` the rename refuses a target."""
         return self._files.create(key, buffer, if_absent=if_absent)
+
+    def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
+        """See `tierstore.scan.scan`."""
+        return scanning(self._files, ways, after or "")
 
     def check_key(self, key: str) -> None:
         """Raise InvalidKeyError of a key that cannot be a file here."""

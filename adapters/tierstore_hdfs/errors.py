@@ -13,6 +13,7 @@ from typing import Literal
 from tierstore.errors import (
     AccessError,
     AlreadyExistsError,
+    BlockedError,
     DeadlineError,
     InvalidKeyError,
     NotFoundError,
@@ -118,8 +119,8 @@ _BY_TEXT: tuple[tuple[str, type[TierstoreError], str], ...] = (
     ("Failed to find datanode", TransientError, _NODES),
     ("No active nodes", TransientError, _NODES),
     ('parameter "user.name"', AccessError, _NAME),
-    ("must both be directories", UnsupportedError, _CLASH),
-    ("Path is not a directory", UnsupportedError, _CLASH),
+    ("must both be directories", BlockedError, _CLASH),
+    ("Path is not a directory", BlockedError, _CLASH),
     ("is not a directory", NotFoundError, ""),
     ("is not a file", NotFoundError, "it is a folder"),
     ("is in safe mode", TransientError, _WAIT),

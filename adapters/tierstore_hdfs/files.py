@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,7 +50,8 @@ class Files:
         """Return what a status says of an object."""
         if status["type"] != "FILE":
             raise NotFoundError("it is a folder")
-        return ObjectInfo(key, int(status["length"]), status["modificationTime"] / 1000)
+        written = status["modificationTime"] / 1000
+        return ObjectInfo(key, int(status["length"]), written, tag=tag_of(status))
 
     def status(self, path: str) -> dict[str, Any]:
         """Return the namenode's FileStatus of a file or folder."""
@@ -169,7 +171,8 @@ class Files:
             if info is None:
                 raise unclear from None
             return info
-        return ObjectInfo(key, size, status["modificationTime"] / 1000, crc)
+        written = status["modificationTime"] / 1000
+        return ObjectInfo(key, size, written, crc, tag_of(status))
 
     def winner(self, key: str, size: int, crc: int | None) -> ObjectInfo:
         """Return the object that made an if-absent rename fail, if it is the very same."""
@@ -195,7 +198,7 @@ class Files:
         if info.size != size:
             return None
         held = self.read_crc(path, size)
-        return ObjectInfo(key, size, info.mtime, held) if crc in (None, held) else None
+        return replace(info, crc32c=held) if crc in (None, held) else None
 
     def read_crc(self, path: str, size: int) -> int:
         """Return the CRC32C of a file of `size` bytes, read block by block."""
@@ -255,3 +258,12 @@ class Files:
     def close(self) -> None:
         """Release connections. Idempotent."""
         self.client.close()
+
+
+def tag_of(status: Mapping[str, Any]) -> str:
+    """Return what changes with a file: its time can be set, but another file has another id.
+
+    Empty where a gateway does not tell ids.
+    """
+    number = status.get("fileId")
+    return f"{status['modificationTime']}-{number}" if number else ""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from tierstore.backend import ObjectInfo
-from tierstore.errors import InvalidKeyError, NotFoundError
+from tierstore.errors import AccessError, InvalidKeyError, NotFoundError
 from tierstore.keys import check_key
+from tierstore.scan import Found, Kind, LeftOut, Ways
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.paths import is_hidden
@@ -60,6 +61,11 @@ def in_key_order(found: Iterator[Entry]) -> Iterator[Entry]:
         yield heapq.heappop(held)[2]
 
 
+def scanning(files: Files, ways: Ways, after: str) -> Iterator[Found]:
+    """Yield the objects, and what is left out; see `tierstore.scan.scan`."""
+    return _below(files, "", "", after.encode(), delimiter=False, ways=ways)
+
+
 def listing(files: Files, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
     """Yield the objects, or with `delimiter` what is one level down; see `Backend.list`."""
     folder, _, start = prefix.rpartition("/")
@@ -71,12 +77,20 @@ def listing(files: Files, prefix: str, after: str, *, delimiter: bool) -> Iterat
         folder += "/"
     elif prefix.startswith("/"):
         return
-    yield from _below(files, folder, start, after.encode(), delimiter=delimiter)
+    for found in _below(files, folder, start, after.encode(), delimiter=delimiter):
+        if isinstance(found, ObjectInfo):
+            yield found
 
 
 def _below(
-    files: Files, folder: str, start: str, after: bytes, *, delimiter: bool
-) -> Iterator[ObjectInfo]:
+    files: Files,
+    folder: str,
+    start: str,
+    after: bytes,
+    *,
+    delimiter: bool,
+    ways: Ways | None = None,
+) -> Iterator[Found]:
     for name, status in in_key_order(entries(files, folder)):
         if not name.startswith(start) or is_hidden(name):
             continue
@@ -89,8 +103,20 @@ def _below(
         raw = key.encode()
         if raw <= after and (delimiter or not after.startswith(raw)):
             continue  # all that is in it sorts before
-        below = _below(files, key, "", b"" if delimiter else after, delimiter=False)
-        if not delimiter:
+        if ways and not ways.wants(key):
+            yield LeftOut(key, "", Kind.UNWANTED)
+            continue
+        below = _below(files, key, "", b"" if delimiter else after, delimiter=False, ways=ways)
+        if ways:
+            yield from _readable(below, key)
+        elif not delimiter:
             yield from below
         elif next(below, None):  # a folder without objects is none
             yield ObjectInfo(key, 0, 0.0)
+
+
+def _readable(below: Iterator[Found], folder: str) -> Iterator[Found]:
+    try:
+        yield from below
+    except AccessError as error:
+        yield LeftOut(folder, f"it cannot be listed: {error.message}", Kind.UNREADABLE)
