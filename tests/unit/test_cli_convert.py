@@ -262,3 +262,17 @@ def test_names_of_files_are_what_they_read(command: Command, tmp_path: Path, nam
     url = f"file://{tmp_path}/{quote(name)}"
     assert command("import", url, "run", 9).code == 0
     assert command("export", "run", url, "--force").code == 0
+
+
+def test_an_export_replaces_nothing_of_a_tier(command: Command, tmp_path: Path) -> None:
+    """Its own input is what it would read from."""
+    command("import", "m.safetensors", "run", 7)
+    (segment,) = (tmp_path / "tier").rglob("*.safetensors")
+    before = segment.read_bytes()
+    (tmp_path / "link").symlink_to(segment.parent)
+    for target in (segment, f"file://{segment}?direct=never"):
+        for words in ((), ("--dry-run",)):
+            done = command("export", "run", target, "--force", *words)
+            assert done.code == 2, done.out
+            assert "is part of the tier" in done.said
+    assert segment.read_bytes() == before

@@ -196,6 +196,31 @@ def test_the_files_of_a_model_are_copied(hub: Path) -> None:
     assert {path.name for path in (hub / "blobs").iterdir()} == {"1", "2"}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cache_is_moved(hub: Path, tmp_path: Path, *, whole: bool) -> None:
+    """Though what the links lead to comes before them, and would be gone."""
+    if whole:
+        (tmp_path / "src" / "z").symlink_to(hub / "blobs" / "1")
+    files = {path: (tmp_path / "src" / path).read_bytes() for path in contents(tmp_path / "src")}
+    assert len(files) == (6 if whole else 5)
+    done = run("migrate", tmp_path / "src" if whole else hub, "--delete-source")
+    assert done.code == 0, done.said
+    dst = tmp_path / "dst" if whole else tmp_path / "src" / "dst"
+    arrived = contents(dst)
+    assert {path.removeprefix("models--m/"): data for path, data in arrived.items()} == {
+        path.removeprefix("models--m/"): data for path, data in files.items()
+    }
+    assert not [path for path in hub.rglob("*") if not path.is_dir()]
+
+
+def test_what_a_link_leads_to_stays_while_the_link_does(hub: Path) -> None:
+    put(hub.parent / "dst", "snapshots/r/config.json")
+    done = run("migrate", hub, "--delete-source")
+    assert done.code == 1
+    assert "failed: snapshots/r/config.json: the destination already has something" in done.err
+    assert contents(hub)["snapshots/r/config.json"] == b"blobs/1"
+
+
 def test_links_are_skipped_if_asked(hub: Path, tmp_path: Path) -> None:
     src = tmp_path / "src"
     (src / "whole").symlink_to(hub)

@@ -11,6 +11,7 @@ from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import open_ends
 from tierstore.cli.moving import (
     CONFLICT,
+    Moved,
     MoveOptions,
     OnConflict,
     Removal,
@@ -66,6 +67,7 @@ def run(options: Options) -> None:
     while SRC is still being listed. Commits arrive last: a reader never sees half a checkpoint.
     Exits with 1 if something could not be migrated.
     """
+    from tierstore.transfer.migrate.apart import holds_links
     from tierstore.transfer.migrate.checkpoints import Steps, checkpoints
     from tierstore.transfer.migrate.listing import objects
 
@@ -77,9 +79,19 @@ def run(options: Options) -> None:
     selection = options.selection()
     runs = options.run
     with open_ends(options.source, options.target, options.limits, runs) as between:
-        if options.run:
-            found = checkpoints(between.ends, options.run, steps)
-        else:
-            found = objects(between.ends, selection, follow=options.follow)
-        moved = move(between, found, options.conflict.value, options, options, options)
-    leave(moved, options)
+
+        def moved(*, only_links: bool) -> Moved:
+            if options.run:
+                found = checkpoints(between.ends, options.run, steps)
+            else:
+                found = objects(between.ends, selection, follow=options.follow)
+            how = (options, options, options)
+            return move(between, found, options.conflict.value, *how, only_links=only_links)
+
+        removes = options.delete_source and not (options.dry_run or options.run)
+        # What a link leads to goes once the link has: else it would lead nowhere.
+        twice = removes and options.follow and holds_links(between.ends)
+        result = moved(only_links=twice)
+        if twice and result.remaining:
+            result = moved(only_links=False)
+    leave(result, options)

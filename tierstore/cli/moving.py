@@ -162,15 +162,17 @@ class Special:
 
 
 class Moved(NamedTuple):
-    """What did not arrive, and is no failure yet.
+    """How it went, if nothing has failed.
 
     Attributes:
         left_out: things that are no objects, and that nobody asked to leave out.
         blocked: the keys in whose place the destination has something else.
+        remaining: objects that the source has still.
     """
 
     left_out: int
     blocked: set[str]
+    remaining: int
 
 
 _STAYS, _HERE = Removal(), Elsewhere()
@@ -183,6 +185,8 @@ def move(
     options: MoveOptions,
     removal: Removal = _STAYS,
     elsewhere: Elsewhere = _HERE,
+    *,
+    only_links: bool = False,
 ) -> Moved:
     """Migrate, or say what would be done, and say how it went.
 
@@ -193,10 +197,11 @@ def move(
     view: View = JsonView() if options.as_json else TextView()
     if options.dry_run:
         _plan(between.ends, found, "overwrite" if conflict == "mirror" else conflict, view)
-        return Moved(view.left_out, view.blocked)
+        return Moved(view.left_out, view.blocked, 0)
     from tierstore.transfer.migrate.crew import retries_of
     from tierstore.transfer.migrate.engine import Migration
     from tierstore.transfer.migrate.journal import Journal
+    from tierstore.transfer.migrate.messages import Outcome
 
     path = options.journal or _default_journal(between)
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends)
@@ -209,7 +214,7 @@ def move(
                 notes,
                 found,
                 conflict=conflict,
-                removes=removal.delete_source,
+                removes="links" if only_links else removal.delete_source,
                 grace=removal.grace,
                 report=view.report,
                 tick=view.tick,
@@ -227,7 +232,9 @@ def move(
             cost = _with_workers(cost, crew.effort)
     view.summary(migration.totals, cost, complete=migration.complete, journal=str(path))
     _judge(migration, view, between, stopped)
-    return Moved(view.left_out, view.blocked)
+    left_out = migration.totals.settled[Outcome.LEFT_OUT]
+    remaining = migration.totals.found - migration.totals.removed - left_out
+    return Moved(view.left_out, view.blocked, remaining)
 
 
 def leave(moved: Moved, special: Special) -> None:

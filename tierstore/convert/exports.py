@@ -16,9 +16,10 @@ from tierstore.convert.formats import Format, Layout, Outgoing, Stored
 from tierstore.convert.place import Place
 from tierstore.convert.ranges import range_wants
 from tierstore.convert.selection import Selection, some
-from tierstore.errors import AlreadyExistsError, NotFoundError, PlanError
+from tierstore.errors import AlreadyExistsError, ConfigError, NotFoundError, PlanError
 from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found
+from tierstore.transfer.migrate.apart import holds
 from tierstore.transfer.read import fetch
 from tierstore.transfer.source import AlignedBuffers
 
@@ -88,6 +89,7 @@ def plan_export(found: Found, place: Place, form: Format, wishes: Wishes) -> Exp
         PlanError: nothing is selected, two things get one name, or the format cannot hold one.
         UnsafePickleError: a value is a pickle, and pickles are not allowed.
         AlreadyExistsError: there is an export already, and `force` is not set.
+        ConfigError: with `force`, a file of a tier would be replaced.
     """
     outgoing, dropped = _select(found, wishes)
     layout = form.write(outgoing, place.name)
@@ -97,6 +99,13 @@ def plan_export(found: Found, place: Place, form: Format, wishes: Wishes) -> Exp
             f"{place.backend.url} has {some(existing)}",
             hint="--force replaces them; better, export to a fresh place",
         )
+    for replica in found.replicas if existing else ():
+        if holds(replica.backend, place.backend, existing[0]):
+            raise ConfigError(
+                f"{place.url} is part of the tier {replica.backend.url}, where {existing[0]} would "
+                "be replaced",
+                hint="export to a place outside of all tiers",
+            )
     values = len(outgoing.values) - len(layout.left_out)
     return ExportPlan(found, place, layout, outgoing.items, values, dropped, existing, form.seal)
 

@@ -63,6 +63,21 @@ def check_apart(ends: Ends, *, writes: bool, hint: str = "") -> None:
             raise _nested(ends)
 
 
+def holds(whole: Backend, end: Backend, key: str) -> bool:
+    """Whether an object of one place is also one of another, there or further down.
+
+    Args:
+        whole: where it is looked for, under all names that `end` may have there.
+        end: has it.
+        key: of the object at `end`.
+    """
+    info = end.stat(key)
+    return any(
+        _see(whole, place, info) and _meet(Ends(whole, end), place, "", info, writes=False)
+        for place in _places(end.url)
+    )
+
+
 def stays(ends: Ends, key: str) -> str:
     """Return why an object is not to be removed from the source, or nothing.
 
@@ -78,6 +93,26 @@ def stays(ends: Ends, key: str) -> str:
         return BEHIND
     other = _path(ends.target, ends.target_key(key))
     return ONE_FILE if other is not None and _one_file(path, other) else ""
+
+
+def is_link(end: Backend, key: str) -> bool:
+    """Whether an object is a symbolic link."""
+    path = _path(end, key)
+    return path is not None and path.is_symlink()
+
+
+def holds_links(ends: Ends) -> bool:
+    """Whether there is a symbolic link anywhere in the source's folder; only names are read."""
+    root = None if ends.only else _root(ends.source)
+    folders = [] if root is None else [str(root)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return False
 
 
 def _check_object(ends: Ends, keys: tuple[str, str], *, writes: bool, hint: str) -> None:

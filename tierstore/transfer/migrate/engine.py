@@ -17,7 +17,7 @@ from tierstore.transfer.migrate.crew import Crew, Threads, heavy_of
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.listing import Ends, Listing
 from tierstore.transfer.migrate.machine import Machine, Totals
-from tierstore.transfer.migrate.rules import Conflict, Rules
+from tierstore.transfer.migrate.rules import Conflict, Removes, Rules
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ class Migration:
         journal: of this migration, open.
         found: what is to be migrated; see `objects` and `checkpoints`. Read by another thread.
         conflict: what to do where the destination has something else.
-        removes: whether what is verified at the destination is removed from the source.
+        removes: whether what is verified at the destination is removed from the source, or what
+            of it are links, which others may lead through.
         grace: seconds that readers of a checkpoint have before its data is removed.
         report: told how each object ended, from the thread that calls `run`.
         tick: called now and then by that thread.
@@ -49,7 +50,7 @@ class Migration:
         found: Iterable[m.Item],
         *,
         conflict: Conflict = "fail",
-        removes: bool = False,
+        removes: Removes = False,
         grace: float = 0.0,
         report: Callable[[m.Report], None] = lambda _report: None,
         tick: Callable[[Totals], None] = lambda _totals: None,
@@ -59,7 +60,8 @@ class Migration:
             target.part_size_for,
             conflict=conflict,
             reads_back=not target.server_checksum,
-            removes=removes,
+            removes=bool(removes),
+            only_links=removes == "links",
             clean_copies=target.clean_create,
             parallel=target.parallel_parts,
             heavy=heavy_of(ends),

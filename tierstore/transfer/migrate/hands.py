@@ -29,7 +29,7 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.apart import stays
+from tierstore.transfer.migrate.apart import is_link, stays
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.records import Version
@@ -237,6 +237,8 @@ class Hands:
             return m.Removed(task.job)
         if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
             return m.Removed(task.job)  # a worker was lost after it had done it
+        if task.only_link and not is_link(self._source, entry.key):
+            return m.Removed(task.job, kept=True)
         if why := stays(self._ends, entry.key):
             return m.Failed(task.job, why)
         if version.same(entry.version):

@@ -220,7 +220,7 @@ class Job:
             case Phase.UNITE:
                 return Unite(number, entry)
             case Phase.REMOVE:
-                return Remove(number, entry)
+                return Remove(number, entry, self._rules.only_links)
             case _:
                 return Discard(number, entry.key, self._size, self._token)
 
@@ -264,7 +264,7 @@ class Job:
             case United():
                 return self._united(event)
             case Removed():
-                self.removed = not event.changed
+                self.removed = not (event.changed or event.kept)
                 stays = Outcome.FAILED, STAYS
                 return self._end(*stays) if event.changed else self._end(self._verified_as)
             case Conflicted():

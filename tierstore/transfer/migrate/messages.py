@@ -212,6 +212,7 @@ class Remove:
 
     job: int
     entry: Entry
+    only_link: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,10 +395,17 @@ class United:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The source has it no more; if `changed` it has something newer, which stays."""
+    """The source has it no more.
+
+    Attributes:
+        job: of which object.
+        changed: it has something newer, which stays.
+        kept: it has it still, as was wanted.
+    """
 
     job: int
     changed: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ SMALL = 1024**2
 """Bytes of an object up to which it waits more than it moves."""
 Conflict = Literal["skip", "fail", "overwrite", "mirror"]
 """Of a mirror everything is overwritten, and what is in the way goes once all else has arrived."""
+Removes = Literal[False, True, "links"]
 OTHER = "the destination already has something else there"
 RIVAL = "the destination has another checkpoint of that name, or has deleted it"
 STAYS = "it is at the destination, but has changed at the source since and was left there"
@@ -30,6 +31,7 @@ class Rules:
         conflict: what to do where the destination has something else.
         reads_back: the destination does not check what it is sent, so it has to be read.
         removes: what is verified at the destination is removed from the source.
+        only_links: of that only what is a link: what it leads to may have to be copied once more.
         clean_copies: of an object that is copied whole a kill leaves nothing at the destination.
         parallel: parts may be sent in any order, several at once.
         heavy: how many commands about small objects one about a larger one counts for.
@@ -42,6 +44,7 @@ class Rules:
     conflict: Conflict = "fail"
     reads_back: bool = True
     removes: bool = False
+    only_links: bool = False
     clean_copies: bool = False
     parallel: bool = True
     heavy: int = 1
