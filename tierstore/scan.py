@@ -21,6 +21,8 @@ class Kind(Enum):
 
     SPECIAL = auto()
     """It is no file, or no key can name it."""
+    OBJECT = auto()
+    """It is an object, with a key that nothing else can have."""
     LINK = auto()
     """It is a link, and links are not followed."""
     UNWANTED = auto()
@@ -47,6 +49,11 @@ class LeftOut:
     key: str
     why: str
     kind: Kind = Kind.SPECIAL
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it stands for all below it."""
+        return self.key.endswith("/") and self.kind is not Kind.OBJECT
 
     @property
     def name(self) -> str:

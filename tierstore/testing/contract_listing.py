@@ -8,6 +8,8 @@ import pytest
 
 from tierstore.backend import Backend
 from tierstore.blocks import crc32c
+from tierstore.errors import InvalidKeyError
+from tierstore.scan import Ways, key_check, scan
 from tierstore.testing.contract_base import Hooks, together
 
 _PREFIXES = ["", "a", "a/", "a/b", "a/b/", "a%", "a-", "b/", "z", "ä", "nothing", "a/b c/"]
@@ -45,6 +47,20 @@ class ListingContract(Hooks):
                 found = [i.key for i in backend.list(prefix, after=after, delimiter=delimiter)]
                 wanted = _expected(self.odd_keys, prefix, after, delimiter)
                 assert found == wanted, (prefix, after)
+
+    def test_scanning_finds_what_is_listed(self, backend: Backend) -> None:
+        for key in self.odd_keys:
+            self.raw_put(key, key.encode())
+        found = list(scan(backend, Ways()))
+        assert found == list(backend.list(""))
+        assert len(found) == len(self.odd_keys)
+        for at in (0, len(found) // 2):
+            assert list(scan(backend, Ways(), after=found[at].key)) == found[at + 1 :]
+        check = key_check(backend)
+        for info in found:
+            check(info.key)
+        with pytest.raises(InvalidKeyError):
+            check("a//b")
 
     def test_tells_what_stat_tells(self, backend: Backend) -> None:
         backend.create("l/a", b"one")

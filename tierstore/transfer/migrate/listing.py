@@ -95,7 +95,7 @@ def _joined(ends: Ends, selection: Selection, *, follow: bool) -> Iterator[Item]
     check = key_check(ends.target)
     for found in at_source(ends, selection, follow=follow):
         yield from behind.due(found.key)
-        left = found if isinstance(found, LeftOut) else _refused(found, check)
+        left = found if isinstance(found, LeftOut) else refused(found, check)
         if left:
             behind.missing(left)
             if left.kind is not Kind.UNWANTED:
@@ -124,7 +124,7 @@ def at_source(ends: Ends, selection: Selection, *, follow: bool) -> Iterator[Fou
         elif not (folder and isinstance(found, ObjectInfo)):
             yield found
         elif found.size:  # else it marks a folder, as consoles do, and is nobody's object
-            yield LeftOut(key, MARKER)
+            yield LeftOut(key, MARKER, Kind.OBJECT)
 
 
 def at_target(ends: Ends, selection: Selection, *, follow: bool = True) -> Iterator[Found]:
@@ -159,12 +159,12 @@ def _one_in_other(ends: Ends, found: LeftOut) -> ConfigError:
     )
 
 
-def _refused(info: ObjectInfo, check: Callable[[str], object]) -> LeftOut | None:
+def refused(info: ObjectInfo, check: Callable[[str], object]) -> LeftOut | None:
     """Return why the destination cannot have an object of that key."""
     try:
         check(info.key)
     except InvalidKeyError as error:
-        return LeftOut(info.key, str(error))
+        return LeftOut(info.key, str(error), Kind.OBJECT)
     return None
 
 
@@ -203,7 +203,7 @@ class _Behind:
         """Take note that something, or all below a folder, does not come."""
         trouble = EXCLUDED if left.kind is Kind.UNWANTED else f"{left.name}: {left.why}"
         for name, commit in self._commits.items():
-            if any(_overlap(group, left.key) for group in commit.seals):
+            if any(_overlap(group, left) for group in commit.seals):
                 self._commits[name] = replace(commit, trouble=trouble)
 
     def _commit(self, entry: Entry, part: Part) -> None:
@@ -222,9 +222,9 @@ def is_dead(backend: Backend, key: str, size: int) -> bool:
     return looks_deleted(size) and is_buried(backend, key)
 
 
-def _overlap(group: str, key: str) -> bool:
-    """Whether a key, or a folder, is part of a group or has parts of it."""
-    return key.startswith(group) or (key.endswith("/") and group.startswith(key))
+def _overlap(group: str, left: LeftOut) -> bool:
+    """Whether something is part of a group, or has parts of it."""
+    return left.key.startswith(group) or (left.is_folder and group.startswith(left.key))
 
 
 class Beside:
@@ -238,7 +238,7 @@ class Beside:
     def find(self, key: str) -> Version | None:
         """Return the version of an object, None if there is none of that key."""
         while self._next is not None and _is_before(self._next, key):
-            if isinstance(self._next, LeftOut) and self._next.key.endswith("/"):
+            if isinstance(self._next, LeftOut) and self._next.is_folder:
                 self._shut = self._next.key
             self._next = next(self._found, None)
         found = self._next if isinstance(self._next, ObjectInfo) else None

@@ -12,8 +12,8 @@ from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import StorageError
 from tierstore.keys import parse_part
 from tierstore.patterns import Selection
-from tierstore.scan import Kind
-from tierstore.transfer.migrate.listing import Beside, Ends, at_source, at_target, is_dead
+from tierstore.scan import Kind, key_check
+from tierstore.transfer.migrate.listing import Beside, Ends, at_source, at_target, is_dead, refused
 
 _BATCH = 1000  # what S3 deletes by one request
 
@@ -100,9 +100,10 @@ class Mirror:
     def _held(self) -> Iterator[ObjectInfo]:
         """Yield what the mirror has of what is selected; what lies behind a link is not its own."""
         target = self._ends.target
+        check = key_check(target)  # what cannot be named cannot be removed
         for found in at_target(self._ends, self._selection, follow=False):
             if isinstance(found, ObjectInfo):
-                if not found.key.endswith("/") and self._selection.wants(found.key):
+                if self._selection.wants(found.key) and not refused(found, check):
                     yield found
             elif found.kind is Kind.UNREADABLE:
                 raise StorageError(found.why, url=target.url, key=found.name)
