@@ -159,6 +159,16 @@ def test_a_mirror_keeps_its_copy(src: Path, make: Callable[[Path], str], *, belo
     assert kept in contents(src.parent / "dst")
 
 
+def test_a_mirror_keeps_what_sorts_behind_no_text(src: Path) -> None:
+    """As bytes it is before "é", as Python's text behind it."""
+    put(src, "é", "😀")
+    no_text(src)
+    for _ in range(2):
+        done = run("sync", src, "--delete", "--force", "--skip-special")
+        assert done.code == 0, done.said
+        assert {"é", "😀"} < set(contents(src.parent / "dst"))
+
+
 def test_a_source_of_special_things_only_is_empty(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     pipe(tmp_path / "src")
