@@ -44,7 +44,7 @@ from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
 from tierstore_torch.convert.strided import is_row_major, strided_reader
 from tierstore_torch.convert.tree import loaded
-from tierstore_torch.convert.unpickle import load_metadata
+from tierstore_torch.convert.unpickle import MOST, load_metadata
 from tierstore_torch.convert.window import Window
 from tierstore_torch.dcp_metadata import path_of, path_text
 from tierstore_torch.encoding import encode_value
@@ -64,6 +64,8 @@ def read(place: Place, allow_pickle: bool) -> Iterator[Incoming]:
     """
     where = f"{place.url}/{_SEAL}"
     try:
+        if place.size(_SEAL) > MOST:
+            raise FormatError(f"{where} has over {MOST} bytes, which none has")
         data = place.read(_SEAL)
     except NotFoundError as error:
         raise FormatError(
@@ -88,6 +90,7 @@ class _Folder:
         self._place = place
         self._metadata = metadata
         self._seen: set[str] = set()
+        self._sizes: dict[str, int] = {}
 
     def contents(self) -> tuple[list[Foreign], list[ValueEntry]]:
         """Return all tensors and values."""
@@ -108,7 +111,15 @@ class _Folder:
         info = self._metadata.storage_data[index]
         if through := getattr(info, "transform_descriptors", None):
             raise FormatError(f"{index.fqn} is stored through the extension {through}")
-        return Window(self._place.backend, check_key(info.relative_path), info.offset, info.length)
+        key, end = check_key(info.relative_path), info.offset + info.length
+        if key not in self._sizes:
+            self._sizes[key] = self._place.size(key)
+        if min(info.offset, info.length) < 0 or end > self._sizes[key]:
+            raise FormatError(
+                f"{self._place.url}/{key} ends before byte {end}, where {index.fqn} does",
+                hint="the file was cut short: copy it again",
+            )
+        return Window(self._place.backend, key, info.offset, info.length)
 
     def _item(self, chunk: Chunk) -> Foreign:
         """Look at an item's directory; of a file's first item also at its writer's byte order."""
