@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from tierstore.blocks import BLOCK_SIZE, Buffer
-from tierstore.errors import TruncatedFileError
+from tierstore.errors import StorageError, TruncatedFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +266,27 @@ def check_whole(url: str, info: ObjectInfo, buffer: memoryview) -> ObjectInfo:
             f"{url}/{info.key}: has {info.size} bytes, {buffer.nbytes} are wanted"
         )
     return info
+
+
+def ascending(url: str, infos: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """Yield what a store lists, as long as it does so in the order of `Backend.list`.
+
+    Who compares two listings step by step would take a key that comes too late for a missing one.
+
+    Raises:
+        StorageError: a key does not sort after the one before.
+    """
+    last = b""
+    for info in infos:
+        key = info.key.encode()
+        if key <= last:
+            raise StorageError(
+                f"lists {info.key!r} after {last.decode()!r}",
+                url=url,
+                hint="this store does not list in the order of keys, which is needed",
+            )
+        last = key
+        yield info
 
 
 def abort_uploads(backend: Backend, key: str) -> None:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from tierstore.blocks import Buffer
-from tierstore.errors import (
-    ConfigError,
-    DeadlineError,
-    StorageError,
-    TransientError,
-    UnreachableError,
-)
+from tierstore.errors import ConfigError, DeadlineError, TransientError, UnreachableError
 from tierstore.http import Response, Transport
+from tierstore_hdfs.answers import decoded, location
 from tierstore_hdfs.errors import STANDBY, Who, answered, nobody, refusal
-from tierstore_hdfs.masking import QUERIES, mask
 from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.session import Session
 
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
-_IN_URLS = "!#$%&'()*+,/:;=?@[]"  # RFC 3986: reserved, or of an escape
 _LUMP = 64 * 1024  # datanodes wait for acknowledgements: more made 1 MiB take 80 ms instead of 10
 
 
@@ -48,8 +40,8 @@ class HdfsClient:
             raise ConfigError(
                 f"{hosts!r} names no namenode", hint="write hdfs://namenode:9870/path"
             )
-        http = "https" if scheme == "swebhdfs" else "http"
-        self._bases = [f"{http}://{_with_port(name, scheme)}/webhdfs/v1" for name in names]
+        self._http = "https" if scheme == "swebhdfs" else "http"
+        self._bases = [f"{self._http}://{_with_port(name, scheme)}/webhdfs/v1" for name in names]
         self._options = options
         self._token_file = Path(options.token_file) if options.token_file else None
         self._token: tuple[int, str] | None = None
@@ -63,7 +55,6 @@ class HdfsClient:
         self._active = 0
         self._lock = threading.Lock()
         self._transports: dict[bool, Transport] = {}
-        mask("urllib3.connectionpool", QUERIES)
 
     def call(self, method: str, path: str, op: str, **query: object) -> dict[str, Any]:
         """Carry out one operation of the namenode and return its decoded answer.
@@ -76,19 +67,11 @@ class HdfsClient:
         answer = self._ask(method, f"{quote(path, safe='/')}?{asked}")
         if answer.status != 200:
             raise answered(answer, doing=op, who=self._who)
-        try:
-            decoded = json.loads(answer.body or b"{}")
-        except ValueError as error:
-            raise UnreachableError(f"{op}: the answer was cut off") from error
-        return decoded if isinstance(decoded, dict) else {}
+        return decoded(answer.body, op)
 
     def place(self, method: str, path: str, op: str, **query: object) -> str:
         """Return the URL at a datanode where an operation goes on; it may hold a token."""
-        url = self.call(method, path, op, noredirect="true", **query).get("Location")
-        if not isinstance(url, str):
-            raise StorageError(f"{op}: the namenode names no datanode")
-        # java.net.URI leaves all letters beyond ASCII as they are.
-        return quote(url, safe=_IN_URLS)
+        return location(self.call(method, path, op, noredirect="true", **query), op, self._http)
 
     def send(self, url: str, body: Buffer) -> None:
         """Send bytes to a datanode, from where they are, and have it answer 201."""
@@ -98,13 +81,11 @@ class HdfsClient:
 
     def stream(self, url: str, pieces: Iterable[memoryview], size: int) -> None:
         """Send `size` bytes to a datanode, piece by piece, each read meanwhile; as `send`."""
-        # With a length, urllib3 sends what is no buffer piece by piece and not in chunks.
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        body = cast("Buffer", pieces)
         total = self._options.total_timeout * -(-size // self._options.part_size)
         # Whoever holds one of these connections waits for another to read: never of one pool.
         transport = self._open(streams=True)
-        answer = transport.request("PUT", url, headers=headers, body=body, ok=(201,), total=total)
+        answer = transport.request("PUT", url, headers=headers, body=pieces, ok=(201,), total=total)
         self._created(url, answer)
 
     def receive(self, url: str, buffers: Sequence[memoryview]) -> None:

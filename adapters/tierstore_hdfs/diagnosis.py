@@ -8,6 +8,7 @@ from itertools import islice
 
 from tierstore.backend import Check
 from tierstore.errors import StorageError
+from tierstore_hdfs.answers import at, number
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.uploads import Uploads
 
@@ -26,10 +27,11 @@ def diagnose(files: Files, uploads: Uploads) -> Iterator[Check]:
 
 def _space(files: Files) -> Check:
     try:
-        found = files.client.call("GET", files.paths.folder(""), "GETSTATUS")["FsStatus"]
+        op = "GETSTATUS"
+        found = at(files.client.call("GET", files.paths.folder(""), op), op, "FsStatus")
+        free, total = number(found, op, "remaining"), number(found, op, "capacity")
     except StorageError:
         return Check("free space", "ok", "not told by this HDFS")  # before 3.4
-    free, total = found["remaining"], found["capacity"]
     detail = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB, for all copies together"
     if free < _LITTLE * total:
         return Check("free space", "warning", detail, "delete old checkpoints or add datanodes")
@@ -38,17 +40,18 @@ def _space(files: Files) -> Check:
 
 def _folder(files: Files) -> Iterator[Check]:
     status = files.status(files.paths.folder(""))
-    if status.get("ecPolicy"):
-        yield Check("replication", "ok", f"erasure coding, {status['ecPolicy']}")
+    if status.erasure_coding:
+        yield Check("replication", "ok", f"erasure coding, {status.erasure_coding}")
     else:
-        given = files.client.call("GET", "/", "GETSERVERDEFAULTS")["FsServerDefaults"]
-        copies = files.options.replication or given["replication"]
+        op = "GETSERVERDEFAULTS"
+        given = at(files.client.call("GET", "/", op), op, "FsServerDefaults")
+        copies = files.options.replication or number(given, op, "replication")
         if copies > 1:
             yield Check("replication", "ok", f"{copies} copies of each block")
         else:
             advice = "a disk that fails takes checkpoints with it: set replication to 2 or more"
             yield Check("replication", "warning", "one copy of each block", advice)
-    if status.get("encBit"):
+    if status.encrypted:
         detail = "not in an encryption zone: each file is written once more, as one stream"
         yield Check("joining", "warning", detail, "a folder outside saves faster, unencrypted")
 

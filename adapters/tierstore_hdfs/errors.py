@@ -26,8 +26,11 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.http import Response
+from tierstore.http.masking import masked
+from tierstore_hdfs.answers import OTHER
 
 STANDBY = "StandbyException"
+_LONGEST = 500  # signs of what a server says
 _MAKES = ("CREATE", "MKDIRS", "PUT", "RENAME")
 _SPACE = "delete old checkpoints, or raise the folder's quota"
 _RIGHTS = (
@@ -40,7 +43,6 @@ TICKET = (
 )
 _RENEW = "renew the delegation token in token_file"
 _WAIT = "hdfs dfsadmin -safemode get tells whether the namenode takes changes"
-_OTHER = "this is not WebHDFS: the URL wants dfs.namenode.http-address, and no proxy in between"
 _START = "start the namenode, or name its HTTP address in the URL (dfs.namenode.http-address)"
 _STATES = "hdfs haadmin -getAllServiceState tells which of them is active"
 _CLASH = "a folder has this name, or a file the name of one of its folders"
@@ -132,8 +134,9 @@ def refusal(answer: Response) -> tuple[str, str]:
     """Return the exception's name and text that an answer holds, "" where it holds none."""
     try:
         said = json.loads(answer.body)["RemoteException"]
-        return str(said["exception"]), str(said.get("message", "")).partition("\n")[0]
-    except (ValueError, KeyError, TypeError):
+        text = str(said.get("message", ""))[:_LONGEST].partition("\n")[0]
+        return str(said["exception"])[:_LONGEST], masked(text)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", ""
 
 
@@ -143,7 +146,7 @@ def answered(answer: Response, *, doing: str, who: Who) -> TierstoreError:
     status = answer.status
     error, hint = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
     if not kind and error is StorageError:
-        hint = _OTHER  # a 404 too: a wrong port must not look like an empty tier
+        hint = OTHER  # a 404 too: a wrong port must not look like an empty tier
     error, hint = _BY_KIND.get(kind, (error, hint))
     for text, meaning, advice in _BY_TEXT:
         if text in said:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 from urllib.parse import urlsplit
 
 from tierstore.backend import ObjectInfo
@@ -17,6 +16,7 @@ from tierstore.errors import (
     TransientError,
 )
 from tierstore.registry import parse_url
+from tierstore_hdfs.answers import FileStatus, at, file_status
 from tierstore_hdfs.client import HdfsClient
 from tierstore_hdfs.datanodes import address_of, somewhere
 from tierstore_hdfs.errors import naming
@@ -46,17 +46,16 @@ class Files:
         with naming(self.url, key):
             return self.info(key, self.status(self.paths.of(key)))
 
-    def info(self, key: str, status: Mapping[str, Any]) -> ObjectInfo:
+    def info(self, key: str, status: FileStatus) -> ObjectInfo:
         """Return what a status says of an object."""
-        if status["type"] != "FILE":
+        if status.kind != "FILE":
             raise NotFoundError("it is a folder")
-        written = status["modificationTime"] / 1000
-        return ObjectInfo(key, int(status["length"]), written, tag=tag_of(status))
+        return ObjectInfo(key, status.length, status.changed / 1000, tag=tag_of(status))
 
-    def status(self, path: str) -> dict[str, Any]:
+    def status(self, path: str) -> FileStatus:
         """Return the namenode's FileStatus of a file or folder."""
-        found: dict[str, Any] = self.client.call("GET", path, "GETFILESTATUS")["FileStatus"]
-        return found
+        op = "GETFILESTATUS"
+        return file_status(at(self.client.call("GET", path, op), op, "FileStatus"), op)
 
     def read(self, path: str, offset: int, *buffers: memoryview) -> None:
         """Fill the buffers; a datanode that fails is left out when another is asked."""
@@ -75,10 +74,11 @@ class Files:
 
     def _replica(self, path: str, offset: int, url: str) -> str:
         """Return what `excludedatanodes` wants to be told of a datanode that has a replica."""
-        place = urlsplit(url)
-        with suppress(StorageError, KeyError):
-            found = self.client.call("GET", path, "GET_BLOCK_LOCATIONS", offset=offset, length=1)
-            for block in found["LocatedBlocks"]["locatedBlocks"]:
+        place, op = urlsplit(url), "GET_BLOCK_LOCATIONS"
+        # What does not say where the block is, or in other words, is of no use; no more than that.
+        with suppress(StorageError, KeyError, TypeError, AttributeError):
+            found = self.client.call("GET", path, op, offset=offset, length=1)
+            for block in at(found, op, "LocatedBlocks", "locatedBlocks"):
                 for node in block["locations"]:
                     ports = node["infoPort"], node.get("infoSecurePort")
                     if place.port in ports and place.hostname in (node["hostName"], node["ipAddr"]):
@@ -151,8 +151,8 @@ class Files:
             TransientError: the file is shorter than what was sent.
         """
         status = self.status(path)
-        if status["length"] != size:
-            raise TransientError(f"HDFS holds {status['length']} of {size} bytes that were sent")
+        if status.length != size:
+            raise TransientError(f"HDFS holds {status.length} of {size} bytes that were sent")
         if self.options.storage_policy:
             policy = self.options.storage_policy
             self.client.call("PUT", path, "SETSTORAGEPOLICY", storagepolicy=policy)
@@ -171,8 +171,7 @@ class Files:
             if info is None:
                 raise unclear from None
             return info
-        written = status["modificationTime"] / 1000
-        return ObjectInfo(key, size, written, crc, tag_of(status))
+        return ObjectInfo(key, size, status.changed / 1000, crc, tag_of(status))
 
     def winner(self, key: str, size: int, crc: int | None) -> ObjectInfo:
         """Return the object that made an if-absent rename fail, if it is the very same."""
@@ -235,7 +234,7 @@ class Files:
             try:
                 self.remove(path)
             except StorageError:
-                if self.status(path)["type"] == "FILE":
+                if self.status(path).kind == "FILE":
                     raise
 
     def prune(self, folders: Iterable[str]) -> None:
@@ -246,7 +245,7 @@ class Files:
                 path = self.paths.folder(above)
                 try:
                     # DELETE would take a file of this name, too.
-                    if self.status(path)["type"] != "DIRECTORY":
+                    if not self.status(path).is_folder:
                         break
                     self.client.call("DELETE", path, "DELETE", recursive="false")
                 except NotFoundError:
@@ -260,10 +259,9 @@ class Files:
         self.client.close()
 
 
-def tag_of(status: Mapping[str, Any]) -> str:
+def tag_of(status: FileStatus) -> str:
     """Return what changes with a file: its time can be set, but another file has another id.
 
     Empty where a gateway does not tell ids.
     """
-    number = status.get("fileId")
-    return f"{status['modificationTime']}-{number}" if number else ""
+    return f"{status.changed}-{status.file_id}" if status.file_id else ""

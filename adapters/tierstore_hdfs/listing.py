@@ -5,17 +5,19 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
-from tierstore.backend import ObjectInfo
-from tierstore.errors import AccessError, InvalidKeyError, NotFoundError
+from tierstore.backend import ObjectInfo, ascending
+from tierstore.errors import AccessError, InvalidKeyError, NotFoundError, StorageError
 from tierstore.keys import check_key
 from tierstore.scan import Found, Kind, LeftOut, Ways
+from tierstore_hdfs.answers import OTHER, FileStatus, at, file_status, number
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.paths import is_hidden
 
-Entry = tuple[str, dict[str, Any]]
+Entry = tuple[str, FileStatus]
+_SIGNED = bytes(byte ^ 0x80 for byte in range(256))  # HDFS compares names as signed bytes
+_LONGEST = 1024  # bytes: no key has more
 
 
 def entries(files: Files, folder: str, *, after: str = "") -> Iterator[Entry]:
@@ -23,22 +25,30 @@ def entries(files: Files, folder: str, *, after: str = "") -> Iterator[Entry]:
 
     `folder` is a prefix, "" or ending in "/". A missing folder is empty, and so is a file.
     """
-    path = files.paths.folder(folder)
+    path, op = files.paths.folder(folder), "LISTSTATUS_BATCH"
     while True:
         query = {"startAfter": after} if after else {}
         with naming(files.url, folder.rstrip("/")):
             try:
-                page = files.client.call("GET", path, "LISTSTATUS_BATCH", **query)
+                page = at(files.client.call("GET", path, op, **query), op, "DirectoryListing")
             except NotFoundError:
                 return
-        listing = page["DirectoryListing"]
-        found = listing["partialListing"]["FileStatuses"]["FileStatus"]
-        for status in found:
-            if status["pathSuffix"]:
-                yield status["pathSuffix"], status
-        if not found or not listing["remainingEntries"]:
+            found = at(page, op, "partialListing", "FileStatuses", "FileStatus")
+            names = [file_status(each, op) for each in (found if isinstance(found, list) else [0])]
+            more = number(page, op, "remainingEntries")
+            last = names[-1].name if names else after
+            if more and _hdfs_order(last) <= _hdfs_order(after):
+                raise StorageError(f"{op}: the listing goes on without end", hint=OTHER)
+        for status in names:
+            if status.name:
+                yield status.name, status
+        if not more:
             return
-        after = found[-1]["pathSuffix"]
+        after = last
+
+
+def _hdfs_order(name: str) -> bytes:
+    return name.encode().translate(_SIGNED)
 
 
 def in_key_order(found: Iterator[Entry]) -> Iterator[Entry]:
@@ -55,7 +65,7 @@ def in_key_order(found: Iterator[Entry]) -> Iterator[Entry]:
         if raw.isascii():
             while held and held[0][0] < raw:
                 yield heapq.heappop(held)[2]
-        sort = raw + b"/" if status["type"] == "DIRECTORY" else raw
+        sort = raw + b"/" if status.is_folder else raw
         heapq.heappush(held, (sort, next(number), (name, status)))
     while held:
         yield heapq.heappop(held)[2]
@@ -77,9 +87,8 @@ def listing(files: Files, prefix: str, after: str, *, delimiter: bool) -> Iterat
         folder += "/"
     elif prefix.startswith("/"):
         return
-    for found in _below(files, folder, start, after.encode(), delimiter=delimiter):
-        if isinstance(found, ObjectInfo):
-            yield found
+    below = _below(files, folder, start, after.encode(), delimiter=delimiter)
+    yield from ascending(files.url, (each for each in below if isinstance(each, ObjectInfo)))
 
 
 def _below(
@@ -95,12 +104,22 @@ def _below(
         if not name.startswith(start) or is_hidden(name):
             continue
         key = folder + name
-        if status["type"] != "DIRECTORY":
+        if not status.is_folder:
             if key.encode() > after:
                 yield files.info(key, status)
             continue
         key += "/"
         raw = key.encode()
+        if len(raw) > _LONGEST:
+            if ways:
+                yield LeftOut(key, "its keys would be longer than 1,024 bytes")
+                continue
+            raise StorageError(
+                "what is in this folder has no legal keys",
+                url=files.url,
+                key=f"{key[:100]}...",
+                hint="1,024 bytes at most",
+            )
         if raw <= after and (delimiter or not after.startswith(raw)):
             continue  # all that is in it sorts before
         if ways and not ways.wants(key):

@@ -107,7 +107,7 @@ class PartsUpload:
                 raise NotFoundError("the upload was committed or aborted: begin it again")
         for name, status in entries(self._files, f"{token.inner}/"):
             index = (parse_part(name) or (-1, 0))[0]
-            length, written = status["length"], status["modificationTime"]
+            length, written = status.length, status.changed
             if index == 0 and length in whole[1:]:
                 self._joined = whole.index(length) + 1
             elif not self._newer(index, length, written, newest):
@@ -260,7 +260,7 @@ class PartsUpload:
             except UnsupportedError:
                 # An encryption zone, or parts that differ in erasure coding.
                 return self._stream(names, self._check(names))
-        if self._files.status(first)["length"] != token.size:
+        if self._files.status(first).length != token.size:
             raise TransientError("the joined file does not have the length of its parts")
         return first
 
@@ -271,7 +271,7 @@ class PartsUpload:
             TruncatedFileError: one is short, as a write that was cut off leaves it.
         """
         found = entries(self._files, f"{self._token.inner}/")
-        held = {name: status["length"] for name, status in found}
+        held = {name: status.length for name, status in found}
         if not held:
             raise NotFoundError("the upload's folder is gone")
         left = [index for index, name in enumerate(names) if index and name in held]

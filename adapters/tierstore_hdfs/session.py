@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from tierstore.errors import AccessError, ConfigError, StorageError
 from tierstore.http import Response, Transport
+from tierstore.http.masking import Masked, mask, masked
 from tierstore_hdfs.errors import TICKET, answered
-from tierstore_hdfs.masking import TOKENS, mask
 
 if TYPE_CHECKING:
     from spnego import ContextProxy
@@ -23,6 +23,7 @@ _LEGS = 8  # Kerberos takes one, NTLM two
 _COOKIE = re.compile(r'(?<![\w.])hadoop\.auth=("[^"]+"|[^";,\s]+)')
 _OFFER = re.compile(r"(?:^|,)\s*Negotiate(?:\s+([A-Za-z0-9+/]+=*))?\s*(?=,|$)", re.IGNORECASE)
 _NONE = "an HDFS without Kerberos wants no auth: leave it out, and set user or HADOOP_USER_NAME"
+_TOKENS = Masked(r"[A-Za-z0-9+/]{20,}={0,2}")  # base64, in pyspnego's own log
 _PROXY = "name the namenode itself: something in between takes headers out of its answers"
 
 
@@ -116,7 +117,9 @@ class Session:
         try:
             yield
         except Exception as error:  # of a malformed token the library's parsers raise many
-            raise AccessError(f"no ticket for {self._name}: {error}", hint=TICKET) from error
+            raise AccessError(
+                f"no ticket for {self._name}: {masked(str(error))}", hint=TICKET
+            ) from error
 
 
 def _offer(answer: Response) -> str | None:
@@ -133,5 +136,5 @@ def _pyspnego() -> Any:
             'auth = "spnego" needs pyspnego, which is not installed',
             hint="pip install 'tierstore[hdfs-kerberos]'",
         ) from error
-    mask("spnego", TOKENS)
+    mask("spnego", _TOKENS)
     return spnego

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from tierstore.backend import Capabilities, ObjectInfo
 from tierstore.blocks import Buffer
 from tierstore.errors import DamagedInTransitError, InvalidKeyError
 from tierstore.keys import check_key
+from tierstore_hdfs.answers import FileStatus
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import entries
 from tierstore_hdfs.multipart import PartsUpload, ResumeToken
 from tierstore_hdfs.paths import HIDDEN, is_hidden, is_temporary, upload_key
+
+_LONGEST = 1400  # signs: a key, and the hidden folder in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +141,15 @@ class Uploads:
             here = folder + name
             if is_hidden(name):
                 yield self._found(here, status)
-            elif status["type"] == "DIRECTORY":
+            elif status.is_folder and len(here) <= _LONGEST:
                 yield from self._below(f"{here}/")
 
-    def _found(self, outer: str, status: dict[str, Any]) -> OpenUpload:
-        begun, inner = status["modificationTime"], outer
-        while status["type"] == "DIRECTORY":
+    def _found(self, outer: str, status: FileStatus) -> OpenUpload:
+        begun, inner = status.changed, outer
+        while status.is_folder and len(inner) <= _LONGEST:
             inside = [e for e in entries(self._files, f"{inner}/") if not is_hidden(e[0])]
-            begun = max([begun, *(each["modificationTime"] for _, each in inside)])
-            if not inside or inside[0][1]["type"] != "DIRECTORY":
+            begun = max([begun, *(each.changed for _, each in inside)])
+            if not inside or not inside[0][1].is_folder:
                 break
             inner, status = f"{inner}/{inside[0][0]}", inside[0][1]
         key = upload_key(outer, inner) if inner != outer else outer

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from tierstore.backend import Capabilities, Check, ObjectInfo
+from tierstore.backend import Capabilities, Check, ObjectInfo, ascending
 from tierstore.blocks import Buffer
-from tierstore.errors import TruncatedFileError
+from tierstore.errors import StorageError, TruncatedFileError
 from tierstore.registry import declares
 from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
@@ -16,8 +16,10 @@ from tierstore_s3.objects import Objects
 from tierstore_s3.options import MIB, SMALL, S3Options
 from tierstore_s3.sorting import in_key_order
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
+from tierstore_s3.xml import NO_S3
 
 _DELETE_BATCH = 1000
+_BARREN_PAGES = 1000  # without an object, one behind the other: a server may pass over deleted ones
 _FORGOTTEN = 86_400.0  # seconds
 _LOOKED_AT = 10_000
 _DIRECTORY = "--x-s3"  # how the names of directory buckets end
@@ -84,7 +86,7 @@ class S3Backend:
         A directory bucket lists in no order: it is read whole, and sorted, before the first.
         """
         if self._capabilities.ordered_listing:
-            return self._listed(prefix, after or "", delimiter=delimiter)
+            return ascending(self.url, self._listed(prefix, after or "", delimiter=delimiter))
         # Such a bucket takes prefixes of whole folders only, and begins behind no key.
         folder = prefix[: prefix.rfind("/") + 1]
         found = self._listed(folder, "", delimiter=delimiter)
@@ -93,15 +95,19 @@ class S3Backend:
 
     def _listed(self, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
         folders, token = "/" if delimiter else "", ""
+        barren: set[str] = set()  # what pages without an object were asked for with
         while True:
             page = self._objects.page(prefix, after=after, delimiter=folders, token=token)
             for info in sorted(page.found, key=lambda info: info.key):
                 # The root's own marker object, as consoles make it, has no key below the root.
                 if info.key and info.key > after:
                     yield info
-            token = page.token
-            if not token:
+            if not page.token:
                 return
+            barren = set() if page.found else {*barren, token}
+            token = page.token
+            if token in barren or len(barren) > _BARREN_PAGES:
+                raise StorageError("the listing goes on without end", url=self.url, hint=NO_S3)
 
     def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
         """Receive a range straight into the buffers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import threading
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 import botocore.exceptions as boto
 from botocore import UNSIGNED
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.httpsession import get_cert_path
@@ -24,25 +24,30 @@ from tierstore.errors import (
     ConfigError,
     DeadlineError,
     StorageError,
+    TierstoreError,
     TransientError,
     UnreachableError,
 )
 from tierstore.http import Response, Transport
+from tierstore.http.masking import Masked, mask, masked
+from tierstore_s3.address import check_supported, endpoint_path, find_address, region_of
 from tierstore_s3.errors import RENEW, RENEWABLE, error_code, failure
 from tierstore_s3.options import SMALL, S3Options
 from tierstore_s3.signing import quote_key, sign
+from tierstore_s3.xml import NO_S3, check_whole, check_xml
 
-_PLACE = "tierstore-place"
-
-
-class _StoppedError(Exception):
-    def __init__(self, request: Any) -> None:
-        super().__init__()
-        self.request = request
+_OURS = ("host", "content-length", "user-agent", "accept-encoding", "expect")
+_SECRETS = Masked()
 
 
-def _stop(request: Any, **_: object) -> NoReturn:
-    raise _StoppedError(request)
+class _Body:
+    """A body as botocore reads it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def stream(self) -> list[bytes]:
+        return [self._body]
 
 
 @functools.cache
@@ -59,6 +64,7 @@ class _Login:
     credentials: Credentials | None
     base: str
     region: str
+    service: str
 
     def frozen(self) -> Credentials | ReadOnlyCredentials | None:
         """The credentials of this moment; refreshes those that can be and are due."""
@@ -68,11 +74,16 @@ class _Login:
 class S3Client:
     """Requests to one bucket, by any number of threads.
 
-    boto3 finds the credentials, the endpoint and the bucket's address, and carries the control
-    plane; its own retries are off, because retrying is policy. Bytes go through `Transport`.
+    botocore finds the credentials, the endpoint and the bucket's address, and writes, signs and
+    reads the control plane; its own retries are off, because retrying is policy. All bytes go
+    through `Transport`.
+
+    Raises:
+        ConfigError: the bucket is of a kind that is not supported.
     """
 
     def __init__(self, bucket: str, options: S3Options) -> None:
+        check_supported(bucket)
         self.bucket = bucket
         self.options = options
         self._lock = threading.Lock()
@@ -96,6 +107,11 @@ class S3Client:
             self._refuse(error, login)
         except boto.BotoCoreError as error:
             _raise(error)
+        except TierstoreError:
+            raise
+        except Exception as error:  # what botocore's parsers raise has no type, but the answer
+            text = f"{operation}: botocore cannot read the answer ({type(error).__name__})"
+            raise StorageError(text, hint=NO_S3) from None
         return answer
 
     def request(
@@ -113,12 +129,10 @@ class S3Client:
         login = self._current()
         url = f"{login.base}{quote_key(key)}{'?' if query else ''}{query}"
         try:
-            signed = sign(method, url, headers, login.frozen(), login.region)
+            signed = sign(method, url, headers, login.frozen(), login.region, login.service)
         except boto.BotoCoreError as error:
             _raise(error)
-        transport = self._transport
-        if transport is None:
-            raise StorageError("the backend is closed")
+        transport = self._connected()
         answer = transport.request(method, url, headers=signed, body=body, into=into, ok=ok)
         if answer.status not in ok and error_code(answer) in RENEWABLE:
             self._renew(login)
@@ -154,16 +168,17 @@ class S3Client:
             session.register_component("data_loader", _loader(data_path))
             client = session.create_client(
                 "s3",
-                region_name=options.region,
+                region_name=region_of(session, options.region),
                 endpoint_url=options.endpoint_url,
-                verify=self._trust(session),
                 config=self._config(),
             )
-            base, region = self._place(client)
+            client.meta.events.register("before-send.s3", self._send)
+            mask("botocore", _SECRETS)  # all of it is imported by now
+            address = find_address(client, self.bucket)
             credentials = None if options.anonymous else session.get_credentials()
         except (boto.BotoCoreError, ValueError) as error:
             _raise(error)
-        return _Login(client, credentials, base, region)
+        return _Login(client, credentials, *address)
 
     def _config(self) -> Config:
         options = self.options
@@ -171,29 +186,29 @@ class S3Client:
             signature_version=UNSIGNED if options.anonymous else "s3v4",
             s3={"addressing_style": options.addressing},
             retries={"total_max_attempts": 1, "mode": "standard"},
-            connect_timeout=options.connect_timeout,
-            read_timeout=options.stall_timeout,
-            max_pool_connections=options.concurrency,
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
 
-    def _place(self, client: Any) -> tuple[str, str]:
-        """Return the URL before every key, and the region to sign for.
+    def _send(self, request: Any, **_: object) -> AWSResponse:
+        """Send what botocore has written and signed; return the answer as it wants one."""
+        given = {name: _text(value) for name, value in request.headers.items()}
+        answer = self._connected().request(
+            request.method,
+            request.url,
+            headers={name: v for name, v in given.items() if name.lower() not in _OURS},
+            body=request.body or None,
+        )
+        body = check_xml(answer.body, request.method)
+        if body and answer.status < 300:
+            check_whole(body, request.method)
+        return AWSResponse(request.url, answer.status, dict(answer.headers), _Body(body))
 
-        They are read off a request that botocore makes by its own rules and that is stopped just
-        before it would be sent. (Its presigned URLs follow other rules.)
-        """
-        event, name = "before-send.s3.HeadObject", "tierstore-place"
-        client.meta.events.register_first(event, _stop, unique_id=name)
-        try:
-            client.head_object(Bucket=self.bucket, Key=_PLACE)
-        except _StoppedError as stopped:
-            request = stopped.request
-        finally:
-            client.meta.events.unregister(event, unique_id=name)
-        scope = re.search(r"Credential=[^,]*/([^/,]+)/s3/aws4_request", str(request.headers))
-        return request.url.partition("?")[0].removesuffix(_PLACE), scope[1] if scope else ""
+    def _connected(self) -> Transport:
+        transport = self._transport
+        if transport is None:
+            raise StorageError("the backend is closed")
+        return transport
 
     def _trust(self, session: Session) -> str | bool:
         if not self.options.verify:
@@ -216,13 +231,23 @@ class S3Client:
         code = str(said.get("Code", ""))
         if code in RENEWABLE:
             self._renew(login)
-        raise failure(
-            meta.get("HTTPStatusCode", 0),
-            code,
-            str(said.get("Message", "")),
-            meta.get("HTTPHeaders", {}),
-            doing=error.operation_name,
-        ) from error
+        raise self.advised(
+            failure(
+                meta.get("HTTPStatusCode", 0),
+                code,
+                str(said.get("Message", "")),
+                meta.get("HTTPHeaders", {}),
+                doing=error.operation_name,
+            )
+        ) from None  # botocore's own text repeats the server's
+
+    def advised(self, error: TierstoreError) -> TierstoreError:
+        """Return a refusal, with a doubt about the endpoint where it has a path."""
+        path = endpoint_path(self._current().base, self.bucket)
+        if path and type(error) in (AccessError, StorageError):
+            doubt = f"see whether endpoint_url should have the path /{path}"
+            error.hint = f"{doubt}; if so, {error.hint}" if error.hint else doubt
+        return error
 
     def _renew(self, used: _Login) -> None:
         """Look for newer credentials where the refused ones came from.
@@ -243,10 +268,15 @@ class S3Client:
         raise TransientError("the credentials were renewed meanwhile")
 
 
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def _raise(error: Exception) -> NoReturn:
-    """Raise what a failure before any answer means; botocore's texts hold no secrets."""
-    text = str(error)
-    if isinstance(error, boto.ProfileNotFound | boto.InvalidConfigError | ValueError):
+    """Raise what a failure before any answer means."""
+    text = masked(str(error))
+    wrong = boto.ProfileNotFound | boto.InvalidConfigError | boto.EndpointProviderError | ValueError
+    if isinstance(error, wrong):
         raise ConfigError(text) from error
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or anonymous = true"

@@ -29,6 +29,8 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.http import Response
+from tierstore.http.head import whole_number
+from tierstore.http.masking import masked
 
 RENEW = "renew the credentials (aws sso login, or a new session token)"
 WRONG_KEY = "check the access key and the secret key"
@@ -36,6 +38,8 @@ NO_PERMISSION = (
     "the credentials need s3:GetObject, PutObject, DeleteObject, ListBucket, "
     "ListBucketMultipartUploads and AbortMultipartUpload here"
 )
+_LONGEST = 500  # signs of what a server says
+_REGION = re.compile(r"\A[a-z0-9-]{1,40}\Z")
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 _UNKNOWN_TOKEN = frozenset({"InvalidToken", "InvalidTokenId", "InvalidClientTokenId"})
 RENEWABLE = EXPIRED | _UNKNOWN_TOKEN | {"InvalidAccessKeyId"}
@@ -110,10 +114,11 @@ def failure(
     """Return the error that an answer means; `doing` names the operation."""
     by_status = _BY_STATUS.get(status, (TransientError if status >= 500 else StorageError, ""))
     kind, hint = _BY_CODE.get(code, by_status)
-    region = headers.get("x-amz-bucket-region")
+    region = _REGION.search(headers.get("x-amz-bucket-region", ""))
     if code in ("PermanentRedirect", "AuthorizationHeaderMalformed") or status in (301, 307):
-        hint = f"set region = {region!r}" if region else "set the bucket's region"
-    text = f"{doing}: {status} {code}: {message}".rstrip(": ")
+        hint = f"set region = {region[0]!r}" if region else "set the bucket's region"
+    said = f"{code[:_LONGEST]}: {message[:_LONGEST]}"
+    text = masked(f"{doing}: {status} {said}".rstrip(": "))
     if not issubclass(kind, StorageError):
         return kind(text, hint=hint)
     return kind(text, hint=hint, retry_after=_retry_after(headers))
@@ -150,9 +155,9 @@ def _tag(body: bytes, name: str) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds or a date (RFC 9110, section 10.2.3)."""
     text = headers.get("retry-after", "").strip()
-    if text.isdigit():
-        return float(text)
+    if (seconds := whole_number(text)) is not None:
+        return float(seconds)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None

@@ -13,6 +13,12 @@ from xml.etree import ElementTree as ET
 from botocore.utils import parse_timestamp
 
 from tierstore.backend import ObjectInfo
+from tierstore.http.head import whole_number
+from tierstore_s3.xml import check_xml
+
+_LONGEST_TOKEN = 8192
+_LONGEST_DATE = 64
+_LAST = 253_402_300_800.0  # seconds: the end of the year 9999
 
 
 class Page(NamedTuple):
@@ -50,9 +56,11 @@ def parse_page(body: bytes, root: str) -> Page | None:
         body: of the answer.
         root: what is taken off the front of every key.
     """
+    parser = ET.XMLParser(encoding="utf-8")  # noqa: S314 - what it shall not see is refused
     try:
-        return _page(ET.fromstring(body), root)  # noqa: S314 - as botocore does
-    except (ET.ParseError, ValueError):
+        parser.feed(check_xml(body, "ListObjectsV2"))
+        return _page(parser.close(), root)
+    except Exception:  # botocore's parser of times has no type for what it does not understand
         return None
 
 
@@ -62,18 +70,23 @@ def _page(page: ET.Element, root: str) -> Page:
     more, token = page.findtext(f"{space}IsTruncated") == "true", ""
     if more:
         token = page.findtext(f"{space}NextContinuationToken") or ""
+    if len(token) > _LONGEST_TOKEN:
+        raise ValueError("no token")
     if name != "ListBucketResult" or (more and not token):
         raise ValueError("no page of a listing")
     plain = page.findtext(f"{space}EncodingType") != "url"
 
     def key(node: ET.Element, name: str) -> str:
         text = node.findtext(space + name) or ""
-        return (text if plain else unquote_plus(text))[len(root) :]
+        whole = text if plain else unquote_plus(text, errors="strict")
+        if not whole.startswith(root):
+            raise ValueError("not below the root")
+        return whole[len(root) :]
 
     found = [
         ObjectInfo(
             key(each, "Key"),
-            int(each.findtext(f"{space}Size") or ""),
+            _size(each.findtext(f"{space}Size") or ""),
             _seconds(each.findtext(f"{space}LastModified") or ""),
             tag=each.findtext(f"{space}ETag") or "",
         )
@@ -84,9 +97,21 @@ def _page(page: ET.Element, root: str) -> Page:
     return Page(found, token)
 
 
+def _size(text: str) -> int:
+    size = whole_number(text)
+    if size is None:
+        raise ValueError("no size")
+    return size
+
+
 def _seconds(date: str) -> float:
+    if len(date) > _LONGEST_DATE:
+        raise ValueError("no time")
     try:
         when = datetime.fromisoformat(date)
     except ValueError:
         when = None
-    return (when if when and when.tzinfo else parse_timestamp(date)).timestamp()
+    seconds: float = (when if when and when.tzinfo else parse_timestamp(date)).timestamp()
+    if not 0 <= seconds < _LAST:
+        raise ValueError("no time")
+    return seconds

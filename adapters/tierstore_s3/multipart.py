@@ -20,6 +20,7 @@ from tierstore.errors import (
 )
 from tierstore_s3.objects import Objects
 from tierstore_s3.signing import decode_crc, encode_crc
+from tierstore_s3.xml import NO_S3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class PartsUpload:
             NotFoundError: the upload was completed, aborted, or has expired.
         """
         wanted: dict[str, object] = {"UploadId": self._token.upload_id}
+        last = 0
         while True:
             page = self._objects.call("list_parts", self._token.key, **wanted)
             # A server that keeps no checksums is not asked for them; from one that does, a part
@@ -107,7 +109,11 @@ class PartsUpload:
                     self._remember(each)
             if not page.get("IsTruncated"):
                 return
-            wanted["PartNumberMarker"] = page["NextPartNumberMarker"]
+            marker = page.get("NextPartNumberMarker")
+            if not isinstance(marker, int) or marker <= last:
+                text = "ListParts: the answer does not say how to go on"
+                raise StorageError(text, url=self._objects.url, key=self._token.key, hint=NO_S3)
+            wanted["PartNumberMarker"] = last = marker
 
     def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
         """Send one part; all but the last have the size that `Capabilities.part_size_for` gives.
@@ -174,7 +180,7 @@ class PartsUpload:
 
     def _remember(self, each: dict[str, Any]) -> None:
         crc = decode_crc(each.get("ChecksumCRC32C"))
-        part = _Part(each["PartNumber"], each["Size"], each["ETag"], crc)
+        part = _Part(each.get("PartNumber", 0), each.get("Size", -1), each.get("ETag", ""), crc)
         if part.size == self._length(part.number - 1):
             with self._lock:
                 self._parts[part.number] = part

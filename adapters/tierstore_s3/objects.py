@@ -27,6 +27,7 @@ from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
 from tierstore_s3.listing import Page, parse_page, query_of
 from tierstore_s3.options import S3Options
 from tierstore_s3.signing import CRC_HEADER, decode_crc, encode_crc
+from tierstore_s3.xml import NO_S3
 
 _log = logging.getLogger(__name__)
 _DENIED_TRIES = 3
@@ -63,7 +64,10 @@ class Objects:
             )
             if answer.status != 200:
                 self._refuse(answer, "HeadObject")
-            return _told(key, answer)
+            if answer.told is None:
+                text = "HeadObject: the answer does not tell the object's length"
+                raise StorageError(text, hint=NO_S3)
+            return _told(key, answer, answer.told)
 
     def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
         """Receive a whole object; see `stat` for what is returned."""
@@ -74,7 +78,7 @@ class Objects:
             )
             if answer.status != 200:
                 self._refuse(answer, "GetObject")
-            return _told(key, answer)
+            return _told(key, answer, buffer.nbytes)
 
     def page(self, prefix: str, *, after: str, delimiter: str, token: str) -> Page:
         """Return a page of the listing; see `tierstore_s3.listing`."""
@@ -86,9 +90,9 @@ class Objects:
             page = parse_page(answer.body, self.prefix)
             if page is None and error_code(answer):  # it failed after it had said that all is well
                 raise answered(replace(answer, status=500), doing="ListObjectsV2")
-            if page is None:
-                hint = "see whether an S3 server answers at this endpoint"
-                raise StorageError("ListObjectsV2: the answer is no listing", hint=hint)
+            if page is None or not all(info.key.startswith(prefix) for info in page.found):
+                text = "ListObjectsV2: the answer is no listing of what was asked for"
+                raise self._client.advised(StorageError(text, hint=NO_S3))
             return page
 
     def read_into(self, key: str, offset: int, *buffers: memoryview) -> None:
@@ -130,7 +134,7 @@ class Objects:
                 self._refuse(answer, "PutObject")
             self._confirm(answer)
             written, tag = _seconds(answer.headers.get("date")), answer.headers.get("etag", "")
-            return ObjectInfo(key, size, written, crc, tag)
+            return ObjectInfo(key, size, written or 0.0, crc, tag)
 
     def put_part(self, key: str, query: str, buffer: Buffer, crc: int) -> str:
         """Send one part of a multipart upload and return its ETag."""
@@ -227,7 +231,7 @@ class Objects:
         if answer.status == 404 and error_code(answer) not in ("NoSuchKey", NO_UPLOAD):
             # An answer to HEAD has no body that tells a missing key from a missing bucket.
             self._look_for_bucket()
-        raise answered(answer, doing=doing)
+        raise self._client.advised(answered(answer, doing=doing))
 
     def _look_for_bucket(self) -> None:
         if self._bucket_seen:
@@ -236,20 +240,28 @@ class Objects:
             self._client.call("head_bucket")
         except NotFoundError as error:
             said = "the bucket does not exist"
-            raise failure(404, "NoSuchBucket", said, {}, doing="HeadBucket") from error
+            missing = failure(404, "NoSuchBucket", said, {}, doing="HeadBucket")
+            raise self._client.advised(missing) from error
         self._bucket_seen = True
 
 
-def _told(key: str, answer: Response) -> ObjectInfo:
+def _told(key: str, answer: Response, size: int) -> ObjectInfo:
+    changed = _seconds(answer.headers.get("last-modified"))
+    if changed is None:  # an object of no age would be taken for an old one
+        raise StorageError("the answer's Last-Modified is no date", hint=NO_S3)
     return ObjectInfo(
         key,
-        int(answer.headers.get("content-length", 0)),
-        _seconds(answer.headers.get("last-modified")),
+        size,
+        changed,
         decode_crc(answer.headers.get(CRC_HEADER)),
         answer.headers.get("etag", ""),
     )
 
 
 @lru_cache(maxsize=64)
-def _seconds(date: str | None) -> float:
-    return parsedate_to_datetime(date).timestamp() if date else 0.0
+def _seconds(date: str | None) -> float | None:
+    """Return a header's time, 0 where there is none; None where it is no time."""
+    try:
+        return max(0.0, parsedate_to_datetime(date).timestamp()) if date else 0.0
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -31,6 +31,7 @@ def sign(
     headers: Mapping[str, str],
     credentials: Credentials | ReadOnlyCredentials | None,
     region: str,
+    service: str = "s3",
 ) -> dict[str, str]:
     """Return `headers` with those that prove who sends them.
 
@@ -42,6 +43,7 @@ def sign(
         headers: all that the server shall trust; names in lower case.
         credentials: of this moment; None sends anonymously.
         region: of the bucket.
+        service: what signatures are for; access points of Outposts and Object Lambda differ.
     """
     if credentials is None:
         return dict(headers)
@@ -58,10 +60,11 @@ def sign(
     lines = "".join([f"{name}:{_trimmed(named[name])}\n" for name in order])
     query = query and "&".join([f"{name}={value}" for name, value in _items(query)])
     canonical = f"{method}\n/{path}\n{query}\n{lines}\n{names}\n{UNSIGNED_PAYLOAD}"
-    scope = f"{now[:8]}/{region}/s3/aws4_request"
+    scope = f"{now[:8]}/{region}/{service}/aws4_request"
     digest = hashlib.sha256(canonical.encode()).hexdigest()
     text = f"{_ALGORITHM}\n{now}\n{scope}\n{digest}"
-    signature = hmac.digest(_key(credentials.secret_key, now[:8], region), text.encode(), "sha256")
+    key = _key(credentials.secret_key, now[:8], region, service)
+    signature = hmac.digest(key, text.encode(), "sha256")
     signed["Authorization"] = (
         f"{_ALGORITHM} Credential={credentials.access_key}/{scope}, "
         f"SignedHeaders={names}, Signature={signature.hex()}"
@@ -79,10 +82,10 @@ def _trimmed(value: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _key(secret: str, day: str, region: str) -> bytes:
+def _key(secret: str, day: str, region: str, service: str) -> bytes:
     """Return the key of a day (Signature Version 4, "Calculate the signing key")."""
     key = f"AWS4{secret}".encode()
-    for each in (day, region, "s3", "aws4_request"):
+    for each in (day, region, service, "aws4_request"):
         key = hmac.digest(key, each.encode(), "sha256")
     return key
 

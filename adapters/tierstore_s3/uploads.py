@@ -7,10 +7,16 @@ from dataclasses import dataclass
 
 from tierstore.backend import Capabilities, ObjectInfo
 from tierstore.blocks import Buffer
-from tierstore.errors import DamagedInTransitError, DeadlineError, UnreachableError
+from tierstore.errors import (
+    DamagedInTransitError,
+    DeadlineError,
+    StorageError,
+    UnreachableError,
+)
 from tierstore_s3.multipart import PartsUpload, ResumeToken, abort_upload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import S3Options
+from tierstore_s3.xml import NO_S3
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +132,43 @@ class Uploads:
             wanted |= {"ChecksumAlgorithm": "CRC32C", "ChecksumType": "FULL_OBJECT"}
         given = {name: value for name, value in wanted.items() if value}
         try:
-            return str(self._objects.call("create_multipart_upload", key, **given)["UploadId"])
+            upload_id = self._objects.call("create_multipart_upload", key, **given).get("UploadId")
         except (UnreachableError, DeadlineError):
             self._unclear.add(key)
             raise
+        if not upload_id:
+            text = "CreateMultipartUpload: the answer names no upload"
+            raise StorageError(text, url=self._objects.url, key=key, hint=NO_S3)
+        return str(upload_id)
 
     def _list(self, prefix: str) -> Iterator[OpenUpload]:
         root = self._objects.prefix
         wanted: dict[str, object] = {"Prefix": prefix} if prefix else {}
+        seen: set[tuple[str, str]] = set()  # how far pages went that ended within the last key
         while True:
             page = self._objects.call("list_multipart_uploads", None, **wanted)
-            for each in page.get("Uploads", ()):
-                if each["Key"].startswith(root):
-                    begun = each["Initiated"].timestamp()
-                    yield OpenUpload(each["Key"][len(root) :], each["UploadId"], begun)
-            if not page.get("IsTruncated"):
+            try:
+                found = [
+                    (each["Key"], each["UploadId"], each["Initiated"].timestamp())
+                    for each in page.get("Uploads", ())
+                ]
+                more = page.get("IsTruncated") and (
+                    page["NextKeyMarker"],
+                    page["NextUploadIdMarker"],
+                )
+            except (KeyError, AttributeError, ValueError, OverflowError):
+                raise self._unreadable() from None
+            for key, upload_id, begun in found:
+                if key.startswith(root):
+                    yield OpenUpload(key[len(root) :], upload_id, begun)
+            if not more:
                 return
-            wanted["KeyMarker"] = page["NextKeyMarker"]
-            wanted["UploadIdMarker"] = page["NextUploadIdMarker"]
+            last = max(seen)[0] if seen else ""
+            if more in seen or more[0] < last:
+                raise self._unreadable()
+            seen = {*seen, more} if more[0] == last else {more}
+            wanted["KeyMarker"], wanted["UploadIdMarker"] = more
+
+    def _unreadable(self) -> StorageError:
+        text = "ListMultipartUploads: the answer does not say which there are, or goes on for ever"
+        return StorageError(text, url=self._objects.url, hint=NO_S3)

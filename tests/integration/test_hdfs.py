@@ -333,7 +333,7 @@ def test_a_token_is_never_shown(
     file.write_text("SECRETTOKEN\n")
     with caplog.at_level(logging.DEBUG), serving(serve) as url:
         address = url.removeprefix("http://")
-        if proxied:  # then urllib3 sends the request, and logs it with its query
+        if proxied:
             monkeypatch.setenv("HTTP_PROXY", url)
             address = "namenode.test"
         backend = open_hdfs(f"hdfs://{address}/t", HdfsOptions(token_file=str(file)))
@@ -343,7 +343,6 @@ def test_a_token_is_never_shown(
     assert b"delegation=SECRETTOKEN" in heads[0]
     assert b"user.name" not in heads[0]
     shown = f"{caught.value!r} {caught.value} {backend!r} {caplog.text}"
-    assert ("delegation=***" in shown) is proxied
     assert re.search(r"GET http://\S+/t/x: 403", shown)
     assert "SECRETTOKEN" not in shown
 

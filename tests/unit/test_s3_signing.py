@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import botocore.exceptions as boto
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
 from tests.patience import PATIENCE
@@ -295,3 +297,88 @@ def test_nobody_may_be_nobody_by_accident() -> None:
 def test_an_unknown_profile_is_a_mistake_of_the_configuration() -> None:
     with pytest.raises(ConfigError, match="nosuch"):
         open_s3("s3://bucket", S3Options(profile="nosuch")).stat("k")
+
+
+ARN = "arn:aws:{}:eu-west-3:123456789012:{}"
+
+
+@pytest.mark.parametrize(
+    ("bucket", "service", "host"),
+    [
+        ("bucket", "s3", "bucket.s3.eu-west-1"),
+        (ARN.format("s3", "accesspoint:ap"), "s3", "ap-123456789012.s3-accesspoint.eu-west-3"),
+        (
+            ARN.format("s3-outposts", "outpost:op-01ac5d28a6a232904:accesspoint:ap"),
+            "s3-outposts",
+            "ap-123456789012.op-01ac5d28a6a232904.s3-outposts.eu-west-3",
+        ),
+        (
+            ARN.format("s3-object-lambda", "accesspoint:ol"),
+            "s3-object-lambda",
+            "ol-123456789012.s3-object-lambda.eu-west-3",
+        ),
+        (
+            "test-accessp-o0b1d075431d83bebde8xz5w8ijx1qzlbp3i3kuse10--op-s3",
+            "s3-outposts",
+            "op-0b1d075431d83bebd.s3-outposts.eu-west-1",
+        ),
+    ],
+)
+def test_every_address_is_signed_as_botocore_signs_it(
+    bucket: str, service: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the service and region of the address, which may not be those that were asked for."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS.secret_key)
+    backend = open_s3(f"s3://{bucket}/p", S3Options(region="eu-west-1"))
+    login = backend._objects._client._current()
+    region = "eu-west-1" if ".eu-west-1" in f".{host.rpartition('.')[2]}" else "eu-west-3"
+    assert (login.region, login.service) == (region, service)
+    assert host in login.base
+    request = AWSRequest("GET", f"{login.base}p/k", headers={"range": "bytes=0-1"})
+    request.context["payload_signing_enabled"] = False
+    monkeypatch.setattr(S3SigV4Auth, "_should_sha256_sign_payload", lambda *_: False)
+    S3SigV4Auth(KEYS, service, region).add_auth(request)
+    ours = sign("GET", request.url, {"range": "bytes=0-1"}, KEYS, region, service)
+    assert ours["Authorization"].split(", ")[1:] == request.headers["Authorization"].split(", ")[1:]
+    backend.close()
+
+
+def test_a_scheme_that_is_new_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose name tells nothing, as botocore's own rules may resolve it some day."""
+    monkeypatch.setattr("tierstore_s3.address._UNSUPPORTED", ())
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for bucket in ("fast--usw2-az1--x-s3", "arn:aws:s3::123456789012:accesspoint:abc.mrap"):
+        backend = open_s3(f"s3://{bucket}/p", S3Options(region="us-west-2"))
+        with pytest.raises(ConfigError, match="signature that is not supported"):
+            backend.stat("k")
+        backend.close()
+
+
+@pytest.mark.parametrize(
+    ("variables", "region"),
+    [
+        ({"AWS_REGION": "eu-west-2"}, "eu-west-2"),
+        ({"AWS_REGION": "eu-west-2", "AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-2"),
+        ({"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ({"AWS_REGION": ""}, "us-east-1"),
+        ({"AWS_DEFAULT_REGION": ""}, "us-east-1"),
+        ({"AWS_REGION": "", "AWS_DEFAULT_REGION": "", "AWS_PROFILE": "job"}, "eu-west-3"),
+        ({"AWS_PROFILE": "job"}, "eu-west-3"),
+    ],
+)
+def test_an_empty_region_is_none(
+    variables: dict[str, str], region: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text("[profile job]\nregion = eu-west-3\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    variables = {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "s", **variables}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    backend = open_s3("s3://bucket")
+    assert backend._objects._client._current().region == region
+    backend.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util import wait_for_read
 
 from tierstore.blocks import Buffer
@@ -26,44 +27,50 @@ SEND_SIZE = 4 * 1024 * 1024
 _SMALL = 64 * 1024  # bytes of a body that are sent in one piece with the head
 _CONTINUE = b"HTTP/1.1 100 "
 
+Body = Buffer | Iterable[Buffer]
+"""What is sent: from where it is, or piece by piece; headers then tell its length."""
+
 
 class Connection(HTTPConnection):
-    """A connection that obeys the clock and keeps its answer's zero-copy side at hand."""
+    """A connection that obeys the clock."""
 
-    raw: http.client.HTTPResponse | Answer | None = None
+    _answer: Answer | None = None
     _inflow: Inflow | None = None
 
     def response_class(  # type: ignore[override]
         self, sock: socket.socket, method: str | None = None
     ) -> http.client.HTTPResponse:
-        """Begin an answer, and keep it as `raw`."""
-        # urllib3's own answer copies every byte it reads (2.x); http.client's does not.
-        source = Tap(Inflow(sock), keeps=True)
-        self.raw = raw = http.client.HTTPResponse(source, method=method)  # type: ignore[arg-type]
-        return raw
+        """Begin what a proxy answers to CONNECT, which is http.client's business."""
+        source = Tap(Inflow(sock))
+        return http.client.HTTPResponse(source, method=method)  # type: ignore[arg-type]
 
     def exchange(
-        self, method: str, target: str, headers: Mapping[str, str], body: Buffer | None
+        self, host: str, method: str, target: str, headers: Mapping[str, str], body: Body | None
     ) -> Answer:
         """Send a request over the open connection; return the answer, its head read.
 
         Raises:
             OSError: the connection failed.
             HTTPException: what came is no answer.
+            StorageError: nobody can read it.
             ValueError: a header has a line break in it.
         """
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        host = host if self.port == self.default_port else f"{host}:{self.port}"
-        first = head(host, method, target, headers, body)
-        together = body is None or memoryview(body).nbytes <= _SMALL
+        if body is None and method in ("PUT", "POST"):
+            body = b""
+        pieces = (body or b"",) if body is None or isinstance(body, Buffer) else body
+        nbytes = memoryview(body).nbytes if isinstance(body, Buffer) else None
+        first = head(host, method, target, headers, nbytes)
         with suppress(BrokenPipeError):  # it has answered already
-            self.send(first + bytes(body or b"") if together else first)
-            if not together and body is not None:
-                self.send(body)
+            if isinstance(pieces, tuple) and (nbytes or 0) <= _SMALL:
+                self.send(first + bytes(pieces[0]))
+            else:
+                self.send(first)
+                for piece in pieces:
+                    self.send(piece)
         inflow = self._inflow
         if inflow is None or inflow.sock is not self.sock:
             inflow = self._inflow = Inflow(self.sock)
-        self.raw = answer = Answer(inflow, method)
+        self._answer = answer = Answer(inflow, method)
         return answer
 
     def settle(self, *, clean: bool) -> None:
@@ -72,13 +79,10 @@ class Connection(HTTPConnection):
         Args:
             clean: False where the request was cut short, or the answer was none.
         """
-        raw, self.raw = self.raw, None
-        done = raw is not None and raw.isclosed() and not raw.will_close
-        if clean and done and (self._inflow is None or self._inflow.empty):
-            return
-        if raw is not None:
-            raw.close()
-        self.close()
+        answer, self._answer = self._answer, None
+        done = answer is not None and answer.isclosed() and not answer.will_close
+        if not (clean and done and self._inflow is not None and self._inflow.empty):
+            self.close()
 
     def close(self) -> None:
         """Close the connection, and forget what came over it. Idempotent."""
@@ -95,10 +99,8 @@ class Connection(HTTPConnection):
         """Send all of `data` without copying it, each step under the clock.
 
         Raises:
-            BrokenPipeError: the server answered or left early; urllib3 then reads the answer.
+            BrokenPipeError: the server answered or left early; its answer is then read.
         """
-        if self.sock is None:
-            self.connect()
         clock, sock = CLOCK.get(), self.sock
         tls = isinstance(sock, ssl.SSLSocket)
         view = memoryview(data).cast("B")
@@ -148,6 +150,22 @@ class _Lending(HTTPConnectionPool):
             EmptyPoolError: all of them are in use for so long.
         """
         return cast("Connection", self._get_conn(timeout=seconds))
+
+    def open(self, connection: Connection) -> None:
+        """Open a connection, and through a proxy the tunnel that TLS wants.
+
+        Raises:
+            ProxyError: it ends at the proxy.
+        """
+        try:
+            if self.proxy is not None and self.scheme == "https":
+                self._prepare_proxy(connection)
+            else:
+                connection.connect()
+        except (OSError, HTTPError, http.client.HTTPException) as error:
+            if self.proxy is None or connection.has_connected_to_proxy:
+                raise
+            raise ProxyError("no way through", error) from error
 
     def give_back(self, connection: Connection) -> None:
         """Take it back, open or closed."""

@@ -1,14 +1,28 @@
-"""The heads of requests, and the headers of answers (RFC 9112)."""
+"""The heads of requests and of answers (RFC 9112)."""
 
 from __future__ import annotations
 
+import http.client
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from tierstore.blocks import Buffer
+from tierstore.errors import StorageError
 
 AGENT = "tierstore"
 """As whom servers' logs know us."""
+BROKEN = "see what answers at this address: a proxy or a server of another kind?"
+"""What to do about an answer that nobody can read; the same request gets it again."""
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?\r?\n")
+_HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_MOST_LINES = 200
+
+
+def whole_number(text: str) -> int | None:
+    """Return a number as headers have it, below 10**18; None for anything but ASCII digits."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 class Headers(Mapping[str, str]):
@@ -40,8 +54,44 @@ class Headers(Mapping[str, str]):
         return len(self._values)
 
 
+class Head(NamedTuple):
+    """The head of an answer.
+
+    Attributes:
+        old: it is of HTTP/1.0.
+        status: 100 to 599.
+        headers: all of them.
+    """
+
+    old: bool
+    status: int
+    headers: Headers
+
+
+def parse_head(raw: bytes) -> Head:
+    """Return what the head of an answer says.
+
+    Args:
+        raw: its lines, each with its end.
+
+    Raises:
+        BadStatusLine: it is none of HTTP.
+        StorageError: its headers are none, or too many.
+    """
+    status = _STATUS.match(raw)
+    if not status:
+        raise http.client.BadStatusLine(ascii(raw[:80]))
+    lines = raw[status.end() :]
+    if lines.count(b"\n") > _MOST_LINES:
+        raise http.client.HTTPException(f"over {_MOST_LINES} lines of headers")
+    if not _HEADERS.fullmatch(lines):
+        raise StorageError("the answer's headers cannot be read", hint=BROKEN)
+    text = lines.decode("iso-8859-1")
+    return Head(status[1] == b"0", int(status[2]), Headers(text.split("\n")[:-1]))
+
+
 def head(
-    host: str, method: str, target: str, headers: Mapping[str, str], body: Buffer | None
+    host: str, method: str, target: str, headers: Mapping[str, str], nbytes: int | None
 ) -> bytes:
     """Return the head of a request.
 
@@ -50,7 +100,7 @@ def head(
         method: the HTTP method.
         target: path and query, percent-encoded.
         headers: all but Host and Content-Length.
-        body: what will follow.
+        nbytes: of the body that will follow; None if the headers tell, or there is none.
 
     Raises:
         ValueError: a header has a line break in it.
@@ -58,8 +108,8 @@ def head(
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Accept-Encoding: identity"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines.append(f"User-Agent: {AGENT}")
-    if body is not None or method in ("PUT", "POST"):
-        lines.append(f"Content-Length: {memoryview(body or b'').nbytes}")
+    if nbytes is not None:
+        lines.append(f"Content-Length: {nbytes}")
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
         raise ValueError("a line break in a header")

@@ -13,7 +13,7 @@ from tierstore.http.clock import CLOCK
 
 _HEAD = 8192  # bytes asked for at once; what comes behind a head is copied once more
 _LONGEST = 65_536
-_MOST_LINES = 200
+_LINE = 1024
 _END = re.compile(rb"\r?\n\r?\n")
 _BEGIN = b"HTTP/1."
 _NOTHING = memoryview(b"")
@@ -39,8 +39,8 @@ class Inflow:
         """Whether nothing was received that nobody took."""
         return not self._held.nbytes
 
-    def head(self) -> list[str]:
-        """Take the head of an answer; return its lines, with or without their carriage returns.
+    def head(self) -> bytes:
+        """Take the head of an answer; return its lines, each with its end.
 
         Raises:
             HTTPException: it is none, or far too long, or the connection ends.
@@ -48,19 +48,35 @@ class Inflow:
         text, self._held = bytes(self._held), _NOTHING
         while (end := _END.search(text)) is None:
             if not text.startswith(_BEGIN[: len(text)]):
-                raise http.client.BadStatusLine(text[:80].decode("iso-8859-1"))
+                raise http.client.BadStatusLine(ascii(text[:80]))
             if len(text) > _LONGEST:
                 raise http.client.LineTooLong("head")
-            CLOCK.get().arm(self.sock)
-            more = self.sock.recv(_HEAD)
-            if not more:
-                raise http.client.RemoteDisconnected("the connection ended before an answer")
-            text += more
+            text += self._more("an answer")
         self._held = memoryview(text)[end.end() :]
-        lines = text[: end.start()].decode("iso-8859-1").split("\n")
-        if len(lines) > _MOST_LINES:
-            raise http.client.HTTPException(f"over {_MOST_LINES} lines of headers")
-        return lines
+        return text[: end.start()] + b"\n"
+
+    def line(self) -> bytes:
+        """Take a line of the frame of a body; return it without its end.
+
+        Raises:
+            HTTPException: it is too long, or the connection ends.
+        """
+        while True:
+            text = bytes(self._held[:_LINE])
+            if (end := text.find(b"\n")) >= 0:
+                self._held = self._held[end + 1 :]
+                return text[:end].removesuffix(b"\r")
+            if len(text) == _LINE:
+                raise http.client.LineTooLong("chunk")
+            self._held = memoryview(text + self._more("the end of a body"))
+
+    def _more(self, awaited: str) -> bytes:
+        self._wait_for_lumps(CLOCK.get().lump, on=False)
+        CLOCK.get().arm(self.sock)
+        more = self.sock.recv(_HEAD)
+        if not more:
+            raise http.client.RemoteDisconnected(f"the connection ended before {awaited}")
+        return more
 
     def readinto(self, buffer: Buffer) -> int:
         """Receive some bytes; return how many, none at the end of the connection."""
@@ -100,16 +116,10 @@ class Inflow:
 
 
 class Tap(io.RawIOBase):
-    """An inflow as http.client wants it, which asks a socket only for its file.
+    """An inflow as http.client wants it, which asks a socket only for its file."""
 
-    Args:
-        inflow: what is read.
-        keeps: keep its socket open until this is closed, even if http.client has closed it.
-    """
-
-    def __init__(self, inflow: Inflow, *, keeps: bool = False) -> None:
+    def __init__(self, inflow: Inflow) -> None:
         self._inflow = inflow
-        self._kept = inflow.sock.makefile("rb", buffering=0) if keeps else None
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """Return the file."""
@@ -122,9 +132,3 @@ class Tap(io.RawIOBase):
     def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
         """See `Inflow.readinto`."""
         return self._inflow.readinto(buffer)
-
-    def close(self) -> None:
-        """Let go of the socket."""
-        if self._kept:
-            self._kept.close()
-        super().close()

@@ -9,15 +9,14 @@ import ssl
 import threading
 import urllib.request
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import urllib3
 from urllib3.exceptions import EmptyPoolError, HTTPError, ProxyError
-from urllib3.util import Timeout, make_headers, parse_url
+from urllib3.util import make_headers, parse_url
 
-from tierstore.blocks import Buffer
 from tierstore.errors import (
     AccessError,
     ConfigError,
@@ -29,14 +28,19 @@ from tierstore.errors import (
 )
 from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
-from tierstore.http.connection import Connection, Pool, TLSPool
-from tierstore.http.head import AGENT
+from tierstore.http.connection import Body, Pool, TLSPool
+from tierstore.http.head import BROKEN
+from tierstore.http.masking import Echo
 from tierstore.waiting import moved, on
 
 _log = logging.getLogger(__name__)
 
 ERROR_BODY = 64 * 1024
 """Bytes of an error answer that are kept; what follows is not worth waiting for."""
+WHOLE_BODY = 16 * 1024 * 1024
+"""Bytes of an answer that nobody has given memory for; a page of a listing has one, or two."""
+
+_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +50,31 @@ class Response:
     Attributes:
         status: the HTTP status.
         headers: looked up without regard to case.
-        body: what was not received into the caller's memory; of an error, its first 64 KiB.
+        body: what was not received into the caller's memory; of an error, its first 64 KiB, without
+            the secrets of the request.
+        told: the length that its head tells, also of an answer to HEAD; None if it tells none.
     """
 
     status: int
+    headers: Mapping[str, str] = field(repr=False)  # cookies, and places that hold tokens
+    body: bytes = field(repr=False)
+    told: int | None = None
+
+
+class _Route(NamedTuple):
+    """How a server is reached.
+
+    Attributes:
+        pool: the connections to it, or to a proxy.
+        host: what requests say whom they are for.
+        proxied: a proxy has to be told the whole URL.
+        headers: what the proxy wants beside.
+    """
+
+    pool: Pool | TLSPool
+    host: str
+    proxied: bool
     headers: Mapping[str, str]
-    body: bytes
 
 
 class Transport:
@@ -87,7 +110,7 @@ class Transport:
         self._tls = _trust(ca_bundle, verify=verify)
         self._lock = threading.Lock()
         self._managers: dict[str, urllib3.PoolManager] = {}
-        self._routes: dict[tuple[str, str], Pool | TLSPool] = {}
+        self._routes: dict[tuple[str, str], _Route] = {}
         self._proxies: dict[tuple[str, str], str] = {}  # reading the environment takes 0.2 ms
         self._pid = os.getpid()
         self._closed = False
@@ -98,7 +121,7 @@ class Transport:
         url: str,
         *,
         headers: Mapping[str, str],
-        body: Buffer | None = None,
+        body: Body | None = None,
         into: Sequence[memoryview] | None = None,
         ok: Container[int] = range(200, 300),
         total: float | None = None,
@@ -108,7 +131,7 @@ class Transport:
         Args:
             method: the HTTP method.
             url: absolute and percent-encoded; its query never appears in an error.
-            headers: all but Host and Content-Length.
+            headers: all but Host and, unless the body comes in pieces, Content-Length.
             body: sent from where it is.
             into: filled exactly, one behind the other, with the body of an answer whose status is
                 in `ok`.
@@ -121,20 +144,21 @@ class Transport:
             DeadlineError: a deadline passed.
             TruncatedFileError: the server holds fewer, or more, bytes than `into` asks for.
             AccessError: the server's certificate is not trusted.
+            StorageError: the answer can be read in no way, or in two, or is too long.
         """
         deadlines = self.deadlines if total is None else replace(self.deadlines, total=total)
         clock = Clock(deadlines, self._lump)
         token = CLOCK.set(clock)
-        answer: urllib3.BaseHTTPResponse | None = None
         try:
+            route = self._route(url)
+            if route.proxied:
+                target, headers = url.partition("#")[0], {**headers, **route.headers}
+            else:
+                target = "/" + url.partition("://")[2].partition("/")[2]
             with on(_server(url), method, most=deadlines.total):
-                plain = body is None or isinstance(body, Buffer)
-                if plain and (route := self._route(url)):
-                    target = "/" + url.partition("://")[2].partition("/")[2]
-                    given = _over(route, deadlines, (method, target, headers, body), (into, ok))
-                else:
-                    answer = self._by_urllib3(method, url, headers, body, deadlines)
-                    given = _taken(_raw(answer), answer.status, answer.headers, into, ok)
+                given = _over(route, deadlines, (method, target, headers, body), (into, ok))
+            if given.status not in ok:
+                given = replace(given, body=Echo(url, headers).out_of(given.body))
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s %s: %d", method, _place(url), given.status)
             return given
@@ -145,48 +169,24 @@ class Transport:
         except (HTTPError, http.client.HTTPException, OSError) as error:
             _explain(error, clock, method, _place(url))
         finally:
-            if answer is not None:
-                _release(answer, clock)
             CLOCK.reset(token)
 
-    def _by_urllib3(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Buffer | None,
-        deadlines: Deadlines,
-    ) -> urllib3.BaseHTTPResponse:
-        """Have urllib3 ask a proxy, or send a body piece by piece."""
-        return self._manager(url).urlopen(
-            method,
-            url,
-            redirect=False,
-            retries=False,
-            body=body,
-            headers={**headers, "User-Agent": AGENT},
-            preload_content=False,
-            timeout=Timeout(
-                connect=min(deadlines.connect, deadlines.total),
-                read=deadlines.stall,
-            ),
-            pool_timeout=deadlines.total,
-        )
-
-    def _route(self, url: str) -> Pool | TLSPool | None:
-        """Return the pool of a server that is reached directly."""
+    def _route(self, url: str) -> _Route:
         scheme, _, rest = url.partition("://")
         server = rest.partition("/")[0]
-        pool = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
-        if pool is None or pool.pool is None:  # evicted, and closed, where servers are many
-            manager = self._manager(url)
-            if manager.proxy is not None:
-                return None
-            found = manager.connection_from_url(url)
-            pool = found if isinstance(found, Pool | TLSPool) else None
-            if pool is not None:
-                self._routes[scheme, server] = pool
-        return pool
+        route = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
+        if route is None or route.pool.pool is None:  # evicted, and closed, where servers are many
+            manager, asked = self._manager(url), parse_url(url)
+            pool = manager.connection_from_url(url)
+            if not isinstance(pool, Pool | TLSPool):
+                raise StorageError(f"no requests can be sent by {scheme}")
+            host = asked.host or ""
+            if asked.port not in (None, _PORTS.get(scheme)):
+                host = f"{host}:{asked.port}"
+            proxied = manager.proxy is not None and scheme == "http"
+            route = _Route(pool, host, proxied, pool.proxy_headers if proxied else {})
+            self._routes[scheme, server] = route
+        return route
 
     def close(self) -> None:
         """Close all idle connections; one in use is closed when its request ends. Idempotent."""
@@ -252,75 +252,69 @@ def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
 
 
 def _over(
-    pool: Pool | TLSPool,
+    route: _Route,
     deadlines: Deadlines,
-    request: tuple[str, str, Mapping[str, str], Buffer | None],
+    request: tuple[str, str, Mapping[str, str], Body | None],
     wanted: tuple[Sequence[memoryview] | None, Container[int]],
 ) -> Response:
     """Send a request over a connection of the pool, receive its answer, and give it back."""
+    pool = route.pool
     connection, answer = pool.lend(deadlines.total), None
     try:
         if connection.sock is None:
             connection.timeout = min(deadlines.connect, deadlines.total)
-            connection.connect()
-        raw = connection.exchange(*request)
-        answer = _taken(raw, raw.status, raw.headers, *wanted)
+            pool.open(connection)
+        answer = _taken(connection.exchange(route.host, *request), *wanted)
         return answer
     finally:
         connection.settle(clean=answer is not None and not CLOCK.get().body_cut)
         pool.give_back(connection)
 
 
-def _raw(answer: urllib3.BaseHTTPResponse) -> http.client.HTTPResponse | Answer:
-    connection = answer.connection
-    if not isinstance(connection, Connection) or connection.raw is None:
-        raise UnreachableError("the answer has no connection")
-    return connection.raw
-
-
-def _taken(
-    raw: http.client.HTTPResponse | Answer,
-    status: int,
-    headers: Mapping[str, str],
-    into: Sequence[memoryview] | None,
-    ok: Container[int],
-) -> Response:
+def _taken(answer: Answer, into: Sequence[memoryview] | None, ok: Container[int]) -> Response:
+    status, headers, told = answer.status, answer.headers, answer.told
     if status not in ok:
         try:
-            said = raw.read(ERROR_BODY)
-        except (http.client.HTTPException, OSError):
+            said = answer.read(ERROR_BODY)
+        except (http.client.HTTPException, OSError, StorageError):
             said = b""  # the status is what matters
-        return Response(status, headers, said)
+        return Response(status, headers, said, told)
     if CLOCK.get().body_cut:
         raise UnreachableError(f"answered {status} before the body was sent")
     if into is None:
-        return Response(status, headers, raw.read())
+        return Response(status, headers, _whole(answer), told)
     wanted = sum([view.nbytes for view in into])
-    if raw.length is not None and raw.length != wanted:
+    if answer.length is not None and answer.length != wanted:
         raise TruncatedFileError(
-            f"the server sends {raw.length} bytes where {wanted} were asked for"
+            f"the server sends {answer.length} bytes where {wanted} were asked for"
         )
-    got = sum([_fill(raw, view.cast("B")) for view in into])
+    measured = answer.length is not None
+    got = sum([_fill(answer, view.cast("B")) for view in into])
     if got < wanted:
         raise UnreachableError(f"the connection was lost after {got} of {wanted} bytes")
-    return Response(status, headers, b"")
+    if not measured and answer.readinto(bytearray(1)):
+        raise TruncatedFileError(f"the server sends more than the {wanted} bytes asked for")
+    return Response(status, headers, b"", told)
 
 
-def _fill(raw: http.client.HTTPResponse | Answer, view: memoryview) -> int:
+def _whole(answer: Answer) -> bytes:
+    """Return a body that nobody has given memory for."""
+    length = answer.length or 0
+    body = answer.read(WHOLE_BODY + 1) if length <= WHOLE_BODY else b""
+    if length > WHOLE_BODY or len(body) > WHOLE_BODY:
+        raise StorageError(f"the answer has over {WHOLE_BODY} bytes, which none has", hint=BROKEN)
+    if len(body) < length:
+        raise UnreachableError(f"the connection was lost after {len(body)} of {length} bytes")
+    return body
+
+
+def _fill(answer: Answer, view: memoryview) -> int:
     """Receive until the buffer is full or the connection ends; return the bytes received."""
     got = 0
-    while got < view.nbytes and (more := raw.readinto(view[got:])):  # a chunk or less at a time
+    while got < view.nbytes and (more := answer.readinto(view[got:])):  # a chunk or less at a time
         got += more
         moved(surely=True)
     return got
-
-
-def _release(answer: urllib3.BaseHTTPResponse, clock: Clock) -> None:
-    """Give the connection back, closed unless both directions are known to be clean."""
-    connection = answer.connection
-    if isinstance(connection, Connection):
-        connection.settle(clean=not clock.body_cut)
-    answer.release_conn()
 
 
 def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoReturn:
@@ -355,7 +349,9 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     root = causes[-1]
     what = getattr(root, "strerror", None) or type(root).__name__
     by = " through the proxy" if isinstance(error, ProxyError) else ""
-    raise UnreachableError(f"{method}: no answer from {server}{by}: {what}", url=place) from error
+    hint = BROKEN if isinstance(error, http.client.BadStatusLine | http.client.LineTooLong) else ""
+    text = f"{method}: no answer from {server}{by}: {what}"
+    raise UnreachableError(text, url=place, hint=hint) from error
 
 
 def _server(url: str) -> str:
