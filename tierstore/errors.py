@@ -33,6 +33,8 @@ Read the tree as the list of outcomes a caller can meet::
 
 from __future__ import annotations
 
+from tierstore.text import printable
+
 __all__ = [
     "AccessError",
     "AlreadyExistsError",
@@ -78,7 +80,7 @@ class TierstoreError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        return printable(f"{self.message} ({self.hint})" if self.hint else self.message)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only state survives pickling: errors cross process groups.
@@ -138,7 +140,7 @@ class StorageError(TierstoreError):
             if part
         )
         text = f"{place}: {self.message}" if place else self.message
-        return f"{text} ({self.hint})" if self.hint else text
+        return printable(f"{text} ({self.hint})" if self.hint else text)
 
 
 class NotFoundError(StorageError, FileNotFoundError):

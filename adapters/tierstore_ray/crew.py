@@ -7,7 +7,6 @@ bytes do not. Whatever Ray says of a lost actor means the same: nothing of it co
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -24,13 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import tierstore
 from tierstore.errors import ConfigError
+from tierstore.logs import logger
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, room_of, width_of
 from tierstore.transfer.migrate.listing import Ends
 from tierstore_ray.sight import Probe, Sight, sight_of
 from tierstore_ray.worker import Answered, Worker
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _LOOK = 1.0  # seconds between two looks at the cluster's nodes
 _WAIT = 30.0  # seconds without a worker until somebody is told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -21,6 +20,7 @@ from tierstore.errors import (
 )
 from tierstore.http import Response
 from tierstore.keys import LONGEST, check_key
+from tierstore.logs import logger
 from tierstore.registry import parse_url
 from tierstore_s3.client import S3Client
 from tierstore_s3.errors import NO_UPLOAD, answered, error_code, failure, naming
@@ -29,7 +29,7 @@ from tierstore_s3.options import S3Options
 from tierstore_s3.signing import CRC_HEADER, decode_crc, encode_crc
 from tierstore_s3.xml import NO_S3
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _DENIED_TRIES = 3
 
 

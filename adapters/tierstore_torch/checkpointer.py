@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier, close_ladder, open_ladder
+from tierstore.logs import logger
 from tierstore_torch.encoding import tell_pickled
 from tierstore_torch.group import Group
 from tierstore_torch.launch import claim_launch
@@ -43,7 +43,7 @@ from tierstore_torch.shard import RankShard, plan_shard
 if TYPE_CHECKING:
     from tierstore.checkpoint.timeline import Launch
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

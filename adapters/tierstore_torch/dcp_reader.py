@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found, choose, open_attempt
 from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 from tierstore.transfer.read import ReadReport
 from tierstore_torch.dcp_errors import portable
 from tierstore_torch.dcp_id import CheckpointId, parse_id
@@ -40,7 +40,7 @@ from tierstore_torch.dcp_session import session_of
 from tierstore_torch.overlap import wants
 from tierstore_torch.targets import Target, check_memory, check_twins, read_wants
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class TierStorageReader(StorageReader):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tierstore.checkpoint.manifest import Manifest, Tensor
 from tierstore.checkpoint.values import decode
 from tierstore.errors import PlanError, TierstoreError, UnsafePickleError
 from tierstore.ladder.find import Found
+from tierstore.logs import logger
 from tierstore.transfer.read import ReadReport
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
@@ -25,7 +25,7 @@ from tierstore_torch.overlap import wants, whole_want
 from tierstore_torch.stored import Stored
 from tierstore_torch.targets import Target, Twins, check_memory, check_twins, read_wants
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _LISTED = 10  # keys an error names
 
 

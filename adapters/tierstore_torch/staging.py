@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 
 from tierstore.image.layout import Chunk, ImageLayout
+from tierstore.logs import logger
 from tierstore_torch import private
 
 if TYPE_CHECKING:
     from tierstore.image.pool import Image
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _VIEWS = "tierstore_torch.views"
 _PINNED = "tierstore_torch.pinned"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import threading
@@ -27,8 +26,9 @@ from tierstore.errors import (
     TruncatedFileError,
     UnsupportedError,
 )
+from tierstore.logs import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import secrets
 import socket
@@ -20,10 +19,11 @@ from contextlib import suppress
 
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_parts import SUFFIX, PartsList, is_kept
+from tierstore.logs import logger
 
 NAME = ".tierstore-tmp"
 _FOREIGN_AGE = 3600.0  # where flock is local to a host, only age tells about other hosts
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class Scratch:

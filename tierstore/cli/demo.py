@@ -24,6 +24,7 @@ import click
 from tierstore.cli.options import PLACE, json_option
 from tierstore.cli.output import console, print_json, size, table
 from tierstore.errors import ConfigError, TierstoreError
+from tierstore.text import printable
 from tierstore.waiting import on
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ _LOG_CHARACTERS = 3000
 
 class DemoError(TierstoreError):
     """The demo did not show what it is there to show."""
+
+    def __str__(self) -> str:
+        return printable(self.message, keep="\n")  # the end of a log has lines
 
 
 @dataclass

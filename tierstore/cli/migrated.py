@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from tierstore.cli.amounts import duration
-from tierstore.cli.output import count, print_json, say, shown, size
+from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.progress import byte_bar
+from tierstore.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -134,7 +135,7 @@ class TextView(View):
         if word is None:
             return
         self._told[word] = self._told.get(word, 0) + 1
-        text = f"{word}: {shown(report.key)}: {shown(report.reason)}"
+        text = printable(f"{word}: {report.key}: {report.reason}")
         if self._told[word] > _SHOWN:
             return
         if self._bar is None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 import click
 
 from tierstore.errors import ConfigError, IntegrityError, StorageError, TierstoreError
+from tierstore.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,9 +36,11 @@ def say(
 ) -> None:
     """Print a line for people, or without `nl` a part of one; in colour on a terminal only.
 
+    What is not printed is written out, for the text may be others'.
+
     Rich could do it too, but its import takes as long as all else that most commands do.
     """
-    click.secho(text, fg=fg, bold=bold or None, nl=nl, err=stderr, color=_colour())
+    click.secho(printable(text), fg=fg, bold=bold or None, nl=nl, err=stderr, color=_colour())
 
 
 def _colour() -> bool | None:
@@ -50,12 +53,19 @@ def _colour() -> bool | None:
 def console(*, stderr: bool = False) -> Console:
     """Return where tables and bars are shown; in a pipe without colour, and lines are not folded.
 
-    Nothing in a text is markup: names of tensors and paths have brackets.
+    Nothing in a text is markup: names of tensors and paths have brackets. None moves
+    the cursor.
     """
     from rich.console import Console
+    from rich.text import Text
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(
+
+    class Terminal(Console):
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(printable(text, keep="\n"), **how)
+
+    return Terminal(
         stderr=stderr,
         width=None if stream.isatty() else _PIPE_WIDTH,
         highlight=False,
@@ -68,16 +78,30 @@ def table(columns: Iterable[str], *, right: Collection[str] = ()) -> Table:
     """Return an empty table; those in `right` are for numbers; long cells are folded, not cut."""
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False)
+    class Cells(Table):
+        def add_row(self, *cells: Any, **how: Any) -> None:
+            super().add_row(*(printable(c) if isinstance(c, str) else c for c in cells), **how)
+
+    made = Cells(box=None, pad_edge=False)
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     return made
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    """Print one JSON document; without an indent it is one line, for a stream of them."""
-    sys.stdout.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Print one JSON document; without an indent it is one line, for a stream of them.
+
+    What is not printed is escaped: whoever parses it has every name as it is.
+    """
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
+    sys.stdout.write("\n".join([_escaped(line) for line in lines]) + "\n")
     sys.stdout.flush()
+
+
+def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join([s if s.isprintable() else json.dumps(s)[1:-1] for s in line])
 
 
 @contextlib.contextmanager
@@ -138,7 +162,8 @@ class _Checked:
 def print_error(error: TierstoreError) -> None:
     """Print what happened and the next step on standard error."""
     say("error: ", stderr=True, nl=False, fg="red", bold=True)
-    say(said(error), stderr=True)
+    for line in said(error).split("\n"):
+        say(line, stderr=True)
     if step := next_step(error):
         say("next: ", stderr=True, nl=False, bold=True)
         say(step, stderr=True)
@@ -146,7 +171,7 @@ def print_error(error: TierstoreError) -> None:
 
 def said(error: TierstoreError) -> str:
     """Return what happened, without the hint."""
-    return str(error).removesuffix(f" ({error.hint})")
+    return str(error).removesuffix(printable(f" ({error.hint})"))
 
 
 def next_step(error: TierstoreError) -> str:
@@ -158,11 +183,6 @@ def next_step(error: TierstoreError) -> str:
     if isinstance(error, IntegrityError):
         return "`tierstore verify` reports all damage of a checkpoint"
     return ""
-
-
-def shown(text: str) -> str:
-    """Return a text from a store as one line; what would move the cursor is shown as in Python."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def of_tier(name: str, error: TierstoreError) -> TierstoreError:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tierstore.cli.output import console
+from tierstore.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,11 +20,12 @@ Advance = Callable[[int], None]
 
 def byte_bar() -> Progress:
     """Return a bar on standard error, for tasks that are counted in bytes; gone at its end."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), Remaining())
-    return Progress("{task.description}", *columns, console=console(stderr=True), transient=True)
+    what = TextColumn("{task.description}", markup=False)
+    columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), Remaining())
+    return Progress(*columns, console=console(stderr=True), transient=True)
 
 
 @contextmanager
@@ -33,7 +35,9 @@ def bars() -> Iterator[Callable[[str, int], Advance]]:
         yield lambda _what, _total: lambda _nbytes: None
         return
     with byte_bar() as shown:
-        yield lambda what, total: partial(shown.advance, shown.add_task(what, total=total))
+        yield lambda what, total: partial(
+            shown.advance, shown.add_task(printable(what), total=total)
+        )
 
 
 @contextmanager

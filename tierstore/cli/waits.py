@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tierstore.cli.amounts import duration
-from tierstore.cli.output import say, shown
+from tierstore.cli.output import say
+from tierstore.text import printable
 from tierstore.waiting import Wait, overdue
 
 FIRST = 3.0
@@ -47,4 +48,4 @@ def _line(wait: Wait, now: float) -> str:
     so_far = duration(round(now - wait.begun))
     most = f" of {duration(wait.most)} at most" if wait.most else ""
     why = f": {wait.why}" if wait.why else ""
-    return shown(f"waiting for {wait.place}: {wait.what}{why} ({so_far}{most})")
+    return printable(f"waiting for {wait.place}: {wait.what}{why} ({so_far}{most})")

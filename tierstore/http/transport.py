@@ -31,9 +31,10 @@ from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
 from tierstore.http.connection import Body, Pool, TLSPool
 from tierstore.http.head import BROKEN
 from tierstore.http.masking import Echo
+from tierstore.logs import logger
 from tierstore.waiting import moved, on
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 ERROR_BODY = 64 * 1024
 """Bytes of an error answer that are kept; what follows is not worth waiting for."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import logging
 import mmap
 import os
 import re
@@ -31,9 +30,10 @@ from pathlib import Path
 from tierstore.blocks import ALIGNMENT
 from tierstore.errors import DeadlineError, NotFoundError, OutOfSpaceError, TruncatedFileError
 from tierstore.image.capacity import available_memory, tmpfs_room
+from tierstore.logs import logger
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 FREE, LENT, OPENED = 0, 1, 2
 """States of a borrowed image: the borrower is done, has not opened it yet, has it open."""

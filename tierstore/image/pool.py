@@ -11,7 +11,6 @@ times a reuse, so images are paged in when they are made and kept for the next s
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -32,8 +31,9 @@ from tierstore.image.memory import (
     create_shared,
     open_shared,
 )
+from tierstore.logs import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 DEFAULT_DIRECTORY = "/dev/shm"  # noqa: S108 - tmpfs is what is wanted; files are 0600, O_EXCL
 _POLL = 0.02  # seconds; a borrower in another process cannot notify

@@ -6,7 +6,6 @@ its commits. So a tier that does not answer holds nobody up: it is claimed when 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,8 +16,9 @@ from tierstore.errors import AlreadyExistsError, CheckpointError, StorageError
 from tierstore.keys import AttemptId, LaunchId
 from tierstore.ladder.survey import Survey, survey
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _CLAIMS = 100  # jobs that may race for a number before something else must be wrong
 
 

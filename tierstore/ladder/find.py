@@ -6,7 +6,6 @@ has a good one, from the fragments that it was made of.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -24,12 +23,13 @@ from tierstore.errors import (
 from tierstore.keys import Attempt, AttemptId, RunKeys, whole
 from tierstore.ladder.survey import Survey, survey
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.manifest import Manifest
     from tierstore.transfer.read import Replica
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

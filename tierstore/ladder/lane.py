@@ -10,7 +10,6 @@ and creates it as soon as all fragments are there, so a last writer that died is
 
 from __future__ import annotations
 
-import logging
 import queue
 import random
 import threading
@@ -29,11 +28,12 @@ from tierstore.ladder.claim import Claims
 from tierstore.ladder.handle import SaveHandle, State
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 from tierstore.transfer.read import Replica, Want, fetch
 from tierstore.transfer.source import AlignedBuffers, Lease, RevokedError
 from tierstore.transfer.write import Crcs, FileWrite, write_files
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 _READ_BACK_BYTES = 64 * 1024**2

@@ -8,7 +8,6 @@ neither stops the other tiers nor turns into success.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import weakref
@@ -23,11 +22,12 @@ from tierstore.ladder.handle import SaveHandle
 from tierstore.ladder.lane import Lane, Save
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 from tierstore.transfer.source import Lease, Staged
 
 __all__ = ["SaveFailure", "Saver", "Shard"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _FAILURES_KEPT = 100
 _EXIT_SECONDS = 60.0
 

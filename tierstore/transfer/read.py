@@ -28,13 +28,14 @@ from tierstore.errors import (
     TruncatedFileError,
 )
 from tierstore.keys import AttemptKeys
+from tierstore.logs import logger
 from tierstore.transfer.plan import Request, Want, even_size, plan_requests
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.workers import run_all
 
 __all__ = ["Damage", "ReadReport", "Replica", "Want", "fetch"]
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

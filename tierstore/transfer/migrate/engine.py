@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -11,6 +10,7 @@ from contextlib import ExitStack
 
 from tierstore import waiting
 from tierstore.errors import TierstoreError
+from tierstore.logs import logger
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.crew import Crew, Threads, heavy_of
@@ -19,7 +19,7 @@ from tierstore.transfer.migrate.listing import Ends, Listing
 from tierstore.transfer.migrate.machine import Machine, Totals
 from tierstore.transfer.migrate.rules import Conflict, Removes, Rules
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 GRACE = 0.75
 """Seconds that parts under way are waited for when the migration is stopped."""

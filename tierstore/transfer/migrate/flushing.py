@@ -6,15 +6,15 @@ slower the disk, the more at once (group commit).
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
 from tierstore.errors import TierstoreError
+from tierstore.logs import logger
 from tierstore.transfer.migrate import messages as m
 
 _TOGETHER = 0.1  # seconds: a sync costs the disk about as much as so many small files
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class Flusher:

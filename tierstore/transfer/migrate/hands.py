@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -28,13 +27,14 @@ from tierstore.errors import (
     TruncatedFileError,
 )
 from tierstore.keys import commit_of
+from tierstore.logs import logger
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.apart import is_link, stays
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.records import Version
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _TOUCHES = 64  # while a file is compared; others remove its other names
 _LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
 

@@ -1,0 +1,22 @@
+"""Text that others wrote, such as names of keys and tensors and what servers say, for people.
+
+A terminal obeys what is not printed: signs in a name can clear the screen, forge lines, or type.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Return a text with all that is not printed written out, as Python escapes it.
+
+    Args:
+        text: anything, lone surrogates too.
+        keep: what stays as it is all the same.
+    """
+    if text.isprintable():
+        return text
+    return "".join([s if s.isprintable() or s in keep else _written(s) for s in text])
+
+
+def _written(sign: str) -> str:
+    return sign.encode("unicode_escape").decode()
