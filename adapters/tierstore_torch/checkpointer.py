@@ -26,7 +26,6 @@ from tierstore.image.layout import SEGMENT_BYTES
 from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt, AttemptId, RunKeys, check_run
 from tierstore.ladder.find import Found, choose, open_attempt
-from tierstore.ladder.handle import State
 from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.survey import survey
@@ -52,6 +51,7 @@ class _Ready:
 
     attempt: Attempt
     tiers: list[str]
+    behind: set[str]  # those of them whose queue is full on some rank
     shard: RankShard
     launch: Launch
     image: Image
@@ -119,11 +119,12 @@ class Checkpointer:
         self._stopping = False
         self._told: set[str] = set()  # values that are pickles
         self._closed = False
+        self._pid = os.getpid()
         self._closing = ExitStack()  # undoes what follows, last first
         with self._closing as undo:
-            self._stop = None if sigterm_deadline is None else StopSignal(sigterm_deadline)
-            if self._stop is not None:
-                undo.callback(self._stop.close)
+            stop = self._stop = None if sigterm_deadline is None else StopSignal(sigterm_deadline)
+            if stop is not None:
+                undo.callback(stop.close)
             config = load_config(*tiers)
             self._group = Group(process_group, timeout=deadline)
             undo.callback(self._group.close)
@@ -136,7 +137,13 @@ class Checkpointer:
             undo.callback(close_ladder, self._tiers)
             self._pool = StagingPool(limit=staging_images)
             undo.callback(self._pool.close)
-            self._saver = Saver(self._tiers, run, pool=self._pool, commit_timeout=deadline)
+            self._saver = Saver(
+                self._tiers,
+                run,
+                pool=self._pool,
+                commit_timeout=deadline,
+                time_left=lambda: None if stop is None else stop.time_left,
+            )
             self._closing = undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -183,7 +190,7 @@ class Checkpointer:
             raise
         finally:
             ready.shard.release()
-        handle = self._saver.submit(work, ready.image, tiers=ready.tiers)
+        handle = self._saver.submit(work, ready.image, tiers=ready.tiers, behind=ready.behind)
         stall = time.perf_counter() - started
         save = Save(stall, ready.shard.nbytes, handle, places, keys)
         if not self._allow_pickle:
@@ -266,11 +273,13 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for the saves that are under way, then free everything. Idempotent.
 
-        It waits for `deadline` seconds, after SIGTERM for what is left of `sigterm_deadline`; what
-        is not done by then fails.
+        It takes `deadline` seconds at most, after SIGTERM what is left of `sigterm_deadline`, also
+        if that comes meanwhile; what is not done by then has failed. In a forked child it does
+        nothing: the saves are the parent's.
         """
-        left = self.time_left
-        self._saver.close(self._deadline if left is None else left)
+        if os.getpid() != self._pid:
+            return
+        self._saver.close(self._deadline)
         self._closing.close()
         self._shard = None
         self._closed = True
@@ -280,9 +289,19 @@ class Checkpointer:
         self._parent, self._launch, self._head = parent, None, None
         self._tries.clear()
 
+    @property
+    def _patience(self) -> float:
+        left = self.time_left
+        return self._deadline if left is None else min(self._deadline, left)
+
     def _check_open(self) -> None:
         if self._closed:
             raise CheckpointError("this Checkpointer is closed")
+        if os.getpid() != self._pid:
+            raise CheckpointError(
+                f"this Checkpointer is that of process {self._pid}, which has forked this one",
+                hint="make a new one here",
+            )
 
     def _prepare(self, step: int, state: object) -> _Ready:
         """Agree on the plan and get memory. Raises on all ranks what fails on any."""
@@ -315,8 +334,8 @@ class Checkpointer:
         ready: bool,
     ) -> _Ready:
         """Exchange one small message and, where any rank needs it, plan anew."""
-        behind = self._saver.behind()
-        late = [int(tier.name in behind) for tier in self._tiers]
+        full = self._saver.behind()
+        late = [int(tier.name in full) for tier in self._tiers]
         steps = [0, 0] if error is not None else [step, -step]
         digests = self._shard.digests if self._shard else []
         failed, changed, highest, lowest, *rest = self._group.all_max(
@@ -338,15 +357,15 @@ class Checkpointer:
             self._launch = claim_launch(self._tiers, self._run, self._group, self._parent)
         if not taken:
             self._group.together(lambda: taken.append(self._acquire()))
-        names = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
         self._head = step
+        behind = {tier.name for tier, is_late in zip(self._tiers, late, strict=True) if is_late}
         self._tries[step] += 1
         attempt = Attempt(step, self._launch.number, self._tries[step])
-        return _Ready(attempt, self._takers(names), self._shard, self._launch, taken[0])
+        return _Ready(attempt, self._takers(), behind, self._shard, self._launch, taken[0])
 
     def _acquire(self) -> Image:
         size = self._shard.staged.layout.size if self._shard else 0
-        return self._saver.acquire(size, timeout=self._deadline)
+        return self._saver.acquire(size, timeout=self._patience)
 
     def _staged(self, ready: _Ready) -> Shard:
         shard = ready.shard
@@ -361,22 +380,17 @@ class Checkpointer:
             values=shard.value_entries(),
         )
 
-    def _takers(self, behind: set[str]) -> list[str]:
+    def _takers(self) -> list[str]:
         """The tiers that this save goes to; the same on all ranks."""
         number, self._count = self._count, self._count + 1
-        due = [t.name for t in self._tiers if self._stopping or number % t.every == 0]
-        skipped = [name for name in due[1:] if name in behind]
-        for name in skipped:
-            _log.warning("tier %s is too far behind and does not get this save", name)
-        return [name for name in due if name not in skipped]
+        return [t.name for t in self._tiers if self._stopping or number % t.every == 0]
 
     def _settle(self) -> None:
         """Let the saves under way be found by a restore; their failures are their own."""
         for save in self._pending:
-            for name, status in save.status().items():
-                if status.state is not State.SKIPPED:
-                    with suppress(Exception):
-                        save.wait(name, self._deadline)
+            for name in save.status():
+                with suppress(Exception):
+                    save.wait(name, self._patience)
                     break
 
     def _choose(

@@ -36,12 +36,12 @@ class Save:
 
     @property
     def done(self) -> bool:
-        """Whether every tier is committed, failed or skipped."""
+        """Whether every tier is committed, failed, behind or skipped."""
         return self._handle.done
 
     @property
     def failed(self) -> dict[str, BaseException]:
-        """The errors of the tiers that failed, by name."""
+        """The errors of the tiers that failed or were too far behind, until they catch up."""
         return self._handle.failed
 
     def wait(
@@ -61,8 +61,9 @@ class Save:
 
         Raises:
             DeadlineError: `timeout` passed; the save goes on.
-            CheckpointError: the save does not go to this tier.
-            TierstoreError: what the save failed with.
+            CheckpointError: the save does not go to this tier, or the tier was too far behind.
+            TierstoreError: what the save failed with. A tier that failed or was behind may get it
+                later; it then succeeds.
         """
         self._handle.wait(tier, timeout, until=until)
 

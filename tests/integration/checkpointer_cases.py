@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from tests.patience import PATIENCE
 from tests.ranks import resources
+from tests.shards import until
 from tierstore.config import Config, TierConfig
 from tierstore.errors import CheckpointError, OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
@@ -315,6 +317,47 @@ def one_cannot_copy(folder: str) -> list[str]:
 
 def _cannot_copy(_: object) -> None:
     raise CheckpointError("no copy today")
+
+
+def one_is_behind(folder: str) -> tuple[list[tuple[int, str]], dict[str, str]]:
+    """Rank 1 alone is behind with tier b: no rank sends it there, and all catch up."""
+    tiers = [TierConfig(name, f"file://{folder}/{name}") for name in ("a", "b")]
+    with Checkpointer(Config(tuple(tiers)), run="run") as checkpointer:
+        saver = checkpointer._saver
+        checkpointer.save(1, _halves(1.0)).wait()
+        if dist.get_rank() == 1:
+            saver.behind = lambda: ("b",)  # type: ignore[method-assign]
+        save = checkpointer.save(2, _halves(2.0))
+        save.wait("a")
+        until(lambda: not save.failed)
+        save.wait()
+        failures = [(failure.attempt.step, failure.tier) for failure in saver.failures]
+        return failures, {name: str(status.state) for name, status in save.status().items()}
+
+
+def forked_child(url: str) -> str:
+    """A rank forks a child that wants a Checkpointer of its own."""
+    with Checkpointer(url, run="run") as checkpointer:
+        checkpointer.save(1, _halves(1.0)).wait()
+        return in_child(lambda: Checkpointer(url, run="run"))
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """Return what `work` gives in a forked child, or its error, as text."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with os.fdopen(writing, "w") as pipe:
+            pipe.write(outcome(work))
+        os._exit(0)
+    os.close(writing)
+    hung = threading.Timer(PATIENCE, os.kill, [pid, signal.SIGKILL])
+    hung.start()
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    hung.cancel()
+    os.waitpid(pid, 0)
+    return text
 
 
 def _no_memory(size: int, *, timeout: float) -> Any:

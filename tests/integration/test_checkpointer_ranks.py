@@ -87,6 +87,14 @@ def test_a_copy_that_fails_on_one_rank_does_not_make_ranks_count_differently(
         ]
 
 
+def test_a_tier_that_one_rank_is_behind_with_is_caught_up_by_all(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    for failures, states in ranks.run(2, cases.one_is_behind, str(tmp_path)):
+        assert failures == [(2, "b")]
+        assert states == {"a": "committed", "b": "committed"}
+
+
 def test_one_ranks_change_makes_all_plan_again(ranks: Ranks, url: str) -> None:
     assert ranks.run(2, cases.one_rank_changes, url) == [[0, 1, 2, 3]] * 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
@@ -19,7 +19,8 @@ class State(StrEnum):
 
     PENDING waits for its turn; WRITING sends this rank's files; WRITTEN has this rank's files and
     fragment there; COMMITTED means that all ranks have, and that the commit exists; FAILED carries
-    an error; SKIPPED was not meant for this tier.
+    an error; BEHIND does too: the tier had too many saves to write already. SKIPPED was not meant
+    for this tier. What failed or was behind may still become COMMITTED: the tier catches up.
     """
 
     PENDING = "pending"
@@ -27,11 +28,12 @@ class State(StrEnum):
     WRITTEN = "written"
     COMMITTED = "committed"
     FAILED = "failed"
+    BEHIND = "behind"
     SKIPPED = "skipped"
 
 
-_WRITTEN = frozenset({State.WRITTEN, State.COMMITTED, State.FAILED, State.SKIPPED})
-_SETTLED = frozenset({State.COMMITTED, State.FAILED, State.SKIPPED})
+_SETTLED = frozenset({State.COMMITTED, State.FAILED, State.BEHIND, State.SKIPPED})
+_WRITTEN = _SETTLED | {State.WRITTEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class TierStatus:
         seconds: from the start of writing until this rank's part was written, or until now.
         commit_seconds: from then until the commit was seen.
         nbytes: of this rank's files sent so far.
-        error: why it failed.
+        error: why it failed, or that the tier was too far behind.
     """
 
     state: State = State.PENDING
@@ -80,12 +82,12 @@ class SaveHandle:
 
     @property
     def done(self) -> bool:
-        """Whether every tier is committed, failed or skipped."""
+        """Whether every tier is committed, failed, behind or skipped."""
         return self._reached(self._tiers, _SETTLED)
 
     @property
     def failed(self) -> dict[str, BaseException]:
-        """The errors of the tiers that failed."""
+        """The errors of the tiers that failed or were too far behind, until they catch up."""
         found = ((name, status.error) for name, status in self.status().items())
         return {name: error for name, error in found if error is not None}
 
@@ -107,7 +109,8 @@ class SaveHandle:
         Raises:
             CheckpointError: the save does not go to this tier, or there is none of this name.
             DeadlineError: `timeout` passed; the save goes on.
-            Exception: whatever the save failed with on the tier (the first one that failed).
+            Exception: whatever the save failed with on the tier (the first one that failed), or
+                that the tier was too far behind. It is not waited for until that tier catches up.
         """
         names = list(self._tiers) if tier is None else [tier]
         if tier is not None and (tier not in self._tiers or not self.goes_to(tier)):
@@ -130,12 +133,24 @@ class SaveHandle:
         """Whether the save was meant for this tier."""
         return self._tiers[tier].state != State.SKIPPED
 
-    def wait_turn(self, tier: str, timeout: float) -> None:
-        """Wait until no tier above `tier` has writing to do, or until `timeout` seconds passed."""
+    def settled(self, tier: str) -> bool:
+        """Whether nothing more will happen on a tier, unless it catches up."""
+        return self._reached([tier], _SETTLED)
+
+    def wait_turn(self, tier: str, timeout: float, stopped: Callable[[], bool]) -> None:
+        """Wait until no tier above `tier` has writing to do, or until `timeout` seconds passed.
+
+        `stopped` ends it too; `wake` has it asked.
+        """
         names = list(self._tiers)
         above = names[: names.index(tier)]
         with self._changed:
-            self._changed.wait_for(lambda: self._reached(above, _WRITTEN), timeout)
+            self._changed.wait_for(lambda: stopped() or self._reached(above, _WRITTEN), timeout)
+
+    def wake(self) -> None:
+        """Have whoever waits for a turn look whether it is to stop."""
+        with self._changed:
+            self._changed.notify_all()
 
     def written_everywhere(self) -> bool:
         """Whether no tier needs this rank's bytes any more."""
@@ -149,6 +164,12 @@ class SaveHandle:
             status = self._timed(tier)
             self._since[tier] = time.monotonic()
             self._tiers[tier] = replace(status, state=state, error=error)
+            self._changed.notify_all()
+
+    def catch_up(self, tier: str, *, seconds: float, nbytes: int) -> None:
+        """Record that a tier which failed or was behind has the whole checkpoint now."""
+        with self._changed:
+            self._tiers[tier] = TierStatus(State.COMMITTED, seconds, nbytes=nbytes)
             self._changed.notify_all()
 
     def count(self, tier: str, nbytes: int) -> None:

@@ -2,7 +2,8 @@
 
 Lanes do not wait for each other's saves, so a slow or failing tier holds up nobody else. Within
 one save the tiers take turns from the top, because bytes that the first tier has durably matter
-more than a second copy on its way; a tier that is stuck is overtaken.
+more than a second copy on its way; a tier that is stuck is overtaken. A tier that was down or too
+far behind gets the newest save as soon as it can, from a tier that has its bytes.
 
 The last writer commits. Every other rank looks again with growing pauses until it sees the commit,
 and creates it as soon as all fragments are there, so a last writer that died is replaced.
@@ -15,23 +16,32 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tierstore.checkpoint.fragment import FileEntry, Fragment
 from tierstore.checkpoint.store import RunStore
-from tierstore.errors import CheckpointError, IncompleteError, TierstoreError, TransientError
+from tierstore.errors import (
+    AlreadyExistsError,
+    CheckpointError,
+    IncompleteError,
+    StorageError,
+    TierstoreError,
+    TransientError,
+)
 from tierstore.image.layout import Segment
 from tierstore.keys import RunKeys
 from tierstore.ladder.claim import Claims
 from tierstore.ladder.handle import SaveHandle, State
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
+from tierstore.ladder.turns import Turns
 from tierstore.logs import logger
 from tierstore.transfer.read import Replica, Want, fetch
 from tierstore.transfer.source import AlignedBuffers, Lease, RevokedError
+from tierstore.transfer.workers import DaemonPool
 from tierstore.transfer.write import Crcs, FileWrite, write_files
+from tierstore.wrappers.stop import GIVEN_UP
 
 _log = logger(__name__)
 
@@ -61,8 +71,11 @@ class Save:
 
 @dataclass(slots=True)
 class _Waiting:
+    """A save whose commit is awaited; one that is late tells how long it took to write."""
+
     save: Save
     deadline: float
+    late: float | None = None
     due: float = 0.0
     pause: float = _FIRST_PAUSE
     trouble: str = ""
@@ -88,76 +101,126 @@ class Lane:
         self._commit_timeout = commit_timeout
         self._changed = changed
         self._claims = Claims(self._store)
-        self._saves: queue.Queue[Save | None] = queue.Queue(backlog)
-        self._commits: queue.Queue[Save | None] = queue.Queue()
+        self._turns: Turns[Save] = Turns(backlog)
+        self._commits: queue.Queue[_Waiting | None] = queue.Queue()
         self._stopped = threading.Event()
         concurrency = tier.backend.capabilities.concurrency
         size = tier.backend.capabilities.part_size
         self._buffers = AlignedBuffers(size, max(1, min(concurrency, _READ_BACK_BYTES // size)))
-        self._pool = ThreadPoolExecutor(concurrency, f"tierstore-{tier.name}-part")
+        # Daemons, all of them: whoever forgets to close, or whose disk hangs, must be able to exit.
+        self._pool = DaemonPool(concurrency, f"tierstore-{tier.name}-part", self._begin)
         self._threads = [
             threading.Thread(target=work, name=f"tierstore-{tier.name}-{what}", daemon=True)
             for what, work in (("write", self._write_all), ("commit", self._commit_all))
-        ]  # daemons: whoever forgets to close must be able to exit
+        ]
         for thread in self._threads:
             thread.start()
 
     @property
     def full(self) -> bool:
         """Whether the tier is so far behind that it takes no more saves."""
-        return self._saves.full()
+        return self._turns.full
 
-    def offer(self, save: Save) -> None:
-        """Put a save in the queue, or fail it on this tier at once if the queue is full."""
-        try:
-            self._saves.put_nowait(save)
-        except queue.Full:
-            behind = self._saves.qsize()
-            text = f"tier {self.tier.name!r} is {behind} saves behind and takes no more for now"
-            hint = "raise `every` of this tier, or save less often"
-            self._fail(save, CheckpointError(text, hint=hint))
+    @property
+    def catching_up(self) -> bool:
+        """Whether it is writing, or would be by now, what it had failed or been too late for."""
+        return self._turns.catching_up
+
+    def offer(self, save: Save, *, behind: bool = False) -> None:
+        """Put a save in the queue, or owe it if the tier is `behind` or its queue is full."""
+        if not behind and not self._turns.full:
+            self._turns.put(save)
+            return
+        error = CheckpointError(
+            f"tier {self.tier.name!r} is too far behind to take step {save.shard.attempt.step}: "
+            f"{self._turns.waiting} saves wait for it here",
+            hint="it gets the newest step when it can; raise its `every`, or save less often",
+        )
+        self._end(save, State.BEHIND, error)
+        self._turns.skip(save)
 
     def stop(self) -> None:
-        """Give up what is not done: transfers end before their next part."""
+        """Give up what is not done: transfers end before their next part, pauses at once."""
         self._stopped.set()
+        self._turns.close()
 
-    def close(self) -> None:
-        """Take no more saves and wait for the threads, which end with the last one."""
-        self._saves.put(None)
+    def close(self, timeout: float) -> bool:
+        """Wait for the threads, which end with the save that they are at.
+
+        Returns:
+            Whether they have ended in `timeout` seconds; else they are left to themselves.
+        """
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join()
-        self._pool.shutdown()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        ended = not any(thread.is_alive() for thread in self._threads)
+        for thread in self._pool.end():
+            thread.join(max(0.0, deadline - time.monotonic()))
+            ended = ended and not thread.is_alive()
+        return ended
+
+    def abandon(self, save: Save) -> None:
+        """Fail a save whose threads did not end with the lane."""
+        if not save.handle.settled(self.tier.name):
+            self._fail(save, self._closed())
+
+    def _begin(self) -> None:
+        GIVEN_UP.set(self._stopped)
+
+    def _closed(self) -> CheckpointError:
+        return CheckpointError(f"the saver was closed before tier {self.tier.name!r} was done")
 
     def _advance(self, save: Save, state: State) -> None:
         save.handle.advance(self.tier.name, state)
         self._changed(save, self.tier.name, None)
 
-    def _fail(self, save: Save, error: BaseException) -> None:
+    def _end(self, save: Save, state: State, error: BaseException) -> None:
         _log.warning("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, str(error))
-        save.handle.advance(self.tier.name, State.FAILED, error)
+        save.handle.advance(self.tier.name, state, error)
         self._changed(save, self.tier.name, error)
+
+    def _fail(self, save: Save, error: BaseException, *, again: bool = False) -> None:
+        late = save is self._turns.late
+        if late:  # it stays what it is: failed, or behind
+            _log.debug("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, error)
+        else:
+            self._end(save, State.FAILED, error)
+        again = again or (isinstance(error, StorageError) and not _is_final(error))
+        self._turns.settle(save, again=again and not self._stopped.is_set())
+        if late:
+            self._changed(save, self.tier.name, None)
 
     # Writing
 
     def _write_all(self) -> None:
-        while (save := self._saves.get()) is not None:
-            save.handle.wait_turn(self.tier.name, self._overtake)
+        self._begin()
+        while (save := self._turns.take()) is not None:
+            late, begun = save is self._turns.late, time.monotonic()
+            patience = self._commit_timeout
             try:
-                self._advance(save, State.WRITING)
-                self._write(save)
+                if not late:
+                    save.handle.wait_turn(self.tier.name, self._overtake, self._stopped.is_set)
+                    self._advance(save, State.WRITING)
+                    self._write(save)
+                    self._advance(save, State.WRITTEN)
+                elif self._holds(save):
+                    patience = 0.0  # for the commit it has waited long enough: one look at a time
+                else:
+                    self._write(save)
             except BaseException as error:
                 self._fail(save, error)
             else:
-                self._advance(save, State.WRITTEN)
-                self._commits.put(save)
+                now = time.monotonic()
+                self._commits.put(_Waiting(save, now + patience, now - begun if late else None))
         self._commits.put(None)
+
+    def _holds(self, save: Save) -> bool:
+        return any(replica.tier == self.tier.name for replica in save.written)
 
     def _write(self, save: Save) -> None:
         shard = save.shard
         if self._stopped.is_set():
-            raise CheckpointError(
-                f"the saver was closed before tier {self.tier.name!r} had its turn"
-            )
+            raise self._closed()
         self._claims.claim(shard.launch)
         keys = self._keys.attempt(shard.attempt, shard.launch.nonce)
         segments = shard.layout.segments
@@ -201,6 +264,10 @@ class Lane:
         self, save: Save, segment: Segment, offset: int, length: int
     ) -> Iterator[memoryview]:
         """Lend bytes of a segment from a tier that has it, verified."""
+        if not save.written:
+            raise CheckpointError(
+                f"no tier has the bytes of step {save.shard.attempt.step} to read"
+            )
         with self._buffers.take(length) as part:
             want = Want(segment.name, offset, length, into=part)
             files = {entry.name: entry for entry in save.entries}
@@ -210,15 +277,16 @@ class Lane:
     # Committing
 
     def _commit_all(self) -> None:
+        self._begin()
         waiting: list[_Waiting] = []
         more = True
         while more or waiting:
             try:
                 timeout = _until_due(waiting) if waiting else None
-                save = self._commits.get(timeout=timeout)
-                more = save is not None
-                if save is not None:
-                    waiting.append(_Waiting(save, time.monotonic() + self._commit_timeout))
+                new = self._commits.get(timeout=timeout)
+                more = new is not None
+                if new is not None:
+                    waiting.append(new)
             except queue.Empty:
                 pass
             now = time.monotonic()
@@ -230,7 +298,7 @@ class Lane:
         try:
             shard = save.shard
             if self._store.try_commit(shard.attempt, shard.launch.nonce, self.tier.ranks):
-                self._advance(save, State.COMMITTED)
+                self._commit(waiting)
                 return True
         except TransientError as error:
             waiting.trouble = f"; last trouble: {error}"
@@ -241,11 +309,22 @@ class Lane:
             waiting.trouble += "; the saver was closed before its deadline"
         now = time.monotonic()
         if self._stopped.is_set() or now >= waiting.deadline:
-            self._fail(save, self._incomplete(waiting))
+            self._fail(save, self._incomplete(waiting), again=True)
             return True
         waiting.due = now + waiting.pause * random.uniform(0.75, 1.25)
         waiting.pause = min(2 * waiting.pause, _LONGEST_PAUSE)
         return False
+
+    def _commit(self, waiting: _Waiting) -> None:
+        save, name = waiting.save, self.tier.name
+        if waiting.late is None:
+            save.handle.advance(name, State.COMMITTED)
+        else:
+            nbytes = sum(segment.size for segment in save.shard.layout.segments)
+            save.handle.catch_up(name, seconds=waiting.late, nbytes=nbytes)
+            _log.warning("tier %s has caught up: step %d is there", name, save.shard.attempt.step)
+        self._turns.settle(save, again=False)
+        self._changed(save, name, None)
 
     def _incomplete(self, waiting: _Waiting) -> IncompleteError:
         shard = waiting.save.shard
@@ -261,6 +340,11 @@ class Lane:
             f"{who}{waiting.trouble}",
             hint="look into the logs of these ranks; earlier checkpoints are not affected",
         )
+
+
+def _is_final(error: StorageError) -> bool:
+    """Whether it would fail the same way the next time: the name is another job's."""
+    return isinstance(error, AlreadyExistsError)
 
 
 def _until_due(waiting: list[_Waiting]) -> float:

@@ -4,15 +4,19 @@ The staging image is given up as soon as every tier has been written from it, or
 save asks for it, as soon as one tier holds this rank's bytes; the tiers below are then fed from
 that tier. A failure on one tier is recorded, logged and raised to who waits for that tier; it
 neither stops the other tiers nor turns into success.
+
+Closing ends by its deadline, whatever a tier does: shortly before it what is not done is given up,
+and threads that still hang, in a disk or a server that does not answer, are left to themselves.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import CheckpointError, ConfigError, DeadlineError
@@ -30,6 +34,8 @@ __all__ = ["SaveFailure", "Saver", "Shard"]
 _log = logger(__name__)
 _FAILURES_KEPT = 100
 _EXIT_SECONDS = 60.0
+_GRACE = 1.0  # seconds, or a tenth of all there are: for uploads to be aborted
+_LOOK = 0.2  # seconds after which to ask again how many are left
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class Saver:
     """Writes one rank's shards to the tiers of a ladder. One per process.
 
     One that is still open when the interpreter ends, as after an error in the training loop, is
-    given 60 seconds to finish what is under way.
+    given 60 seconds to finish what is under way. It belongs to the process that made it: in a
+    forked child it refuses saves, and closing does nothing.
 
     Args:
         tiers: the open ladder, fastest first.
@@ -54,6 +61,7 @@ class Saver:
         commit_timeout: seconds to wait for the other ranks' fragments on a tier.
         backlog: saves that may wait for one tier.
         overtake: seconds a tier waits for its turn behind the tiers above it.
+        time_left: tells the seconds until this process has to end, or None while nobody says so.
     """
 
     def __init__(
@@ -65,9 +73,12 @@ class Saver:
         commit_timeout: float = 600.0,
         backlog: int = 8,
         overtake: float = 120.0,
+        time_left: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._tiers = tuple(tiers)
         self._pool = pool
+        self._time_left = time_left
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._images: set[Save] = set()
@@ -124,7 +135,12 @@ class Saver:
                 self._wanted -= 1
 
     def submit(
-        self, shard: Shard, image: Staged, *, tiers: Collection[str] | None = None
+        self,
+        shard: Shard,
+        image: Staged,
+        *,
+        tiers: Collection[str] | None = None,
+        behind: Collection[str] = (),
     ) -> SaveHandle:
         """Send a staged shard on its way and return at once.
 
@@ -133,10 +149,11 @@ class Saver:
             image: its bytes; taken over in every case, also when this raises.
             tiers: names of the tiers it goes to. None: the n-th submit, counted from 0, goes to
                 the tiers whose `every` divides n, so the first goes to all.
+            behind: those of them that are too far behind to take it, here or on another rank.
 
         Raises:
             ConfigError: there is no tier of a name, or no name.
-            CheckpointError: the Saver is closed.
+            CheckpointError: the Saver is closed, or is another process's.
         """
         lease = Lease(image)
         try:
@@ -146,27 +163,51 @@ class Saver:
             raise
         for name, lane in self._lanes.items():
             if save.handle.goes_to(name):
-                lane.offer(save)
+                lane.offer(save, behind=name in behind)
         return save.handle
 
     def close(self, timeout: float | None = 600.0) -> None:
         """Wait for all saves, then end the threads. Idempotent.
 
         Args:
-            timeout: seconds after which what is not done fails: transfers end before their next
-                part, commits are not waited for. None waits as long as the tiers' deadlines allow.
+            timeout: seconds after which what is not done has failed; less if `time_left` says so.
+                None waits as long as the tiers' deadlines allow.
         """
+        if os.getpid() != self._pid:
+            return
+        longest = threading.TIMEOUT_MAX
+        end = time.monotonic() + (longest if timeout is None else min(timeout, longest))
+        grace = min(_GRACE, 0.1 * self._left(end))
         with self._idle:
             already, self._closed = self._closed, True
             if already:
                 return
-            self._idle.wait_for(lambda: not self._unsettled, timeout)
+            while self._busy() and (left := self._left(end) - grace) > 0:
+                self._idle.wait(min(left, _LOOK))
+            unsettled = [*self._unsettled]
         for lane in self._lanes.values():
             lane.stop()
-        for lane in self._lanes.values():
-            lane.close()
+        for save in unsettled:
+            save.handle.wake()
+        for name, lane in self._lanes.items():
+            if not lane.close(max(0.0, self._left(end))):
+                _log.warning("tier %s does not answer: what it does is left to itself", name)
+                for save in unsettled:
+                    lane.abandon(save)
+
+    def _busy(self) -> bool:
+        return bool(self._unsettled) or any(lane.catching_up for lane in self._lanes.values())
+
+    def _left(self, end: float) -> float:
+        told = self._time_left()
+        left = end - time.monotonic()
+        return left if told is None else min(told, left)
 
     def _enter(self, shard: Shard, lease: Lease, tiers: Collection[str] | None) -> Save:
+        if os.getpid() != self._pid:  # before the lock, which the fork may have copied locked
+            raise CheckpointError(
+                "a saver cannot be used in a forked child", hint="make a new one in the child"
+            )
         names = [tier.name for tier in self._tiers]
         unknown = sorted(set(tiers or ()) - set(names))
         if unknown:
@@ -213,8 +254,9 @@ _open: weakref.WeakSet[Saver] = weakref.WeakSet()
 
 
 def _close_all() -> None:
+    end = time.monotonic() + _EXIT_SECONDS
     for saver in list(_open):
-        saver.close(_EXIT_SECONDS)
+        saver.close(max(0.0, end - time.monotonic()))
 
 
 os.register_at_fork(after_in_child=_open.clear)  # a child has none of the threads to wait for

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
-from typing import Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def run_all(items: Iterable[T], work: Callable[[T], None], *, pool: Executor, width: int) -> None:
@@ -53,3 +55,47 @@ class _Queue(Generic[T]):
     def _next(self) -> T | None:
         with self._lock:
             return None if self._stopped else next(self._items, None)
+
+
+class DaemonPool(Executor):
+    """Threads that the end of the process does not wait for, unlike a ThreadPoolExecutor's.
+
+    Args:
+        width: threads at most; each is started when it is first needed.
+        name: what they are called, with a number.
+        begin: called first in each of them.
+    """
+
+    def __init__(self, width: int, name: str, begin: Callable[[], object]) -> None:
+        self._width, self._name, self._begin = width, name, begin
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """See `Executor.submit`; from one thread at a time."""
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: fn(*args, **kwargs)))
+        if not self._idle.acquire(blocking=False) and len(self._threads) < self._width:
+            name = f"{self._name}_{len(self._threads)}"
+            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
+        return future
+
+    def end(self) -> list[threading.Thread]:
+        """Let the threads end with what they have; return them."""
+        for _ in self._threads:
+            self._calls.put(None)
+        return self._threads
+
+    def _work(self) -> None:
+        self._begin()
+        while (item := self._calls.get()) is not None:
+            future, call = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del item, future, call
+            self._idle.release()

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tierstore.backend import Backend
 from tierstore.waiting import on
 from tierstore.wrappers.delegate import Call, Delegate
+from tierstore.wrappers.stop import pause
 
 T = TypeVar("T")
 _BURST_SECONDS = 1.0
@@ -29,7 +30,7 @@ class TokenBucket:
         rate: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] = pause,
     ) -> None:
         self._rate, self._clock, self._sleep = rate, clock, sleep
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ from typing import TypeVar
 from tierstore.backend import Backend, Capabilities
 from tierstore.errors import ThrottledError
 from tierstore.wrappers.delegate import Call, Delegate
+from tierstore.wrappers.stop import GIVEN_UP, LOOK, given_up, refusal
 
 T = TypeVar("T")
 _ENOUGH = 1024  # at a time, of a store that asks for nothing any more
@@ -49,7 +50,9 @@ class Limited(Delegate):
         """Wait for a turn, and learn from the answer how many there may be."""
         with self._lock:
             while self._running + 1 > self._allowed:
-                self._turn.wait()
+                if given_up():
+                    raise refusal()
+                self._turn.wait(LOOK if GIVEN_UP.get() else None)
             self._running += 1
             asked = self._asked
         throttled = False

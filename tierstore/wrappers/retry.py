@@ -22,6 +22,7 @@ from tierstore.backend import Backend
 from tierstore.errors import DamagedInTransitError, TransientError
 from tierstore.waiting import Wait, on
 from tierstore.wrappers.delegate import Call, Delegate
+from tierstore.wrappers.stop import GIVEN_UP
 
 T = TypeVar("T")
 _FIRST_PAUSE = 0.1
@@ -78,7 +79,8 @@ class Retrying(Delegate):
         budget: of the tier.
         on_retry: told the operation before each repetition.
         clock: seconds, never going back.
-        pause: waits for seconds, but returns True at once when the backend is closed.
+        pause: waits for seconds, but returns True at once when the backend is closed or the work
+            of this thread is given up.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Retrying(Delegate):
         self._seconds, self._clock, self._on_retry = seconds, clock, on_retry
         self._budget = budget or Budget()
         self._closed = threading.Event()
-        self._pause = pause or self._closed.wait
+        self._pause = pause or self._rest
 
     def shorten(self, seconds: float) -> None:
         """Repeat for no longer than that."""
@@ -139,7 +141,12 @@ class Retrying(Delegate):
             return f"the {self._seconds:g} seconds for retries are over"
         if not self._budget.spend():
             return "too many requests to this tier fail to retry each of them"
-        return "the backend was closed" if self._pause(pause) else ""
+        if not self._pause(pause):
+            return ""
+        return "the backend was closed" if self._closed.is_set() else "it was given up"
+
+    def _rest(self, seconds: float) -> bool:
+        return (GIVEN_UP.get() or self._closed).wait(seconds) or self._closed.is_set()
 
     def close(self) -> None:
         """End the pauses and close the wrapped backend."""
