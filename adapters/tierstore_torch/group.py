@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tierstore.errors import CheckpointError, TierstoreError
+from tierstore_torch import forking
 
 T = TypeVar("T")
 
@@ -32,6 +33,9 @@ class Group:
     Args:
         process_group: whose ranks; the default group if None. Made by every one of its ranks.
         timeout: seconds after which a rank that does not take part is given up.
+
+    Raises:
+        CheckpointError: this process was forked from a rank of several.
     """
 
     def __init__(self, process_group: dist.ProcessGroup | None, *, timeout: float) -> None:
@@ -42,6 +46,12 @@ class Group:
         members = dist.get_process_group_ranks(process_group)
         self.rank, self.size = members.index(dist.get_rank()), len(members)
         self._root = members[0]
+        if self.size > 1 and forking.is_inherited():
+            raise CheckpointError(
+                f"this process was forked from rank {self.rank} of {self.size}, and what connects "
+                "that to the others does not survive a fork",
+                hint="start it with spawn, or fork before torch.distributed is set up",
+            )
         if self.size > 1:
             self._group = dist.new_group(
                 members,

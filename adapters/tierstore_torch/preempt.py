@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+import weakref
 from typing import Any
 
 from tierstore.errors import ConfigError
 
 
 class StopSignal:
-    """Remembers that a SIGTERM came, and when.
+    """Remembers that a SIGTERM came, and when; a forked child is ended by one, as without it.
 
     Args:
         seconds: how long after the signal this process may expect to live.
@@ -28,8 +30,17 @@ class StopSignal:
             )
         self._seconds = seconds
         self._came: float | None = None
-        self._handler = lambda _number, _frame: self.note()
+        self._pid = os.getpid()
+        self._handler = lambda _number, _frame: self._handle()
         self._previous: Any = signal.signal(signal.SIGTERM, self._handler)
+        _open.add(self)
+
+    def _handle(self) -> None:
+        if os.getpid() == self._pid:
+            self.note()
+        else:  # it came before the child could put the earlier handler back
+            self.close()
+            signal.raise_signal(signal.SIGTERM)
 
     def note(self) -> None:
         """Count from now, if no signal came before."""
@@ -55,3 +66,14 @@ class StopSignal:
             and signal.getsignal(signal.SIGTERM) is self._handler
         ):
             signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+
+
+_open: weakref.WeakSet[StopSignal] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for each in list(_open):
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_all)

@@ -5,6 +5,7 @@ All that open the same URL share one dictionary, which lives as long as the proc
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -80,6 +81,17 @@ class _Space:
 
 _spaces: dict[str, _Space] = {}
 _spaces_lock = threading.Lock()
+
+
+def _renew_locks() -> None:
+    """In a forked child: other threads may have held them, and are not here to let go."""
+    global _spaces_lock  # noqa: PLW0603 - it protects what is one per process
+    _spaces_lock = threading.Lock()
+    for space in _spaces.values():
+        space.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 @dataclass(frozen=True, slots=True)
