@@ -27,9 +27,11 @@ from pathlib import Path
 
 from tierstore import registry
 from tierstore.errors import ConfigError
+from tierstore.regular import open_regular
 
 CONFIG_VARIABLE = "TIERSTORE_CONFIG"
 DEFAULT_PATH = Path("tierstore.toml")
+_LARGEST = 1024**2  # bytes of a configuration
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -182,8 +184,11 @@ def _from_file(path: Path) -> Config:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        with os.fdopen(open_regular(path), "rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ConfigError(f"{path} has more than {_LARGEST:,} bytes: it is no configuration")
+        return tomllib.loads(text.decode())
     except FileNotFoundError:
         new = f"for a tier in a new folder write {path.absolute().as_uri()}"
         hint = "" if path.suffix == DEFAULT_PATH.suffix else new
@@ -195,7 +200,7 @@ def _read(path: Path) -> dict[str, object]:
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of tomllib, or the text is not UTF-8
         raise ConfigError(f"{path} is not TOML: {error}") from None
 
 

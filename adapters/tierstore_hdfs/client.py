@@ -14,11 +14,13 @@ from urllib.parse import quote, urlencode, urlsplit
 from tierstore.blocks import Buffer
 from tierstore.errors import ConfigError, DeadlineError, TransientError, UnreachableError
 from tierstore.http import Response, Transport
+from tierstore.regular import open_regular
 from tierstore_hdfs.answers import decoded, location
 from tierstore_hdfs.errors import STANDBY, Who, answered, nobody, refusal
 from tierstore_hdfs.options import SMALL, HdfsOptions
 from tierstore_hdfs.session import Session
 
+_TOKEN = 64 * 1024  # characters
 _PORTS = {"hdfs": 9870, "webhdfs": 9870, "swebhdfs": 9871}
 _LUMP = 64 * 1024  # datanodes wait for acknowledgements: more made 1 MiB take 80 ms instead of 10
 
@@ -163,7 +165,8 @@ class HdfsClient:
         try:
             changed = self._token_file.stat().st_mtime_ns
             if self._token is None or self._token[0] != changed:
-                self._token = changed, self._token_file.read_text("ascii").strip()
+                with os.fdopen(open_regular(self._token_file), encoding="ascii") as file:
+                    self._token = changed, file.read(_TOKEN).strip()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             raise ConfigError(

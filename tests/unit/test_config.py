@@ -122,6 +122,9 @@ S3 = '[[tier]]\nname = "s3"\nurl = "s3://b/p"\n'
         ("[[teir]]\nname = 'x'", r"tierstore\.toml: unknown key 'teir' \(did you mean 'tier'\?\)"),
         ("", r"tierstore\.toml: there is no tier"),
         ("[[tier]", r"tierstore\.toml is not TOML: .*line 1"),
+        pytest.param("a = " + "[" * 9000, r"tierstore\.toml is not TOML", id="deep"),
+        pytest.param("a = " + "9" * 9000, r"tierstore\.toml is not TOML", id="long"),
+        pytest.param("#" * (1 << 20) + "x", r"has more than 1,048,576 bytes", id="large"),
     ],
 )
 def test_each_mistake_is_named(toml, text, message):

@@ -83,6 +83,23 @@ def test_a_list_that_was_cut_off(root: Path, token: str) -> None:
     assert opened(root).upload("a/x", len(DATA), resume=token).done == [(0, HALF)]
 
 
+def test_what_is_no_part_is_passed_over(root: Path, token: str) -> None:
+    odd = "\u00b2 \u0663 1".encode()
+    lines = [b"\xff", odd, b"9" * 5000 + b" 1 1", b"-1 1 1", b"1 1", b"1" * 100_000, b""]
+    with scratch(root, f"{token}.parts").open("ab") as file:
+        file.write(b"\n".join(lines))
+    upload = opened(root).upload("a/x", len(DATA), resume=token)
+    assert upload.done == [(0, HALF)]
+    upload.abort()
+
+
+def test_a_list_without_a_head(root: Path, token: str) -> None:
+    for head in (b"[" * 50_000, b"\xff", b"9" * 5000, b"[" * 200_000):
+        scratch(root, f"{token}.parts").write_bytes(head + b"\n")
+        with pytest.raises(StorageError, match="the token is of another upload"):
+            opened(root).upload("a/x", len(DATA), resume=token)
+
+
 @pytest.mark.parametrize(("key", "size"), [("a/x", 5), ("a/y", len(DATA))])
 def test_the_token_of_another_upload(root: Path, token: str, key: str, size: int) -> None:
     with pytest.raises(StorageError, match="of another upload"):

@@ -8,7 +8,6 @@ are not followed when listing.
 from __future__ import annotations
 
 import os
-import stat as st
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -26,9 +25,10 @@ from tierstore.backends.local_scan import LocalScan
 from tierstore.backends.local_upload import LocalUpload, Site
 from tierstore.backends.scratch import NAME, Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
-from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError, TruncatedFileError
+from tierstore.errors import ConfigError, InvalidKeyError, TruncatedFileError
 from tierstore.keys import check_key
 from tierstore.registry import declares, parse_url
+from tierstore.regular import check_regular, open_regular
 from tierstore.scan import Found, Ways
 
 _CAPABILITIES = Capabilities(
@@ -121,8 +121,7 @@ class LocalBackend:
         """See `tierstore.backend.Backend.stat`."""
         with self._translated(key):
             status = os.stat(self.local_path(key))
-        if not st.S_ISREG(status.st_mode):
-            raise NotFoundError("is a folder, not an object", url=self.url, key=key)
+            check_regular(status.st_mode)
         return told(key, status)
 
     def list(
@@ -157,7 +156,7 @@ class LocalBackend:
         """See `tierstore.backend.Backend.read_into`; aligned or cached bytes are not copied."""
         length = sum(buffer.nbytes for buffer in buffers)
         with self._translated(key):
-            fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_regular(self.local_path(key))
             try:
                 size = os.fstat(fd).st_size
                 if offset + length > size:
@@ -176,12 +175,9 @@ class LocalBackend:
     def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
         """See `tierstore.backend.Backend.fetch`."""
         with self._translated(key):
-            fd = os.open(self.local_path(key), os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_regular(self.local_path(key))
             try:
-                before = os.fstat(fd)
-                if st.S_ISDIR(before.st_mode):
-                    raise NotFoundError("is a folder, not an object", url=self.url, key=key)
-                count = before.st_size
+                count = os.fstat(fd).st_size
                 if count == buffer.nbytes:
                     count = read_at(fd, [buffer], 0)
                 status = os.fstat(fd)  # of the very file that was read, once it was

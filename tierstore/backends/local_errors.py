@@ -17,6 +17,7 @@ from tierstore.errors import (
     TransientError,
     UnsupportedError,
 )
+from tierstore.regular import NotRegularError
 
 _KINDS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENOENT: (NotFoundError, ""),
@@ -34,6 +35,7 @@ _KINDS: dict[int, tuple[type[StorageError], str]] = {
     errno.ENFILE: (TransientError, "the machine is out of open files"),
     errno.ESTALE: (TransientError, "the network file system lost the file"),
     errno.ETIMEDOUT: (TransientError, "the network file system does not answer"),
+    errno.EAGAIN: (TransientError, "another program holds a lease on the file"),
     errno.EIO: (StorageError, "the disk failed; look at the kernel's log"),
 }
 
@@ -62,6 +64,8 @@ def translated(url: str, key: str, root: str, needed: int = 0) -> Iterator[None]
         if code == errno.ENAMETOOLONG:
             raise InvalidKeyError(f"key {key!r} is too long for a file name") from error
         kind, hint = _KINDS.get(code, (StorageError, ""))
+        if isinstance(error, NotRegularError):
+            kind = NotFoundError
         if code == errno.ENOSPC and _no_inodes(os.path.join(root, key)):
             reason = "no inodes are left: the file system can hold no more files"
             hint = "delete small files, or make a file system with more inodes; `df -i` counts them"

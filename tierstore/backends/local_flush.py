@@ -34,7 +34,9 @@ class Flushed:
         with self._lock:
             if self._fd < 0:  # a sync tells of what went wrong since then
                 self._site.folders.ensure(self._site.folders.root)
-                self._fd = os.open(self._site.folders.root, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(
+                    self._site.folders.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                )
         return self._hasty
 
     def create(self, path: str, buffer: Buffer) -> os.stat_result | None:

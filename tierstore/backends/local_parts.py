@@ -13,9 +13,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 
+from tierstore.regular import open_regular
+
 SUFFIX = ".parts"
+_LONGEST = 64 * 1024  # bytes of a line
+_PART = re.compile(rb"([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,10})\n")
 _KEPT = 7 * 86_400.0  # seconds that an upload waits for somebody to go on with it
 
 
@@ -43,21 +48,20 @@ class PartsList:
         Raises:
             FileNotFoundError: there is none.
         """
-        with open(self._path, encoding="utf-8") as file:
-            head = file.readline()
+        with open(open_regular(self._path), "rb") as file:
+            head = file.readline(_LONGEST)
         try:
             return bool(json.loads(head) == [key, size])
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
 
     def read(self) -> Iterator[tuple[int, int, int]]:
         """Yield (offset, length, CRC32C) of every part, in the order of writing."""
-        with open(self._path, encoding="utf-8") as file:
-            next(file, None)
-            for line in file:
-                words = line.split()
-                if line.endswith("\n") and len(words) == 3 and all(map(str.isdigit, words)):
-                    yield int(words[0]), int(words[1]), int(words[2])
+        with open(open_regular(self._path), "rb") as file:
+            file.readline(_LONGEST)
+            while line := file.readline(_LONGEST):
+                if part := _PART.fullmatch(line):
+                    yield int(part[1]), int(part[2]), int(part[3])
 
     def remove(self) -> None:
         """Remove the list. Idempotent."""
@@ -67,7 +71,7 @@ class PartsList:
             return
 
     def _append(self, line: str) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        fd = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.write(fd, f"{line}\n".encode())
         finally:
@@ -79,5 +83,5 @@ def is_kept(scratch: str, now: float) -> bool:
     try:
         fresh = os.stat(scratch + SUFFIX).st_mtime > now - _KEPT
         return fresh and any(PartsList(scratch).read())
-    except FileNotFoundError:
+    except OSError:  # there is none, or what there is is no list
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat as st
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +28,7 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.logs import logger
+from tierstore.regular import NotRegularError, check_regular, open_regular
 
 _log = logger(__name__)
 
@@ -232,6 +234,7 @@ class LocalUpload:
             if if_absent:
                 os.link(self._scratch, self._path)
             else:
+                self._check_replaced()
                 os.replace(self._scratch, self._path)
             return True
         except FileNotFoundError:  # the folder was pruned
@@ -242,10 +245,17 @@ class LocalUpload:
                 return False
             return self._check_same(crc)
 
+    def _check_replaced(self) -> None:
+        """Replace files only, and links: a device has this name by mistake."""
+        with suppress(FileNotFoundError):
+            mode = os.lstat(self._path).st_mode
+            if not st.S_ISLNK(mode):
+                check_regular(mode)
+
     def _check_same(self, crc: int) -> bool:
         """Accept a repeated request, or a writer of the same bytes; False if they went away."""
         try:
-            with open(self._path, "rb", buffering=0) as file:
+            with open(open_regular(self._path), "rb", buffering=0) as file:
                 size, found = os.fstat(file.fileno()).st_size, 0
                 while size == self._size and (block := file.read(BLOCK_SIZE)):
                     found = crc32c(block, found)
@@ -299,6 +309,9 @@ class LocalUpload:
                 yield
             except NotFoundError:
                 raise
+            except NotRegularError as error:
+                message = f"what has this name {error.strerror}"
+                raise self._error(UnsupportedError, message) from error
             except FileNotFoundError as error:  # a writer's folder is gone, not an object
                 raise self._error(StorageError, f"cannot write: {error.strerror}") from error
             except (IsADirectoryError, NotADirectoryError) as error:

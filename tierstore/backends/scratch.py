@@ -20,6 +20,7 @@ from contextlib import suppress
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_parts import SUFFIX, PartsList, is_kept
 from tierstore.logs import logger
+from tierstore.regular import open_regular
 
 NAME = ".tierstore-tmp"
 _FOREIGN_AGE = 3600.0  # where flock is local to a host, only age tells about other hosts
@@ -91,7 +92,7 @@ class Scratch:
             FileNotFoundError: it is gone.
         """
         path = os.path.join(self._path, os.path.basename(name))
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
         _lock(fd, wait=False)  # for the sweep; two that write alike do no harm
         return fd, path
 
@@ -113,7 +114,7 @@ class Scratch:
                     os.unlink(path)
             return
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
             return
         try:

@@ -14,6 +14,7 @@ from tierstore.config import TierConfig, load_config
 from tierstore.errors import ConfigError, NotFoundError
 from tierstore.keys import check_key
 from tierstore.registry import is_url, parse_url, split_url
+from tierstore.regular import NotRegularError
 from tierstore.wrappers import open_tier
 
 _WHOLE = 1024**3  # bytes: the `.metadata` of the largest jobs has some hundred MB
@@ -97,6 +98,8 @@ def open_source(text: str) -> Iterator[Place]:
             place.size(place.name)
         except NotFoundError as error:
             hint = "name a file, or a folder that is not empty"
+            if isinstance(error.__cause__, NotRegularError):
+                raise NotFoundError(f"{text} {error.message}", hint=hint) from error
             raise NotFoundError(f"there is no {text}", hint=hint) from error
         yield place
 
@@ -110,8 +113,11 @@ def open_target(text: str, *, of_file: bool) -> Iterator[Place]:
     """
     with _open(text, of_file=of_file) as place:
         at = None if place.local is None else place.local / place.name
-        if at is not None and at.exists() and at.is_dir() == of_file:
-            raise ConfigError(f"{text} is a {'folder' if of_file else 'file'}")
+        if at is not None and at.exists():
+            if at.is_dir() == of_file:
+                raise ConfigError(f"{text} is a {'folder' if of_file else 'file'}")
+            if of_file and not at.is_file():
+                raise ConfigError(f"{text} is no file that could be replaced")
         yield place
 
 

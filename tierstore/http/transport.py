@@ -32,6 +32,7 @@ from tierstore.http.connection import Body, Pool, TLSPool
 from tierstore.http.head import BROKEN
 from tierstore.http.masking import Echo
 from tierstore.logs import logger
+from tierstore.regular import open_regular
 from tierstore.waiting import moved, on
 
 _log = logger(__name__)
@@ -241,6 +242,8 @@ class Transport:
 
 def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
     try:
+        if ca_bundle is not None:
+            os.close(open_regular(ca_bundle))  # OpenSSL would wait for a named pipe
         context = ssl.create_default_context(cafile=ca_bundle)
     except OSError as error:  # an SSLError, of a file without certificates, is one too
         text = f"ca_bundle {ca_bundle!r} holds no certificates: {error.strerror or error}"

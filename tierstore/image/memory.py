@@ -31,6 +31,7 @@ from tierstore.blocks import ALIGNMENT
 from tierstore.errors import DeadlineError, NotFoundError, OutOfSpaceError, TruncatedFileError
 from tierstore.image.capacity import available_memory, tmpfs_room
 from tierstore.logs import logger
+from tierstore.regular import open_regular
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _log = logger(__name__)
@@ -160,7 +161,7 @@ def open_shared(path: Path, size: int) -> Memory:
         DeadlineError: it stayed locked.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError as error:
         raise _gone(path) from error
     try:
@@ -195,7 +196,7 @@ def collect_leftovers(directory: Path) -> list[Path]:
 
 def _collect(path: Path, uid: int) -> bool:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -13,6 +14,7 @@ from tierstore.errors import ConfigError, FormatError, ModelError, NewerFormatEr
 from tierstore.model.checks import not_negative, positive, whole
 from tierstore.model.fit import Fit, Sample, fit
 from tierstore.registry import parse_options
+from tierstore.regular import open_regular
 
 FORMAT = 1
 _MOST_BYTES = 1 << 24
@@ -182,7 +184,7 @@ def load_points(path: Path) -> Measured:
         NewerFormatError: a newer tierstore wrote it.
     """
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise FormatError(f"{path} is no file of points: it has over {_MOST_BYTES:,} bytes")

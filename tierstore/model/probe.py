@@ -19,6 +19,7 @@ from functools import cached_property
 from tierstore.backend import Backend
 from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, block_crcs, combine_blocks, crc32c
 from tierstore.errors import IntegrityError, TierstoreError
+from tierstore.regular import open_regular
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.workers import run_all
 
@@ -199,7 +200,7 @@ class Probe:
         name = path(f"{self.prefix}get/{size}/{at}")
         if name is None:
             return
-        fd = os.open(name, os.O_RDONLY)
+        fd = open_regular(name)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

@@ -11,6 +11,7 @@ but the part that is being sent is in memory. The CRC32 of a record with a tenso
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from tierstore.convert.formats import (
 from tierstore.convert.place import Place
 from tierstore.errors import ConfigError, FormatError, PlanError, TierstoreError, UnsafePickleError
 from tierstore.image.layout import Chunk
+from tierstore.regular import open_regular
 from tierstore_torch import private
 from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
@@ -76,8 +78,11 @@ def read(place: Place, allow_pickle: bool) -> Iterator[Incoming]:
 
 def _load(place: Place, allow_pickle: bool) -> Any:
     path = place.path()
-    with path.open("rb") as file:
-        check_archive(file, place.url)
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            check_archive(file, place.url)
+    except OSError as error:
+        raise FormatError(f"{place.url} cannot be read: {error.strerror}") from error
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=not allow_pickle)
     except UnpicklingError as error:

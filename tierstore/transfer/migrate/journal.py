@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from tierstore.blocks import crc32c
 from tierstore.errors import ConfigError, FormatError, NewerFormatError, StorageError
+from tierstore.regular import open_regular
 from tierstore.transfer.migrate.machine import Past
 from tierstore.transfer.migrate.records import (
     Begun,
@@ -261,7 +262,7 @@ class Journal:
 
 
 def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 @contextmanager
