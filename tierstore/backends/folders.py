@@ -1,4 +1,4 @@
-"""Folders whose names survive a crash.
+"""Folders whose names survive a crash, and who may read what is in them.
 
 A file's fsync does not store its name: the folder's entry needs its own fsync, and so does the
 folder's entry in its parent (fsync(2)).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 
 
@@ -26,10 +27,13 @@ class Folders:
     Args:
         root: the folder's path; created, with its parents, at first need.
         sync: fsync what is created.
+        mode: of every file, whatever the umask; that of root and folders follows from it. None
+            leaves both to the umask.
     """
 
-    def __init__(self, root: str, *, sync: bool) -> None:
+    def __init__(self, root: str, *, sync: bool, mode: int | None = None) -> None:
         self.root = os.path.abspath(root)
+        self.mode = mode
         self._sync = sync
         self._durable: dict[str, int] = {}  # folder -> inode; another one means recreated
 
@@ -44,16 +48,40 @@ class Folders:
         parent = os.path.dirname(folder)
         if self._below(folder) or not os.path.isdir(parent):
             self.ensure(parent)
-        try:
-            os.mkdir(folder)
-            made = True
-        except FileExistsError:
-            made = False
+        made = self._make(folder)
         inode = os.stat(os.path.join(folder, "")).st_ino  # with "/": a file is an error
         # Another process may have made it and not synced it yet. Above the root that is not ours.
         if self._sync and (made or self._below(folder)):
             sync_folder(parent)
         self._durable[folder] = inode
+
+    def open_new(self, path: str, flags: int) -> int:
+        """Create a file, or one without a name in a folder, with the mode of files; return its fd.
+
+        Raises:
+            OSError: it cannot be created, or the file system has no modes.
+        """
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o666 if self.mode is None else 0o600)
+        if self.mode is not None:
+            try:
+                os.fchmod(fd, self.mode)
+            except OSError:
+                os.close(fd)
+                raise
+        return fd
+
+    def _make(self, folder: str) -> bool:
+        """Make a folder, unless it is there; what is above the root is not the tier's."""
+        try:
+            if self.mode is None or not (folder == self.root or self._below(folder)):
+                os.mkdir(folder)
+            else:
+                mode = self.mode | (self.mode & 0o444) >> 2  # who may read may look into it
+                os.mkdir(folder, 0o700)
+                os.chmod(folder, mode | os.stat(folder).st_mode & stat.S_ISGID)
+        except FileExistsError:
+            return False
+        return True
 
     def sync(self, folder: str) -> None:
         """Make the entries of `folder` durable; a folder that is gone has none."""

@@ -8,6 +8,7 @@ are not followed when listing.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ _CAPABILITIES = Capabilities(
 )
 T = TypeVar("T")
 _NAME_MAX = 255  # bytes
+_MODE = re.compile(r"0?6[046]{2}")  # the owner reads and writes, nobody executes
 _DIRECT_FROM = BLOCK_SIZE // 4  # smaller reads gain more from read-ahead
 
 
@@ -60,10 +62,25 @@ class LocalOptions:
             and, for reading, the data is not cached; "always" does so without looking at the cache
             and fails where it is refused; "never" does not.
         fsync: False only for tmpfs and tests: a crash of the host may then lose what was committed.
+        mode: who may read and write files, such as "0640", whatever the umask; folders can be
+            entered by who may read. None leaves both to the umask, as the system's tools do.
     """
 
     direct: Literal["auto", "always", "never"] = "auto"
     fsync: bool = True
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode is not None and not _MODE.fullmatch(self.mode):
+            raise ConfigError(
+                f"'mode' is {self.mode!r}, which is no mode of files that their owner writes",
+                hint='write "0600", or "0640" for the group to read them',
+            )
+
+    @property
+    def bits(self) -> int | None:
+        """The mode of files as a number."""
+        return None if self.mode is None else int(self.mode, 8)
 
 
 _DEFAULTS = LocalOptions()
@@ -94,7 +111,7 @@ class LocalBackend:
         self._root = os.path.abspath(root)
         self.url = f"file://{quote(self._root, errors='surrogateescape')}"
         self._direct = options.direct
-        folders = Folders(self._root, sync=options.fsync)
+        folders = Folders(self._root, sync=options.fsync, mode=options.bits)
         self._site = Site(self.url, folders, Scratch(folders), options.fsync)
         self._hasty = Flushed(self._site)
 

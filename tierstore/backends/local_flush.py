@@ -22,7 +22,8 @@ class Flushed:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        hasty = replace(site, folders=Folders(site.folders.root, sync=False), sync=False)
+        folders = Folders(site.folders.root, sync=False, mode=site.folders.mode)
+        hasty = replace(site, folders=folders, sync=False)
         self._hasty = hasty if site.sync and sync_tells() else None
         self._lock = threading.Lock()
         self._fd = -1
@@ -86,9 +87,9 @@ class Flushed:
 
 def _unnamed(folders: Folders, folder: str) -> int:
     """Open a new file without a name in a folder, which is made if it is not there."""
-    flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+    flags = os.O_TMPFILE | os.O_WRONLY
     try:
-        return os.open(folder, flags, 0o666)
+        return folders.open_new(folder, flags)
     except FileNotFoundError:
         folders.ensure(folder)
-        return os.open(folder, flags, 0o666)
+        return folders.open_new(folder, flags)

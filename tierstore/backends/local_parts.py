@@ -29,10 +29,11 @@ class PartsList:
 
     Args:
         scratch: path of the unfinished file.
+        mode: of the list, less the umask.
     """
 
-    def __init__(self, scratch: str) -> None:
-        self._path = scratch + SUFFIX
+    def __init__(self, scratch: str, mode: int = 0o666) -> None:
+        self._path, self._mode = scratch + SUFFIX, mode
 
     def begin(self, key: str, size: int) -> None:
         """Make the list of an upload of `size` bytes; from now on it outlives its process."""
@@ -71,7 +72,7 @@ class PartsList:
             return
 
     def _append(self, line: str) -> None:
-        fd = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fd = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, self._mode)
         try:
             os.write(fd, f"{line}\n".encode())
         finally:

@@ -79,7 +79,7 @@ class LocalUpload:
         try:
             with self._translated():
                 if resume:
-                    self._list = PartsList(self._scratch)
+                    self._list = self._new_list()
                     self._recall(self._list)
                 self._prepare(direct)
         except BaseException:
@@ -113,12 +113,15 @@ class LocalUpload:
             total = crc32c(part, total)
         return total
 
+    def _new_list(self) -> PartsList:
+        return PartsList(self._scratch, self._site.folders.mode or 0o666)
+
     @property
     def token(self) -> str:
         """Asking for it makes the upload outlive this process, until it is resumed or forgotten."""
         with self._lock:
             if self._list is None and not self._over:
-                self._list = PartsList(self._scratch)
+                self._list = self._new_list()
                 with self._translated():
                     self._list.begin(self._key, self._size)
                     for offset, (length, crc) in self._parts.items():

@@ -69,7 +69,7 @@ class Scratch:
         while True:
             path = os.path.join(self._path, f"{self._host}-{secrets.token_hex(8)}")
             try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                fd = self._folders.open_new(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             except FileNotFoundError:
                 self._folders.ensure(self._path)
                 continue
