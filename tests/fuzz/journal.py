@@ -11,18 +11,8 @@ from tests.mutations import mutate_json
 from tierstore.blocks import crc32c
 from tierstore.transfer.migrate.journal import Journal
 from tierstore.transfer.migrate.machine import Machine
-from tierstore.transfer.migrate.messages import (
-    Begun,
-    Entry,
-    Finished,
-    Joined,
-    Listed,
-    Open,
-    Opened,
-    Receipt,
-    Version,
-    Void,
-)
+from tierstore.transfer.migrate.messages import Entry, Joined, Listed, Open, Opened
+from tierstore.transfer.migrate.records import Begun, Finished, Receipt, Version, Void
 from tierstore.transfer.migrate.rules import Rules
 
 _ENDS = "file:///from", "file:///to"
