@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
-from tierstore.checkpoint.paths import parse_path
+from tierstore.checkpoint.paths import array_mark, parse_path
 
 V = TypeVar("V")
 Path = tuple[str | int, ...]
@@ -60,7 +60,7 @@ def _metadata(entries: Mapping[str, Any], paths: Mapping[str, Any], meta: Storag
 
 
 def _entry(found: Tensor | ValueEntry) -> STORAGE_TYPES:
-    if isinstance(found, ValueEntry):
+    if isinstance(found, ValueEntry) or array_mark(found.path):
         return BytesStorageMetadata()
     return TensorStorageMetadata(
         properties=TensorProperties(dtype=getattr(torch, found.dtype)),

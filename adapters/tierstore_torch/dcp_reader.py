@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
@@ -15,7 +16,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from tierstore.checkpoint.fragment import ValueEntry
-from tierstore.checkpoint.manifest import Manifest
+from tierstore.checkpoint.manifest import Manifest, Tensor
 from tierstore.checkpoint.timeline import timeline
 from tierstore.checkpoint.values import decode
 from tierstore.config import Config, load_config
@@ -32,6 +33,7 @@ from tierstore.ladder.survey import survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
 from tierstore.transfer.read import ReadReport
+from tierstore_torch.arrays import Array, array_type, new_array
 from tierstore_torch.dcp_errors import portable
 from tierstore_torch.dcp_id import CheckpointId, parse_id
 from tierstore_torch.dcp_ladder import Ladder
@@ -124,7 +126,9 @@ class TierStorageReader(StorageReader):
         found = self._opened()
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
-                self._check(_value_of(found.manifest, item))
+                value = _value_of(found.manifest, item)
+                if isinstance(value, ValueEntry):
+                    self._check(value)
         return replace(plan, storage_data=str(found.attempt))
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -150,7 +154,7 @@ class TierStorageReader(StorageReader):
             filled: list[tuple[ReadItem, torch.Tensor]] = []
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
-                    planner.load_bytes(item, self._bytes(_value_of(found.manifest, item)))
+                    planner.load_bytes(item, self._bytes(_value_of(found.manifest, item), found))
                     continue
                 tensor = planner.resolve_tensor(item)
                 filled.append((item, tensor))
@@ -214,13 +218,18 @@ class TierStorageReader(StorageReader):
                 "allow_pickle=True; better, save plain values and tensors only",
             )
 
-    def _bytes(self, value: ValueEntry) -> io.BytesIO:
+    def _bytes(self, value: ValueEntry | Tensor, found: Found) -> io.BytesIO:
         """Return a value as planners want it: what torch.save made of it."""
-        self._check(value)
-        if value.kind == "opaque":
-            return io.BytesIO(value.data)
+        plain: Any
+        if isinstance(value, Tensor):
+            plain = _array(value, found)
+        else:
+            self._check(value)
+            if value.kind == "opaque":
+                return io.BytesIO(value.data)
+            plain = decode(bytes(value.data).decode())
         buffer = io.BytesIO()
-        torch.save(decode(bytes(value.data).decode()), buffer)
+        torch.save(plain, buffer)
         buffer.seek(0)
         return buffer
 
@@ -235,11 +244,25 @@ def _abandoned(tiers: Sequence[OpenTier], run: str, step: int) -> Found | None:
     return open_attempt(tiers, run, newest[0])
 
 
-def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry:
-    value = manifest.find_value(item.storage_index.fqn)
-    if value is None:
-        raise PlanError(f"{item.storage_index.fqn} is not a value of this checkpoint")
-    return value
+def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry | Tensor:
+    """Return a value, which is a tensor if it is a large array."""
+    name = item.storage_index.fqn
+    if (value := manifest.find_value(name)) is not None:
+        return value
+    tensor = manifest.find(name)
+    if tensor is None or array_type(tensor.path) is None:
+        raise PlanError(f"{name} is not a value of this checkpoint")
+    return tensor
+
+
+def _array(saved: Tensor, found: Found) -> Array:
+    dtype = array_type(saved.path)
+    array, tensor = new_array(saved, dtype or np.dtype(np.uint8))
+    whole = Chunk(saved.name, saved.dtype, saved.shape, (0,) * len(saved.shape), saved.shape)
+    read_wants(
+        list(wants(saved, [file.name for file in found.manifest.files], whole, tensor)), found
+    )
+    return array
 
 
 def _target(

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from tierstore.backend import Backend
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
+from tierstore.checkpoint.paths import marked
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.values import NotPlainError, encode
 from tierstore.errors import PlanError
@@ -24,6 +25,7 @@ from tierstore.image.layout import Chunk, plan_layout
 from tierstore.keys import RunKeys
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.write import FileWrite, write_files
+from tierstore_torch.arrays import Array, is_large, tensor_of
 from tierstore_torch.dcp_metadata import path_text
 from tierstore_torch.dcp_notice import Notice
 from tierstore_torch.dcp_source import gather_sources
@@ -63,7 +65,10 @@ class PlannedShard:
         self.values: list[ValueEntry] = []
         for item in filter(is_stored, plan.items):
             check_name(item.index.fqn)
-            if item.type == WriteItemType.BYTE_IO:
+            if (array := _large_array(item, planner)) is not None:
+                self._chunks.append(self._array_chunk(item, array))
+                self._resolvers.append(partial(tensor_of, array))
+            elif item.type == WriteItemType.BYTE_IO:
                 self.values.append(self._value(item, planner))
             else:
                 self._chunks.append(self._chunk(item))
@@ -124,6 +129,7 @@ class PlannedShard:
     def _results(self, attempt: str) -> list[WriteResult]:
         sizes = {(chunk.name, chunk.offsets): chunk.nbytes for chunk in self._chunks}
         lengths = {value.name: len(value.data) for value in self.values}
+        lengths |= {chunk.name: chunk.nbytes for chunk in self._chunks}  # of an array
         results = []
         for item in self._items:
             index = item.index
@@ -146,6 +152,12 @@ class PlannedShard:
             self._paths.get(item.index.fqn, ""),
         )
 
+    def _array_chunk(self, item: WriteItem, array: Array) -> Chunk:
+        tensor = tensor_of(array)
+        name, shape = item.index.fqn, tuple(tensor.shape)
+        path = marked(self._paths.get(name, ""), array.dtype.str)
+        return Chunk(name, dtype_name(tensor.dtype), shape, (0,) * len(shape), shape, path)
+
     def _value(self, item: WriteItem, planner: SavePlanner) -> ValueEntry:
         name = item.index.fqn
         path = self._paths.get(name, "")
@@ -157,6 +169,14 @@ class PlannedShard:
         if not isinstance(data, io.BytesIO):
             raise PlanError(f"{name}: the planner returned a {type(data).__name__} for a value")
         return ValueEntry(name, path, "opaque", data.getvalue())
+
+
+def _large_array(item: WriteItem, planner: SavePlanner) -> Array | None:
+    """Return the value that is stored as a tensor; None if the item is another."""
+    if item.type != WriteItemType.BYTE_IO or not _hands_out_objects(planner):
+        return None
+    value = planner.lookup_object(item.index)
+    return value if is_large(value) else None
 
 
 def _hands_out_objects(planner: SavePlanner) -> TypeGuard[DefaultSavePlanner]:

@@ -1,10 +1,10 @@
 """A state dict as a row of named leaves, and back, without losing the types of keys.
 
 Dicts are always entered; lists where a dict or a tensor is inside, as DCP does, and tuples where a
-tensor is: `[0, 1, 2]` is one value, which may have another length when it is restored. An object
-with `state_dict` and `load_state_dict` stands for what its `state_dict` returns. A leaf's path is
-stored as JSON: a string key as itself, an index as `{"item": 3}`, another key as
-`{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
+tensor is, for which a large numpy array counts (see `arrays`): `[0, 1, 2]` is one value, which may
+have another length when it is restored. An object with `state_dict` and `load_state_dict` stands
+for what its `state_dict` returns. A leaf's path is stored as JSON: a string key as itself, an index
+as `{"item": 3}`, another key as `{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 
 from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
+from tierstore.checkpoint.paths import marked
 from tierstore.errors import CheckpointError, PlanError, TierstoreError
+from tierstore_torch.arrays import is_large
 from tierstore_torch.encoding import check_name, saveable
 from tierstore_torch.items import is_storable
 
@@ -55,11 +58,22 @@ def per_rank(value: Any) -> PerRank:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One leaf: `name` for people (keys joined with "."), `path` (JSON) for exactness."""
+    """One leaf: `name` for people (keys joined with "."), `path` (JSON) for exactness.
+
+    Attributes:
+        rank: whose own it is; None if it is no rank's.
+        array: numpy's dtype, if it is an array that is stored as a tensor.
+    """
 
     name: str
     path: str
     rank: int | None = None
+    array: str = ""
+
+    @property
+    def stored_path(self) -> str:
+        """The path as a manifest has it."""
+        return marked(self.path, self.array) if self.array else self.path
 
     @property
     def exact_name(self) -> str:
@@ -71,7 +85,7 @@ class Leaf:
 class Node:
     """The shape of one container or leaf."""
 
-    kind: Literal["leaf", "dict", "list", "tuple", "stateful", "rank"]
+    kind: Literal["leaf", "array", "dict", "list", "tuple", "stateful", "rank"]
     cls: type[Any]
     keys: dict[Any, None] = field(default_factory=dict)
     key_types: dict[Any, type] | None = None
@@ -182,8 +196,12 @@ class Tree:
     def _take(self, value: Any, name: str, path: str, *, own: bool) -> Node:
         name, path = self._full(name, path, own=own)
         self._values.append(value)
-        self.leaves.append(Leaf(name, f"[{path}]", self._rank if own else None))
-        return _LEAF
+        rank = self._rank if own else None
+        if self._hold or not is_large(value):
+            self.leaves.append(Leaf(name, f"[{path}]", rank))
+            return _LEAF
+        self.leaves.append(Leaf(name, f"[{path}]", rank, value.dtype.str))
+        return Node("array", np.ndarray, held=value.dtype.str)
 
     def _full(self, name: str, path: str, *, own: bool) -> tuple[str, str]:
         """Return name and path with the rank whose own part they are in."""
@@ -232,9 +250,12 @@ def _step(key: Any) -> Step:
 def _match(node: Node, value: Any, out: list[Any]) -> bool:
     if node.kind == "leaf":
         out.append(value)
-        return isinstance(value, torch.Tensor) or not _is_inner(value)
+        return isinstance(value, torch.Tensor) or not (_is_inner(value) or is_large(value))
     if type(value) is not node.cls:
         return False
+    if node.kind == "array":
+        out.append(value)
+        return is_large(value) and value.dtype.str == node.held
     if node.kind in ("rank", "stateful"):
         inner = value.value if node.kind == "rank" else _state_of(value)
         return _match(node.children[0], inner, out)
@@ -258,14 +279,14 @@ def _is_inner(value: Any) -> bool:
         return bool(value)
     if isinstance(value, list):
         return any(isinstance(item, dict) or _holds(item) for item in value)
-    return not isinstance(value, torch.Tensor) and _holds(value)
+    return not isinstance(value, (torch.Tensor, np.ndarray)) and _holds(value)
 
 
 def _holds(value: Any) -> bool:
-    """Whether a tensor, or what may have one, is anywhere inside."""
+    """Whether a tensor, a large array, or what may have one, is anywhere inside."""
     if type(value) in _SCALARS:
         return False
-    if isinstance(value, (torch.Tensor, PerRank)):
+    if isinstance(value, (torch.Tensor, PerRank)) or is_large(value):
         return True
     if isinstance(value, dict):
         return any(_holds(item) for item in value.values())

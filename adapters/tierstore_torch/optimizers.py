@@ -21,6 +21,7 @@ from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Tensor
 from tierstore.checkpoint.values import decode
 from tierstore.errors import PlanError
+from tierstore_torch.arrays import array_type
 from tierstore_torch.items import is_storable
 
 _LIKE_PARAMETER = frozenset(
@@ -205,9 +206,9 @@ _NOWHERE = _Place("", None)
 
 def _like(saved: Any, here: Any, place: _Place = _NOWHERE, key: Any = None) -> Any:
     """Return what has the structure that was saved, with a tensor for a tensor."""
-    if isinstance(saved, Tensor):
+    if isinstance(saved, Tensor) and not array_type(saved.path):
         return place.tensor(key, saved, here)
-    if isinstance(saved, ValueEntry):
+    if isinstance(saved, (Tensor, ValueEntry)):
         return None  # any value: the one that was saved takes its place
     if isinstance(saved, dict):
         inner = here if isinstance(here, dict) else {}

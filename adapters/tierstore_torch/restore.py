@@ -18,6 +18,7 @@ from tierstore.errors import PlanError, TierstoreError, UnsafePickleError
 from tierstore.ladder.find import Found
 from tierstore.logs import logger
 from tierstore.transfer.read import ReadReport
+from tierstore_torch.arrays import array_type, new_array
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
 from tierstore_torch.items import is_storable, tensor_chunks
@@ -126,7 +127,13 @@ class _Plan:
         ):
             if entry is None:
                 continue
-            if isinstance(entry, Tensor) and (want := whole_want(entry, files, value)) is not None:
+            kind = array_type(entry.path) if isinstance(entry, Tensor) else None
+            if isinstance(entry, Tensor) and kind and not isinstance(value, torch.Tensor):
+                self._values[index], tensor = new_array(entry, kind)
+                targets += _targets(leaf, tensor, entry, files)
+            elif (
+                isinstance(entry, Tensor) and (want := whole_want(entry, files, value)) is not None
+            ):
                 targets.append(Target(leaf.name, entry, None, value, (want,)))
             elif isinstance(entry, ValueEntry) != (not is_storable(value)):
                 wrong.append(f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here")

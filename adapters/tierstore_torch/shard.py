@@ -13,6 +13,7 @@ from tierstore.blocks import crc32c, crc32c_of
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.image.layout import Chunk, plan_layout
 from tierstore_torch import plan, private
+from tierstore_torch.arrays import tensor_of
 from tierstore_torch.encoding import encode_value
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
@@ -105,11 +106,12 @@ class _Scan:
         self.places: list[tuple[int, int]] = []  # leaf, position among its chunks
         kinds: dict[_Signature, _Signature] = {}  # of many tensors there are few
         for index, (leaf, value) in enumerate(zip(self.tree.leaves, self.values, strict=True)):
-            if not is_storable(value):
+            held = tensor_of(value) if leaf.array else value
+            if not is_storable(held):
                 self.signatures.append(None)
                 continue
-            chunks = tensor_chunks(leaf.name, value, leaf.path)
-            signature = _Signature.of(value, chunks)
+            chunks = tensor_chunks(leaf.name, held, leaf.stored_path)
+            signature = _Signature.of(held, chunks)
             self.signatures.append(kinds.setdefault(signature, signature))
             for position, (chunk, tensor) in enumerate(chunks):
                 self.chunks.append(chunk)
@@ -206,6 +208,8 @@ class RankShard:
                     return False
                 locals_.append(None)
                 continue
+            if leaf.array:
+                value = tensor_of(value)  # noqa: PLW2901
             held = known.local(value) if known.chunks is None else _held(leaf, known, value)
             if held is None:
                 return False

@@ -9,8 +9,8 @@ from typing import Any
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
+from tierstore.checkpoint.paths import parse_path, plain_path
 from tierstore.checkpoint.values import decode
-from tierstore.errors import FormatError
 from tierstore_torch.flatten import Leaf, rank_of
 from tierstore_torch.optimizers import laid_out
 
@@ -53,11 +53,7 @@ class Stored:
         steps = json.loads(f"[{path}]")
         root: dict[Place, Any] = {}
         for entry in self._entries(positions).values():
-            try:
-                places = _places_below(entry.path, steps)
-            except (ValueError, TypeError, LookupError, RecursionError) as error:
-                raise FormatError(f"{entry.name}: its path {entry.path!r:.100} is none") from error
-            if places:
+            if places := _places_below(entry.path, steps):
                 _put(root, places, entry)
         return _nested(root) if root else None
 
@@ -117,12 +113,12 @@ class Stored:
 
 def _is_of(entry: Entry, leaf: Leaf) -> bool:
     """Whether an entry of a leaf's name is its own; DCP's paths, and none, say less than it."""
-    return entry.path == leaf.path or entry.path[:1] != "["
+    return plain_path(entry.path) == leaf.path or entry.path[:1] != "["
 
 
 def _places_below(path: str, above: Sequence[Any]) -> list[Place]:
     """Return the steps of a path below others; none if it is not below them."""
-    steps = json.loads(path) if path else []
+    steps = parse_path(path)
     if isinstance(steps, dict):  # DCP's: its keys are strings whatever they were
         found = [(isinstance(step, int), step) for step in steps["dcp"]]
         outer = [(is_item, key if is_item else str(key)) for is_item, key in map(_place, above)]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -22,6 +23,7 @@ from tests.shards import until
 from tierstore.config import Config, TierConfig
 from tierstore.errors import CheckpointError, OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
+from tierstore_torch.flatten import PerRank
 
 
 def outcome(action: Any) -> str:
@@ -474,3 +476,23 @@ def stateless_rank(url: str) -> list[Any]:
         checkpointer.save(1, {} if empty else {"w": torch.full((3,), 5.0)}).wait()
         step = checkpointer.restore(here)
     return [step, float(here["w"][0]) if here else 0.0]
+
+
+def arrays_of_ranks(url: str) -> list[str]:
+    """An array that all have, one that differs, and one for each rank."""
+    rank = dist.get_rank()
+    shared, differing = np.arange(5000.0), np.full(5000, rank)
+
+    def trip(run: str, array: Any) -> bool:
+        with Checkpointer(url, run=run) as checkpointer:
+            checkpointer.save(1, {"a": array}).wait()
+            here = {"a": per_rank(None) if isinstance(array, PerRank) else None}
+            checkpointer.restore(here)
+        (left, right) = (getattr(a, "value", a) for a in (array, here["a"]))
+        return bool((left == right).all())
+
+    return [
+        outcome(lambda: trip("shared", shared)),
+        outcome(lambda: trip("differing", differing)),
+        outcome(lambda: trip("own", per_rank(differing))),
+    ]

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tierstore.errors import FormatError
+
+# The last step of the path of an array: its JSON is not parsed for that, as there may be a million.
+_TYPE = r"[<>|][biufcmMUS][0-9]{1,9}(?:\[[0-9]{0,9}[A-Za-z]{1,9}\])?"
+_MARK = re.compile(rf'(?:, |, \{{|\{{)"array": "({_TYPE})"\}}\]?$')
+_CLOSING = str.maketrans("[{", "]}")
 
 
 def parse_path(text: str) -> list[Any] | dict[str, list[Any]]:
     """Return the steps of a stored path; none if nothing is known.
 
     Each is a string key, or {"item": 3} of a list, {"key": <tagged value>}, or {"rank": 3}. What
-    DCP has saved is {"dcp": [...]}, of strings and indices.
+    DCP has saved is {"dcp": [...]}, of strings and indices. That it is an array is left out.
 
     Raises:
         FormatError: it is something else.
     """
+    text = plain_path(text)
     if not text:
         return []
     try:
@@ -30,6 +37,29 @@ def parse_path(text: str) -> list[Any] | dict[str, list[Any]]:
     if not good:
         raise FormatError(f"{text[:60]!r} is no path in a state dict")
     return found  # type: ignore[no-any-return]
+
+
+def marked(path: str, dtype: str) -> str:
+    """Return the path of a tensor that is a numpy array of a dtype, in numpy's words."""
+    mark = json.dumps({"array": dtype})
+    if path.startswith("["):
+        return f"{path[:-1]}, {mark}]"
+    return f"{path[:-1]}, {mark[1:]}" if path else mark
+
+
+def array_mark(path: str) -> str | None:
+    """Return the dtype of the array that a tensor of this path is; None if it is no array."""
+    found = _MARK.search(path) if '"array": "' in path else None
+    return found[1] if found else None
+
+
+def plain_path(path: str) -> str:
+    """Return a path without what says that an array is there."""
+    found = _MARK.search(path) if '"array": "' in path else None
+    if found is None:
+        return path
+    rest = path[: found.start()]
+    return rest and rest + path[0].translate(_CLOSING)
 
 
 def _is_step(step: object) -> bool:
