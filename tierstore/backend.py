@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from tierstore.blocks import BLOCK_SIZE, Buffer
-from tierstore.errors import StorageError, TruncatedFileError
+from tierstore.errors import TruncatedFileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,6 @@ class Capabilities:
             where it is the same.
         keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
         scans: what is no object may be below the root, and `tierstore.scan.scan` tells of it.
-        ordered_listing: the store lists in the order of keys; where it does not, `list` has to read
-            all of them before it yields the first.
         flushes: many objects that are created with `durable=False` and flushed together cost far
             less than each by itself.
     """
@@ -67,7 +65,6 @@ class Capabilities:
     keeps_alignment: bool = False
     flushes: bool = False
     scans: bool = False
-    ordered_listing: bool = False
 
     def part_size_for(self, size: int) -> int:
         """Return the bytes of every part but the last of an upload of `size` bytes.
@@ -266,27 +263,6 @@ def check_whole(url: str, info: ObjectInfo, buffer: memoryview) -> ObjectInfo:
             f"{url}/{info.key}: has {info.size} bytes, {buffer.nbytes} are wanted"
         )
     return info
-
-
-def ascending(url: str, infos: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
-    """Yield what a store lists, as long as it does so in the order of `Backend.list`.
-
-    Who compares two listings step by step would take a key that comes too late for a missing one.
-
-    Raises:
-        StorageError: a key does not sort after the one before.
-    """
-    last = b""
-    for info in infos:
-        key = info.key.encode()
-        if key <= last:
-            raise StorageError(
-                f"lists {info.key!r} after {last.decode()!r}",
-                url=url,
-                hint="this store does not list in the order of keys, which is needed",
-            )
-        last = key
-        yield info
 
 
 def abort_uploads(backend: Backend, key: str) -> None:

@@ -6,10 +6,10 @@ import heapq
 import itertools
 from collections.abc import Iterator
 
-from tierstore.backend import ObjectInfo, ascending
+from tierstore.backend import ObjectInfo
 from tierstore.errors import AccessError, InvalidKeyError, NotFoundError, StorageError
 from tierstore.keys import check_key
-from tierstore.scan import Found, Kind, LeftOut, Ways
+from tierstore.scan import Found, Kind, LeftOut, Ways, in_order
 from tierstore_hdfs.answers import OTHER, FileStatus, at, file_status, number
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
@@ -88,7 +88,7 @@ def listing(files: Files, prefix: str, after: str, *, delimiter: bool) -> Iterat
     elif prefix.startswith("/"):
         return
     below = _below(files, folder, start, after.encode(), delimiter=delimiter)
-    yield from ascending(files.url, (each for each in below if isinstance(each, ObjectInfo)))
+    yield from in_order((each for each in below if isinstance(each, ObjectInfo)), files.url)
 
 
 def _below(

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from tierstore.backend import Capabilities, Check, ObjectInfo, ascending
+from tierstore.backend import Capabilities, Check, ObjectInfo
 from tierstore.blocks import Buffer
 from tierstore.errors import StorageError, TruncatedFileError
 from tierstore.registry import declares
+from tierstore.scan import in_order
 from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import MIB, SMALL, S3Options
-from tierstore_s3.sorting import in_key_order
 from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
 from tierstore_s3.xml import NO_S3
 
@@ -22,7 +22,6 @@ _DELETE_BATCH = 1000
 _BARREN_PAGES = 1000  # without an object, one behind the other: a server may pass over deleted ones
 _FORGOTTEN = 86_400.0  # seconds
 _LOOKED_AT = 10_000
-_DIRECTORY = "--x-s3"  # how the names of directory buckets end
 
 
 @declares(S3Options)
@@ -49,7 +48,6 @@ class S3Backend:
             clean_create=True,
             parallel_parts=True,
             resumable_upload=True,
-            ordered_listing=not self._objects.bucket.endswith(_DIRECTORY),
             server_checksum=self._objects.checked,
             # Without a check, what is durable may not be what was sent: it has to be read back.
             durable_on_commit=self._objects.checked,
@@ -81,17 +79,8 @@ class S3Backend:
     def list(
         self, prefix: str, *, after: str | None = None, delimiter: bool = False
     ) -> Iterator[ObjectInfo]:
-        """Yield objects, 1,000 a request, in the order of their UTF-8 bytes.
-
-        A directory bucket lists in no order: it is read whole, and sorted, before the first.
-        """
-        if self._capabilities.ordered_listing:
-            return ascending(self.url, self._listed(prefix, after or "", delimiter=delimiter))
-        # Such a bucket takes prefixes of whole folders only, and begins behind no key.
-        folder = prefix[: prefix.rfind("/") + 1]
-        found = self._listed(folder, "", delimiter=delimiter)
-        wanted = (i for i in found if i.key.startswith(prefix) and i.key > (after or ""))
-        return in_key_order(wanted)
+        """Yield objects, 1,000 a request, in the order of their UTF-8 bytes."""
+        return in_order(self._listed(prefix, after or "", delimiter=delimiter), self.url)
 
     def _listed(self, prefix: str, after: str, *, delimiter: bool) -> Iterator[ObjectInfo]:
         folders, token = "/" if delimiter else "", ""

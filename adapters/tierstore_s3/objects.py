@@ -38,7 +38,6 @@ class Objects:
 
     Attributes:
         url: the root, without credentials.
-        bucket: its name.
         prefix: what every key of the bucket begins with; "" or ending in "/".
         checked: the server is given the CRC32C of everything it stores.
     """
@@ -49,7 +48,6 @@ class Objects:
             raise ConfigError(f"{url!r} names no bucket", hint="write s3://bucket/prefix")
         self.url = address.url
         self.prefix = f"{address.path.strip('/')}/".lstrip("/")
-        self.bucket = address.host
         self.checked = options.checksum == "crc32c"
         self._options = options
         self._client = S3Client(address.host, options)

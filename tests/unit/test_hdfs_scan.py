@@ -8,6 +8,7 @@ import pytest
 
 from tierstore.errors import AccessError, TransientError
 from tierstore.scan import Kind, LeftOut, Ways
+from tierstore_hdfs.answers import FileStatus
 from tierstore_hdfs.files import Files, tag_of
 from tierstore_hdfs.listing import scanning
 from tierstore_hdfs.paths import Paths
@@ -81,7 +82,7 @@ def test_other_errors_end_it(files: Some, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_file_with_another_id_is_another_one() -> None:
-    assert tag_of({"modificationTime": 5, "fileId": 7}) != tag_of(
-        {"modificationTime": 5, "fileId": 8}
-    )
-    assert tag_of({"modificationTime": 5}) == ""
+    """Though it has the size and the time of the one before."""
+    one, other = (FileStatus("a", "FILE", 1, 1000, file_id=number) for number in (7, 8))
+    assert tag_of(one) != tag_of(other)
+    assert tag_of(FileStatus("a", "FILE", 1, 1000)) == ""  # of a gateway that tells none

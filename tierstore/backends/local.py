@@ -45,7 +45,6 @@ _CAPABILITIES = Capabilities(
     keeps_alignment=True,
     flushes=sync_tells(),
     scans=True,
-    ordered_listing=True,
 )
 T = TypeVar("T")
 _NAME_MAX = 255  # bytes

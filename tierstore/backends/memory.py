@@ -32,7 +32,6 @@ _CAPABILITIES = Capabilities(
     parallel_parts=True,
     resumable_upload=True,
     server_checksum=True,
-    ordered_listing=True,
 )
 
 
