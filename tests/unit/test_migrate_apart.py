@@ -45,7 +45,8 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def mounted(what: Path, where: Path) -> Iterator[None]:
-    where.mkdir(exist_ok=True)
+    for folder in (what, where):
+        folder.mkdir(exist_ok=True)
     done = subprocess.run(["mount", "--bind", what, where], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("no permission to mount")
@@ -95,22 +96,44 @@ def test_a_bind_mount(
         refuses(done, src, "are the same place", "lie one in the other")
 
 
-def test_a_mount_behind_all_that_the_source_has(src: Path, tmp_path: Path) -> None:
-    """Moving up is no loss, as long as nothing else is removed."""
+@pytest.mark.parametrize("words", DELETING)
+def test_a_mount_below_an_end(src: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """What a mirror has too much may be the original of something else."""
+    command, *options = words
+    (tmp_path / "dst" / "in").mkdir(parents=True)
+    for place in ("dst/other", "dst/in/sub", "dst/sub"):
+        with mounted(src / "sub", tmp_path / place):
+            done = tierstore(command, str(src), str(tmp_path / "dst"), *options)
+            refuses(done, src, "lie one in the other")
+    (tmp_path / "dst" / "here").mkdir()
+    put(tmp_path / "dst" / "here", {"x": b"x"})
+    with mounted(tmp_path / "dst" / "here", src / "new mount"):
+        done = tierstore(command, str(src), str(tmp_path / "dst"), *options)
+        refuses(done, src, "lie one in the other")
+    assert (tmp_path / "dst" / "here" / "x").read_bytes() == b"x"
+
+
+def test_a_mount_that_leads_up(src: Path, tmp_path: Path) -> None:
     with mounted(src / "sub", tmp_path / "mnt"):
-        up = str(tmp_path / "mnt" / "deep"), str(src)
-        refuses(tierstore("sync", *up, "--delete", "--force"), src, "lie one in the other")
-        assert tierstore("migrate", *up, "--delete-source").code == 0
-        assert contents(src) == {"a": b"a", "sub/b": b"bb", "c": b"ccc"}
+        for words in DELETING:
+            up = str(tmp_path / "mnt" / "deep"), str(src)
+            refuses(tierstore(words[0], *up, *words[1:]), src, "lie one in the other")
+        assert contents(src) == FILES
 
 
-def test_a_mount_of_a_folder_that_is_made_meanwhile(src: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_yet_below_a_mount(src: Path, tmp_path: Path) -> None:
     with mounted(src, tmp_path / "mnt"):
-        for number in range(2):
-            done = tierstore("migrate", str(src), str(tmp_path / "mnt" / "z" / "new"))
-            if number:
-                refuses(done, src, "lie one in the other")
-            assert len(list(src.rglob("a"))) == 2
+        done = tierstore("migrate", str(src), str(tmp_path / "mnt" / "z" / "new"))
+        refuses(done, src, "lie one in the other")
+        assert contents(src) == FILES
+
+
+def test_a_mount_of_something_else(src: Path, tmp_path: Path) -> None:
+    put(tmp_path / "else", {"x": b"x"})
+    with mounted(tmp_path / "else", src / "more"), mounted(tmp_path / "state", tmp_path / "dst"):
+        done = tierstore("migrate", str(src), f"{tmp_path}/dst/here", "--delete-source")
+        assert done.code == 0, done.said
+        assert contents(tmp_path / "dst" / "here") == {**FILES, "more/x": b"x"}
 
 
 @pytest.mark.parametrize("where", ["sub", "sub/deep"])

@@ -26,6 +26,7 @@ from tierstore.errors import (
 )
 from tierstore.registry import parse_url
 from tierstore.transfer.migrate.listing import Ends
+from tierstore.transfer.migrate.mounts import share_folders
 
 _MARK = "tierstore-probe-"
 ONE_FILE = "the source's file and the destination's are one and the same"
@@ -50,6 +51,8 @@ def check_apart(ends: Ends, *, writes: bool, hint: str = "") -> None:
     source, target = ends.source, ends.target
     if _same_folder(source, target):
         raise _same(ends, hint)
+    if _share_folders(source, target):
+        raise _nested(ends, ", or have a folder in common by a mount")
     theirs, missing = _first(target), _missing(target)
     for place in _places(target.url):
         # An empty destination shows nothing to look for, so that is written.
@@ -210,6 +213,11 @@ def _same_folder(source: Backend, target: Backend) -> bool:
         return False
 
 
+def _share_folders(source: Backend, target: Backend) -> bool:
+    one, other = _root(source), _root(target)
+    return one is not None and other is not None and share_folders(one, other)
+
+
 def _one_file(path: Path, other: Path) -> bool:
     """Whether a file of one name would go from the other one, too."""
     try:
@@ -230,8 +238,8 @@ def _same(ends: Ends, hint: str) -> ConfigError:
     return ConfigError(f"SRC and DST are the same place: {place}{as_other}", hint=hint)
 
 
-def _nested(ends: Ends) -> ConfigError:
+def _nested(ends: Ends, or_else: str = "") -> ConfigError:
     return ConfigError(
-        f"SRC and DST lie one in the other: {ends.source.url} and {ends.target.url}",
+        f"SRC and DST lie one in the other{or_else}: {ends.source.url} and {ends.target.url}",
         hint="what is written would be read again; choose places beside each other",
     )
