@@ -121,6 +121,15 @@ def in_order(found: Iterable[F], url: str) -> Iterator[F]:
         yield each
 
 
+def place_check(backend: Backend) -> Callable[[str], object]:
+    """Return what raises of a key what writing would, as far as it shows without: see `key_check`.
+
+    Where it is cheap to find out that is also that something else has the key's place.
+    """
+    check: Callable[[str], object] = getattr(backend, "check_place", key_check(backend))
+    return check
+
+
 def key_check(backend: Backend) -> Callable[[str], object]:
     """Return what raises InvalidKeyError of a key that a backend cannot hold, without asking it."""
     check: Callable[[str], object] = getattr(backend, "check_key", check_key)

@@ -21,6 +21,24 @@ def sync_folder(path: str) -> None:
         os.close(fd)
 
 
+def has_place(path: str) -> bool:
+    """Whether a file may have this name: no folder with files has it, no file that of its folder.
+
+    Raises:
+        PermissionError: nothing may be written there.
+    """
+    if os.path.isdir(path) and not os.path.islink(path):
+        return not any(files for _, _, files in os.walk(path))
+    folder = os.path.dirname(path)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        return False
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    return True
+
+
 class Folders:
     """Creates and prunes the folders below one root. Safe between threads and processes.
 

@@ -17,16 +17,21 @@ from urllib.parse import quote
 
 from tierstore.backend import Capabilities, Check, ObjectInfo, check_whole
 from tierstore.backends.direct_io import is_cached, read_at, set_direct, sync_tells
-from tierstore.backends.folders import Folders
+from tierstore.backends.folders import Folders, has_place
 from tierstore.backends.local_diagnosis import diagnose
 from tierstore.backends.local_errors import translated
 from tierstore.backends.local_flush import Flushed
 from tierstore.backends.local_list import told, walk
 from tierstore.backends.local_scan import LocalScan
-from tierstore.backends.local_upload import LocalUpload, Site
+from tierstore.backends.local_upload import BLOCKED, LocalUpload, Site
 from tierstore.backends.scratch import NAME, Scratch
 from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
-from tierstore.errors import ConfigError, InvalidKeyError, TruncatedFileError
+from tierstore.errors import (
+    BlockedError,
+    ConfigError,
+    InvalidKeyError,
+    TruncatedFileError,
+)
 from tierstore.keys import check_key
 from tierstore.registry import declares, parse_url
 from tierstore.regular import check_regular, open_regular
@@ -153,6 +158,13 @@ class LocalBackend:
     def check_key(self, key: str) -> None:
         """Raise InvalidKeyError of a key that cannot be a file here."""
         self.local_path(key)
+
+    def check_place(self, key: str) -> None:
+        """Raise what writing an object of this key would, as far as it shows without writing."""
+        path = self.local_path(key)
+        with self._translated(key):
+            if not has_place(path):
+                raise BlockedError(BLOCKED, url=self.url, key=key)
 
     def _naming(self, found: Iterator[T], prefix: str) -> Iterator[T]:
         """Yield what is found; an error names the folder that it is of."""

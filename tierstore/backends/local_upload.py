@@ -30,6 +30,7 @@ from tierstore.errors import (
 from tierstore.logs import logger
 from tierstore.regular import NotRegularError, check_regular, open_regular
 
+BLOCKED = "a folder has this name, or a file the name of one of its folders"
 _log = logger(__name__)
 
 
@@ -318,5 +319,4 @@ class LocalUpload:
             except FileNotFoundError as error:  # a writer's folder is gone, not an object
                 raise self._error(StorageError, f"cannot write: {error.strerror}") from error
             except (IsADirectoryError, NotADirectoryError) as error:
-                message = "a folder has this name, or a file the name of one of its folders"
-                raise self._error(BlockedError, message) from error
+                raise self._error(BlockedError, BLOCKED) from error

@@ -41,7 +41,7 @@ class Scratch:
         self._path = os.path.join(self._top, NAME)
         self._mounts: dict[str, Scratch] = {}
         self._host = socket.gethostname().replace("/", "_")
-        self._swept = False
+        self._swept = self._used = False
         self._lock = threading.Lock()
 
     def beside(self, path: str) -> Scratch:
@@ -56,16 +56,18 @@ class Scratch:
             return self._mounts.setdefault(folder, Scratch(self._folders, folder))
 
     def tidy(self) -> None:
-        """Remove the folder if it is empty."""
+        """Remove the folder if it is empty, and if anything was in it for this writer."""
         with self._lock:
             mounts = [*self._mounts.values()]
         for each in mounts:
             each.tidy()
-        with suppress(OSError):
-            os.rmdir(self._path)
+        if self._used:
+            with suppress(OSError):
+                os.rmdir(self._path)
 
     def open(self) -> tuple[int, str]:
         """Create and lock a new file; return its descriptor, for reading and writing, and path."""
+        self._used = True
         while True:
             path = os.path.join(self._path, f"{self._host}-{secrets.token_hex(8)}")
             try:
@@ -91,6 +93,7 @@ class Scratch:
         Raises:
             FileNotFoundError: it is gone.
         """
+        self._used = True
         path = os.path.join(self._path, os.path.basename(name))
         fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
         _lock(fd, wait=False)  # for the sweep; two that write alike do no harm

@@ -47,17 +47,20 @@ class Elsewhere:
         ),
     ] = False
 
-    def crew(self, recipe: Recipe, ends: Ends) -> Crew | None:
-        """Return who does the work; None for threads of this process.
+    def crew(self, recipe: Recipe, ends: Ends, *, dry: bool = False) -> Crew | None:
+        """Return who does the work; None for threads of this process, as in a dry run.
 
         Raises:
             ConfigError: there is no such cluster, or options are missing.
         """
-        from tierstore.transfer.migrate.crew import Cluster, open_crew
+        from tierstore.transfer.migrate.crew import Cluster, find_crew, open_crew
 
         if self.on is None:
             if self.sends:
                 raise ConfigError("--send-credentials is for other machines", hint="add --on ray")
+            return None
+        if dry:
+            find_crew(self.on)
             return None
         sent = {k: v for k, v in os.environ.items() if self.sends and k.startswith(_CREDENTIALS)}
         with on(f"{self.on} {self.address or 'here'}", "a cluster to work on"):

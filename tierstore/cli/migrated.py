@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from tierstore.transfer.migrate.machine import Totals
-    from tierstore.transfer.migrate.messages import Entry, Report
+    from tierstore.transfer.migrate.messages import Report
 
 _SHOWN = 20
 """Failed objects that are listed for people; programs get all."""
@@ -34,11 +35,11 @@ class View(ExitStack, ABC):
         blocked: the keys of objects that wait until what is in their place is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, dry: bool = False) -> None:
         super().__init__()
         self.failed = self.left_out = 0
         self.blocked: set[str] = set()
-        self._plan = dict.fromkeys(("copy", "compare", "differ"), (0, 0))
+        self._dry = dry
 
     def report(self, report: Report) -> None:
         """Count and show how an object ended."""
@@ -64,39 +65,37 @@ class View(ExitStack, ABC):
         """Show how it ended."""
 
     @abstractmethod
-    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+    def plan_summary(self, totals: Totals, seconds: float | None) -> None:
         """Show the plan; `seconds` is how long reading what is to be copied takes."""
 
-    def plan(self, entry: Entry) -> None:
-        """Count an object of a plan."""
-        from tierstore.transfer.migrate.messages import Outcome, Report
+    def planning(self, add: Callable[[str, int], None]) -> Callable[[Report], None]:
+        """Return how to report what would be done, telling `add` of key and size to be copied."""
 
-        if entry.trouble:
-            self.report(Report(entry.key, Outcome.FAILED, entry.version.size, entry.trouble))
-            return
-        if entry.target is None:
-            what = "copy"
-        else:
-            what = "compare" if entry.target.size == entry.version.size else "differ"
-        objects, nbytes = self._plan[what]
-        self._plan[what] = objects + 1, nbytes + entry.version.size
+        def report(report: Report) -> None:
+            if report.outcome.value == "copied":
+                add(report.key, report.size)
+            self.report(report)
+
+        return report
 
 
 class JsonView(View):
     """One line of JSON for each event."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, dry: bool = False) -> None:
+        super().__init__(dry=dry)
         self._due = 0.0
 
     def show(self, report: Report) -> None:
         """See `View.show`."""
+        if self._dry and report.outcome.value not in ("failed", "left_out"):
+            return
         event = {"event": "object", "key": report.key, "outcome": report.outcome.value}
         print_json({**event, "bytes": report.size, "reason": report.reason}, indent=None)
 
     def tick(self, totals: Totals) -> None:
         """See `View.tick`."""
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._due and not self._dry:
             self._due = time.monotonic() + _EVERY
             print_json({"event": "progress", **_numbers(totals)}, indent=None)
 
@@ -107,18 +106,18 @@ class JsonView(View):
         rest = {"complete": complete, "journal": journal, **cost}
         print_json({"event": "summary", **_numbers(totals), **rest}, indent=None)
 
-    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+    def plan_summary(self, totals: Totals, seconds: float | None) -> None:
         """See `View.plan_summary`."""
-        plan = {what: {"objects": n, "bytes": b} for what, (n, b) in self._plan.items()}
-        rest = {"conflict": conflict, "read_seconds": seconds and round(seconds, 3)}
+        plan = {name: {"objects": n, "bytes": b} for name, n, b in _planned(totals)}
+        rest = {"removed": totals.removed, "read_seconds": seconds and round(seconds, 3)}
         print_json({"event": "plan", **plan, **rest}, indent=None)
 
 
 class TextView(View):
     """A bar while it lasts, failures as they come, and a summary."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, dry: bool = False) -> None:
+        super().__init__(dry=dry)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._told: dict[str, int] = {}
@@ -159,10 +158,7 @@ class TextView(View):
     ) -> None:
         """See `View.summary`."""
         settled = {o.value: n for o, n in totals.settled.items()}
-        for word, number in self._told.items():
-            if number > _SHOWN:
-                more = f"and {number - _SHOWN} more {word}; --json lists them all"
-                say(more, stderr=True)
+        self._say_more()
         words = {
             "copied": "copied",
             "same": "there already",
@@ -194,19 +190,45 @@ class TextView(View):
         if not complete:
             say(f"not done: the same command goes on from {journal}")
 
-    def plan_summary(self, conflict: str, seconds: float | None) -> None:
+    def plan_summary(self, totals: Totals, seconds: float | None) -> None:
         """See `View.plan_summary`."""
-        clash = {"skip": "be kept", "fail": "fail", "overwrite": "be overwritten"}
+        self._say_more()
         means = {
             "copy": "would be copied",
-            "compare": "are there in the same size and would be compared",
-            "differ": f"differ in size from what is there and would {clash[conflict]}",
+            "same": "are there already",
+            "keep": "differ from what is there and would be kept",
+            "wait": "would be copied once what is in their place is gone",
+            "leave_out": "would be left out",
+            "fail": "would fail",
         }
-        for what, (objects, nbytes) in self._plan.items():
-            if objects or what == "copy":
-                say(f"{count(objects, 'object')} of {size(nbytes)} {means[what]}")
+        for name, objects, nbytes in _planned(totals):
+            if objects or name == "copy":
+                say(f"{count(objects, 'object')} of {size(nbytes)} {means[name]}")
+        if totals.removed:
+            say(f"{totals.removed:,} would be removed from the source")
         if seconds:
             say(f"reading what would be copied takes about {duration(seconds)} from here")
+
+    def _say_more(self) -> None:
+        for word, number in self._told.items():
+            if number > _SHOWN:
+                more = f"and {number - _SHOWN} more {word}; --json lists them all"
+                say(more, stderr=True)
+
+
+def _planned(totals: Totals) -> Iterator[tuple[str, int, int]]:
+    """Yield what would become of objects, how many of them, and their bytes."""
+    names = {
+        "copied": "copy",
+        "same": "same",
+        "kept": "keep",
+        "blocked": "wait",
+        "left_out": "leave_out",
+        "failed": "fail",
+    }
+    for outcome, number in totals.settled.items():
+        if name := names.get(outcome.value):
+            yield name, number, totals.bytes[outcome]
 
 
 def _numbers(totals: Totals) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tierstore.cli.ends import Between
     from tierstore.transfer.migrate.crew import Effort
     from tierstore.transfer.migrate.engine import Migration
-    from tierstore.transfer.migrate.listing import Ends
     from tierstore.transfer.migrate.messages import Item
     from tierstore.transfer.migrate.rules import Conflict
 
@@ -168,11 +167,13 @@ class Moved(NamedTuple):
         left_out: things that are no objects, and that nobody asked to leave out.
         blocked: the keys in whose place the destination has something else.
         remaining: objects that the source has still.
+        coming: objects that a real run would have brought where nothing is.
     """
 
     left_out: int
     blocked: set[str]
     remaining: int
+    coming: int
 
 
 _STAYS, _HERE = Removal(), Elsewhere()
@@ -194,47 +195,50 @@ def move(
         TierstoreError: there is nothing to migrate.
         Exit: with 1 if not everything was migrated, or as the signal that stopped it wants.
     """
-    view: View = JsonView() if options.as_json else TextView()
-    if options.dry_run:
-        _plan(between.ends, found, "overwrite" if conflict == "mirror" else conflict, view)
-        return Moved(view.left_out, view.blocked, 0)
     from tierstore.transfer.migrate.crew import retries_of
     from tierstore.transfer.migrate.engine import Migration
+    from tierstore.transfer.migrate.forecast import Forecast
     from tierstore.transfer.migrate.journal import Journal
     from tierstore.transfer.migrate.messages import Outcome
 
-    path = options.journal or _default_journal(between)
-    ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends)
-    with nullcontext() if crew is None else closing(crew):
-        notes = Journal(path, between.source, between.target, trusted=not options.checksum)
+    view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
+    ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
+    forecast = Forecast(ends.source) if options.dry_run else None
+    path, dry = options.journal or _default_journal(between), options.dry_run
+    with ExitStack() as opened:
+        if crew is not None:
+            opened.enter_context(closing(crew))
+        notes = Journal(path, between.source, between.target, trusted=not options.checksum, dry=dry)
+        opened.enter_context(closing(notes))
         begun, used = time.monotonic(), time.process_time()
-        try:
-            migration = Migration(
-                ends,
-                notes,
-                found,
-                conflict=conflict,
-                removes="links" if only_links else removal.delete_source,
-                grace=removal.grace,
-                report=view.report,
-                tick=view.tick,
-            )
-            with view, _signals(migration) as stopped:
-                migration.run(crew)
-        finally:
-            notes.close()
+        migration = Migration(
+            ends,
+            notes,
+            found,
+            conflict=conflict,
+            removes="links" if only_links else removal.delete_source,
+            grace=removal.grace,
+            report=view.report if forecast is None else view.planning(forecast.add),
+            tick=view.tick,
+        )
+        with view, _signals(migration) as stopped:
+            migration.run(crew)
+            seconds = forecast.seconds() if forecast and migration.complete else None
+    totals = migration.totals
+    if options.dry_run:
+        view.plan_summary(totals, seconds)
+    else:
         cost = {
             "seconds": time.monotonic() - begun,
             "cpu_seconds": time.process_time() - used,
             "retries": retries_of(ends),
         }
-        if crew is not None:
-            cost = _with_workers(cost, crew.effort)
-    view.summary(migration.totals, cost, complete=migration.complete, journal=str(path))
+        cost = cost if crew is None else _with_workers(cost, crew.effort)
+        view.summary(totals, cost, complete=migration.complete, journal=str(path))
     _judge(migration, view, between, stopped)
-    left_out = migration.totals.settled[Outcome.LEFT_OUT]
-    remaining = migration.totals.found - migration.totals.removed - left_out
-    return Moved(view.left_out, view.blocked, remaining)
+    remaining = totals.found - totals.removed - totals.settled[Outcome.LEFT_OUT]
+    coming = totals.created if options.dry_run else 0
+    return Moved(view.left_out, view.blocked, remaining, coming)
 
 
 def leave(moved: Moved, special: Special) -> None:
@@ -271,28 +275,8 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
     if totals.found == sum(n for outcome, n in totals.settled.items() if outcome.is_nothing):
         raise TierstoreError(
             f"there is nothing to migrate at {between.source}",
-            hint="a pattern for a folder and all below it ends in '/'; `--dry-run` shows the rest",
+            hint="a pattern for a folder and all that is below it ends in '/'",
         )
-    if view.failed:
-        raise click.exceptions.Exit(1)
-
-
-def _plan(ends: Ends, found: Iterable[Item], conflict: str, view: View) -> None:
-    from tierstore.scan import LeftOut
-    from tierstore.transfer.migrate.forecast import Forecast
-    from tierstore.transfer.migrate.messages import Entry, Report
-
-    forecast = Forecast(ends.source)
-    with view:
-        for each in found:
-            if isinstance(each, Entry):
-                view.plan(each)
-                if each.target is None and not each.trouble:
-                    forecast.add(each)
-            elif isinstance(each, LeftOut):
-                view.report(Report.of(each))
-        seconds = forecast.seconds()
-    view.plan_summary(conflict, seconds)
     if view.failed:
         raise click.exceptions.Exit(1)
 

@@ -58,10 +58,10 @@ def run(options: Options) -> None:
         moved = mirrored("mirror" if options.delete else "overwrite")
         if options.delete:
             mirror = Mirror(between.ends, selection, follow=options.follow)
-            extra = mirror.extra()
+            extra = mirror.extra(moved.coming)  # noqa: S610 - no Django
             _guard(extra, options, between.target)
             done = 0
-            if moved.blocked:
+            if moved.blocked and not options.dry_run:
                 done = _remove(mirror.remove(in_the_way(moved.blocked)), options)
                 moved = mirrored("overwrite")
             if not options.dry_run:

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import Buffer
 from tierstore.errors import StorageError, UnsupportedError
-from tierstore.scan import Found, Ways, key_check, scan
+from tierstore.scan import Found, Ways, key_check, place_check, scan
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Found)
@@ -105,6 +105,10 @@ class Delegate:
     def check_key(self, key: str) -> None:
         """See `tierstore.scan.key_check`."""
         key_check(self.inner)(key)
+
+    def check_place(self, key: str) -> None:
+        """See `tierstore.scan.place_check`."""
+        place_check(self.inner)(key)
 
     def _paged(self, prefix: str, pages: _Pages[F]) -> Iterator[F]:
         while page := self.around(Call("list", prefix), pages.next):

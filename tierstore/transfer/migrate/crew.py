@@ -127,6 +127,15 @@ def open_crew(name: str, recipe: Recipe, ends: Ends, cluster: Cluster) -> Crew:
     Raises:
         ConfigError: there is no such crew, its package is missing, or there is no cluster.
     """
+    return find_crew(name)(recipe, ends, cluster)
+
+
+def find_crew(name: str) -> Factory:
+    """Return what opens the crew of a name.
+
+    Raises:
+        ConfigError: there is no such crew, or its package is missing.
+    """
     entries = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
     if name not in entries:
         raise ConfigError(
@@ -139,7 +148,7 @@ def open_crew(name: str, recipe: Recipe, ends: Ends, cluster: Cluster) -> Crew:
             f"to run on {name} needs {error.name}, which is not installed",
             hint=f"pip install 'tierstore[{name}]', here and on every node",
         ) from error
-    return factory(recipe, ends, cluster)
+    return factory
 
 
 class Buffers:

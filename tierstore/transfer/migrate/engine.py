@@ -33,7 +33,7 @@ class Migration:
 
     Args:
         ends: from where to where.
-        journal: of this migration, open.
+        journal: of this migration, open; of a dry run, which writes nothing, if that one is.
         found: what is to be migrated; see `objects` and `checkpoints`. Read by another thread.
         conflict: what to do where the destination has something else.
         removes: whether what is verified at the destination is removed from the source, or what
@@ -65,6 +65,7 @@ class Migration:
             clean_copies=target.clean_create,
             parallel=target.parallel_parts,
             heavy=heavy_of(ends),
+            dry=journal.dry,
             trusts=journal.trusted,
         )
         self._journal, self._report, self._tick = journal, report, tick

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tierstore.backend import Backend
 from tierstore.errors import TierstoreError
-from tierstore.transfer.migrate.messages import Entry
 from tierstore.transfer.source import AlignedBuffers
 
 _PIECES = 64
@@ -33,14 +32,13 @@ class Forecast:
         self._chosen: list[tuple[float, str, int, int]] = []
         self._total = 0
 
-    def add(self, entry: Entry) -> None:
+    def add(self, key: str, size: int) -> None:
         """Take an object that would be read."""
-        size = entry.version.size
         count = max(1, -(-size // self._part))
         self._total += count
         offset = self._chance.randrange(count) * self._part
         weight = self._chance.random() ** (1 / count)
-        piece = (weight, entry.key, offset, min(self._part, size - offset))
+        piece = (weight, key, offset, min(self._part, size - offset))
         push = heapq.heappush if len(self._chosen) < _PIECES else heapq.heappushpop
         push(self._chosen, piece)
 

@@ -28,6 +28,7 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.logs import logger
+from tierstore.scan import place_check
 from tierstore.transfer.migrate import messages as m
 from tierstore.transfer.migrate.apart import is_link, stays
 from tierstore.transfer.migrate.core import Core
@@ -91,6 +92,8 @@ class Hands:
 
     def _carry_out(self, task: m.Task) -> m.Answer:
         match task:
+            case m.Try():
+                return self._try(task)
             case m.Look():
                 return self._look(task)
             case m.Compare():
@@ -113,6 +116,16 @@ class Hands:
                 return self._remove(task)
             case m.Sweep():
                 return self._sweep(task)
+
+    def _try(self, task: m.Try) -> m.Answer:
+        entry = task.entry
+        if entry.version.size:
+            with self._buffers.take(1) as byte:
+                self._source.read_into(entry.key, 0, byte)
+        else:
+            self._source.stat(entry.key)
+        place_check(self._target)(self._ends.target_key(entry.key))
+        return m.Tried(task.job)
 
     def _look(self, task: m.Look) -> m.Answer:
         info = self._source.stat(task.entry.key)

@@ -6,6 +6,7 @@ An object takes one of these ways::
     nothing there, large    open > send every part > commit (> check every part)
     something there         look (> compare every part) > same, or by the policy kept, failed, sent
     then, if it is moved    remove
+    nothing is written      try, where it would be copied
     begun by an earlier     open; with the upload gone, all receipts there:
       life                    look (> check every part): it was committed, only not noted
 
@@ -47,6 +48,8 @@ from tierstore.transfer.migrate.messages import (
     Sent,
     Short,
     Task,
+    Tried,
+    Try,
     Unite,
     United,
 )
@@ -130,7 +133,7 @@ class Job:
             case State.NEW:
                 self._phase = self._first()
             case State.FINISHED:
-                self._phase = Phase.REMOVE
+                self._phase = self._verified(Outcome.SAME) if rules.dry else Phase.REMOVE
             case State.ABANDONED:
                 self._phase = self._discard(lambda: Phase.OVER)
 
@@ -195,7 +198,7 @@ class Job:
         if held:
             return Phase.OPEN
         if self.entry.partial:
-            return Phase.UNITE
+            return Phase.TRY if self._rules.dry else Phase.UNITE
         if target is None or self.ours:
             return self._transfer()
         if target.size == self._size:
@@ -205,6 +208,8 @@ class Job:
     def _single(self) -> Task:
         number, entry = self.number, self.entry
         match self._phase:
+            case Phase.TRY:
+                return Try(number, entry)
             case Phase.LOOK:
                 return Look(number, entry)
             case Phase.COPY:
@@ -245,6 +250,8 @@ class Job:
             case Changed():
                 entry = replace(self.entry, version=event.version)
                 return self._drain(lambda: self._restart(entry, event.why or CHANGED))
+            case Tried():
+                return self._verified(Outcome.COPIED)
             case Looked():
                 return self._recover(event) if self._recovering else self._look(event)
             case Compared():
@@ -393,6 +400,8 @@ class Job:
     # Steps
 
     def _transfer(self) -> Phase:
+        if self._rules.dry:
+            return Phase.TRY
         return Phase.COPY if self._size <= self._part else Phase.OPEN
 
     def _conflict(self) -> Phase:
@@ -427,11 +436,14 @@ class Job:
             self.records.append(Receipt(self.number, event.index, event.crc))
 
     def _verified(self, outcome: Outcome) -> Phase:
+        # What is part of a checkpoint stays until its commit is gone; see `Sweep`.
+        removes = self._rules.removes and not self.entry.group
+        if self._rules.dry:
+            self.removed = removes
+            return self._end(outcome)
         done = Finished(self.number, self.entry.key, self.entry.version, self._written)
         self.records.append(done)
         self._verified_as = outcome
-        # What is part of a checkpoint stays until its commit is gone; see `Sweep`.
-        removes = self._rules.removes and not self.entry.group
         return Phase.REMOVE if removes else self._end(outcome)
 
     def _drain(self, then: Callable[[], Phase]) -> Phase:

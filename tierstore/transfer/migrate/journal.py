@@ -130,6 +130,7 @@ class Journal:
         source: what is migrated.
         target: where to.
         trusted: what it says of objects that are finished, or begun, counts.
+        dry: nothing is added to it, and it is not made.
 
     Raises:
         ConfigError: the file is of another migration, or in use.
@@ -137,15 +138,18 @@ class Journal:
         StorageError: it cannot be written.
     """
 
-    def __init__(self, path: Path, source: str, target: str, *, trusted: bool = True) -> None:
-        self.path, self.trusted = path, trusted
-        self._names = (source, target)
+    def __init__(
+        self, path: Path, source: str, target: str, *, trusted: bool = True, dry: bool = False
+    ) -> None:
+        self.path, self.trusted, self.dry = path, trusted, dry
+        self._names, self._replay, self._fd = (source, target), Replay(), -1
+        if dry and not path.exists():
+            return
         with _said(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = _opened(path)
         try:
             self._lock()
-            self._replay = Replay()
             if self._load() > _MUCH:
                 self._write_anew()
         except BaseException:
@@ -154,11 +158,14 @@ class Journal:
 
     def past(self) -> Past:
         """Return what earlier lives have left."""
-        return self._replay.past()
+        past = self._replay.past()
+        # What was begun would be gone on with, so it is copied in a dry run too.
+        return Past(finished=past.finished) if self.dry else past
 
     def append(self, record: Record) -> None:
         """Add a record; it survives this process from now on."""
-        self._put(_line(_to_json(record)))
+        if not self.dry:
+            self._put(_line(_to_json(record)))
 
     def close(self) -> None:
         """Sync and close. Idempotent."""

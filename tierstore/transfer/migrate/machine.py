@@ -77,6 +77,7 @@ class Totals:
         moved: bytes that need not be moved any more.
         sent: bytes of parts and small objects that were sent.
         reused: bytes that an earlier life had sent of objects that were not finished.
+        created: objects that were copied where nothing had been.
         removed: objects, or checkpoints as a whole, that were removed from the source.
         workers: that carry out commands now.
     """
@@ -89,6 +90,7 @@ class Totals:
     moved: int = 0
     sent: int = 0
     reused: int = 0
+    created: int = 0
     removed: int = 0
     workers: int = 0
 
@@ -261,7 +263,7 @@ class Machine:
         self._listing = False
         totals = self.totals
         totals.listed = event.last
-        if self._rules.removes:
+        if self._rules.removes and not self._rules.dry:
             self._dead += event.dead
         for left in event.left_out:
             report = Report.of(left)
@@ -336,7 +338,7 @@ class Machine:
         elif job.outcome is not None:
             self.totals.moved -= job.moved
             self.totals.removed += job.removed
-            if job.removed and job.entry.seals:
+            if job.removed and job.entry.seals and not self._rules.dry:
                 self._dead.append(Dead(job.entry.key, job.entry.seals[0]))
             self._count(job.entry, job.outcome, job.reason, out)
             if job.fatal:
@@ -346,6 +348,7 @@ class Machine:
         size, totals = entry.version.size, self.totals
         totals.settled[outcome] += 1
         totals.bytes[outcome] += size
+        totals.created += outcome is Outcome.COPIED and entry.target is None
         totals.moved += size
         out.append(Report(entry.key, outcome, size, reason))
         failed = outcome is Outcome.FAILED

@@ -115,6 +115,14 @@ class List:
 
 
 @dataclass(frozen=True, slots=True)
+class Try:
+    """Find out whether an object can be read, and has a place to go to: `Tried` or `Failed`."""
+
+    job: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """Ask both ends what they know: `Looked`, `Changed` or `Failed`."""
 
@@ -228,7 +236,7 @@ class Wait:
     """Give those who still read what was deleted the time they were promised: `Waited`."""
 
 
-Task = Look | Compare | Copy | Open | Send | Commit | Check | Discard | Unite | Remove | Sweep
+Task = Try | Look | Compare | Copy | Open | Send | Commit | Check | Discard | Unite | Remove | Sweep
 Command = Note | Report | List | Wait | Task
 
 
@@ -270,6 +278,13 @@ class Left:
     """A worker is gone; what was under way there is not answered any more."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """It could be copied."""
+
+    job: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,7 +446,8 @@ class Failed:
 
 
 Answer = (
-    Looked
+    Tried
+    | Looked
     | Compared
     | Copied
     | Opened

@@ -49,13 +49,16 @@ class Mirror:
     def __init__(self, ends: Ends, selection: Selection, *, follow: bool = True) -> None:
         self._ends, self._selection, self._follow = ends, selection, follow
 
-    def extra(self) -> Extra:
+    def extra(self, coming: int = 0) -> Extra:
         """Count what is to be removed.
+
+        Args:
+            coming: objects that it will have besides, once all has arrived.
 
         Raises:
             StorageError: an end cannot be listed.
         """
-        objects = nbytes = total = 0
+        objects, nbytes, total = 0, 0, coming
         for held in self._compared():
             total += 1
             objects += held.gone

@@ -36,6 +36,7 @@ class Rules:
         parallel: parts may be sent in any order, several at once.
         heavy: how many commands about small objects one about a larger one counts for.
         window: objects listed and not yet begun, at most twice as many.
+        dry: nothing is written: what would be copied counts as that once it was tried.
         trusts: what the journal says of versions counts; else everything is compared, and uploads
             of earlier lives are begun anew.
     """
@@ -49,6 +50,7 @@ class Rules:
     parallel: bool = True
     heavy: int = 1
     window: int = 4096
+    dry: bool = False
     trusts: bool = True
 
     @property
@@ -60,6 +62,7 @@ class Rules:
 class Phase(Enum):
     """Where an object is on its way."""
 
+    TRY = auto()
     LOOK = auto()
     COMPARE = auto()
     COPY = auto()
