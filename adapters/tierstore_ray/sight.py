@@ -67,8 +67,9 @@ class Probe:
         self.path, self._fd = "", -1
         address = parse_url(target.url)
         if address.scheme == "file":
+            self._scratch = Scratch(Folders(address.path, sync=False))
             try:
-                self._fd, self.path = Scratch(Folders(address.path, sync=False)).open()
+                self._fd, self.path = self._scratch.open()
             except OSError as error:
                 raise ConfigError(f"cannot write to {target.url}: {error.strerror}") from error
 
@@ -78,6 +79,7 @@ class Probe:
             os.close(self._fd)
             with suppress(FileNotFoundError):
                 os.unlink(self.path)  # noqa: PTH108
+            self._scratch.tidy()
             self._fd = -1
 
 
