@@ -86,6 +86,14 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, as_json: list[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_dry_run_refuses_what_a_real_one_does(tmp_path: Path, dry: list[str]) -> None:
+    done = tierstore("bench", "-c", "memory://cli/x", *BENCH, "-p", f"{tmp_path}/no/p", *dry)
+    assert (done.code, "there is no folder" in done.said) == (2, True)
+    done = tierstore("bench", "-c", "memory://cli/x", "--size", "1T", *dry)
+    assert (done.code, "tier memory: " in done.said) == (1, True)
+
+
 def test_one_bad_tier_does_not_hide_the_others(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     urls = {"bad": f"file://{tmp_path}/file", "good": "memory://cli/good"}

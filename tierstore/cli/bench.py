@@ -72,12 +72,11 @@ def run(
 
     tiers = load_config(*config).tiers
     bounds = Limits(seconds, nbytes(limit), tuple(int(nbytes(s)) for s in sizes), concurrency)
-    if dry_run:
-        plans = [_planned(tier, bounds) for tier in tiers]
-        print_json(plans) if as_json else _print_plans(plans)
-        return
     require_scipy()
     _check_writable(points)
+    if dry_run:
+        _plan(tiers, bounds, as_json=as_json)
+        return
     measured, failed = _measure(tiers, bounds)
     if points is not None:
         points.write_text(json.dumps(measured.to_json(), indent=1))
@@ -87,10 +86,26 @@ def run(
     else:
         for tier in measured.tiers:
             _print_tier(tier, found[tier.name])
+    _judge(failed)
+
+
+def _judge(failed: list[tuple[str, TierstoreError]]) -> None:
     for name, error in failed:
         print_error(of_tier(name, error))
     if failed:
         raise click.exceptions.Exit(1)
+
+
+def _plan(tiers: tuple[TierConfig, ...], limits: Limits, *, as_json: bool) -> None:
+    plans: list[dict[str, Any]] = []
+    failed: list[tuple[str, TierstoreError]] = []
+    for tier in tiers:
+        try:
+            plans.append(_planned(tier, limits))
+        except TierstoreError as error:
+            failed.append((tier.name, error))
+    print_json(plans) if as_json else _print_plans(plans)
+    _judge(failed)
 
 
 def _measure(
