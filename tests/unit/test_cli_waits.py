@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import model_points
 from tests.command import folders, save, start, tierstore
 from tests.loopback import serving
 from tests.patience import PATIENCE
@@ -98,6 +99,14 @@ def test_a_limit_of_ones_own_is_said_to_be_one() -> None:
     done = tierstore("cp", "large", "./to/", "--bandwidth", "150K")
     assert done.code == 0
     assert not done.err or "only so many bytes a second are allowed" in done.err
+
+
+def test_an_estimate_that_takes_long_says_so(tmp_path: Path) -> None:
+    path = model_points.write(tmp_path / "points.json")
+    words = ("--params", "8e9", "--nodes", "10000", "--mtbf", "150", "-p", path)
+    done = tierstore("predict", *words)
+    assert done.code == 0
+    assert "waiting for the simulation: 1.16 days, save by save (" in done.err
 
 
 @pytest.fixture
