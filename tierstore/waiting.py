@@ -5,46 +5,48 @@ Whoever may have to wait says for whom with `on`; the command line looks at `ove
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from threading import get_ident
 from time import monotonic
 
 
-@dataclass(slots=True)
 class Wait:
-    """One thread's call.
+    """One thread's call; to be used with `with`. Within another one of its thread that one counts.
+
+    A plain class, as there is one for every request.
 
     Attributes:
-        place: for whom it waits.
-        what: what it wants of it.
+        place: for whom it waits: a tier's URL, a server.
+        what: what it wants of it, and of which key.
+        most: seconds after which it is given up; 0 if nobody knows.
         begun: when it began, by `time.monotonic`.
         since: when a byte last moved, or when it began.
         why: what went wrong, if something did and it is tried again.
-        most: seconds after which it is given up; 0 if nobody knows.
     """
 
-    place: str
-    what: str
-    begun: float
-    since: float
-    why: str = ""
-    most: float = 0.0
+    __slots__ = ("begun", "most", "place", "since", "what", "why")
+
+    def __init__(self, place: str, what: tuple[str, ...], most: float) -> None:
+        self.place, self.what, self.most, self.why = place, what, most, ""
+        self.begun = self.since = monotonic()
+
+    def __enter__(self) -> Wait:
+        return _waits.setdefault(get_ident(), self)
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        me = get_ident()
+        if _waits.get(me) is self:
+            del _waits[me]
+            if kind is None:
+                _moved[self.place] = monotonic()
 
 
 _waits: dict[int, Wait] = {}  # of each thread
 _moved: dict[str, float] = {}  # when something last came of each place
 
 
-def on(place: str, what: str, *, most: float = 0.0) -> AbstractContextManager[Wait]:
-    """Say that this thread waits for somebody; within another wait of it that one counts.
-
-    Args:
-        place: for whom: a tier's URL, a server.
-        what: what is wanted.
-        most: seconds after which it is given up.
-    """
-    return _Waiting(place, what, most)
+def on(place: str, *what: str, most: float = 0.0) -> Wait:
+    """Say that this thread waits for somebody; see `Wait`."""
+    return Wait(place, what, most)
 
 
 def moved(*, surely: bool = False) -> None:
@@ -69,24 +71,3 @@ def overdue(seconds: float) -> list[Wait]:
             longest = found.setdefault(wait.place, wait)
             found[wait.place] = min(wait, longest, key=lambda each: each.since)
     return [*found.values()]
-
-
-class _Waiting:
-    """See `on`; a class, as there is one for every request."""
-
-    __slots__ = ("_mine", "_wait")
-
-    def __init__(self, place: str, what: str, most: float) -> None:
-        now = monotonic()
-        self._wait, self._mine = Wait(place, what, now, now, most=most), False
-
-    def __enter__(self) -> Wait:
-        found = _waits.setdefault(get_ident(), self._wait)
-        self._mine = found is self._wait
-        return found
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        if self._mine:
-            _waits.pop(get_ident(), None)
-            if kind is None:
-                _moved[self._wait.place] = monotonic()

@@ -119,14 +119,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_who_moves_bytes_does_not_wait(clock: list[float]) -> None:
-    with waiting.on("there", "get x"):
+    with waiting.on("there", "get", "x"):
         clock[0] += 2
         waiting.moved()
         clock[0] += 2
         assert not waiting.overdue(3)
         clock[0] += 1
         (wait,) = waiting.overdue(3)
-        assert (wait.place, wait.what, wait.begun) == ("there", "get x", 100.0)
+        assert (wait.place, wait.what, wait.begun) == ("there", ("get", "x"), 100.0)
     assert not waiting.overdue(0)
 
 
@@ -165,7 +165,7 @@ def test_one_slow_call_among_quick_ones_is_no_wait(clock: list[float]) -> None:
     assert not waiting.overdue(3)
     clock[0] += 2
     (wait,) = waiting.overdue(3)
-    assert wait.what == "slow"
+    assert wait.what == ("slow",)
     go.set()
     thread.join()
 

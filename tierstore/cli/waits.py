@@ -47,5 +47,6 @@ def _watch(over: threading.Event) -> None:
 def _line(wait: Wait, now: float) -> str:
     so_far = duration(round(now - wait.begun))
     most = f" of {duration(wait.most)} at most" if wait.most else ""
+    what = " ".join(filter(None, wait.what))
     why = f": {wait.why}" if wait.why else ""
-    return printable(f"waiting for {wait.place}: {wait.what}{why} ({so_far}{most})")
+    return printable(f"waiting for {wait.place}: {what}{why} ({so_far}{most})")

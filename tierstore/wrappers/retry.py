@@ -105,8 +105,7 @@ class Retrying(Delegate):
 
     def around(self, call: Call, run: Callable[[], T]) -> T:
         """Run until it succeeds, fails for good, or time or budget are used up."""
-        what = f"{call.operation} {call.key}".rstrip()
-        with on(self.url, what, most=self._seconds) as waiting:
+        with on(self.url, call.operation, call.key, most=self._seconds) as waiting:
             return self._repeat(call, run, waiting)
 
     def _repeat(self, call: Call, run: Callable[[], T], waiting: Wait) -> T:
