@@ -140,6 +140,21 @@ def test_it_says_what_then_happens(tmp_path: Path, arrange: Arrange, command: st
     assert done.get("objects") == done.get("deleted")
 
 
+@pytest.mark.parametrize("there", [None, b"same", b"also", b"longer"])
+@pytest.mark.parametrize("conflict", ["fail", "skip", "overwrite"])
+def test_so_it_is_with_one_object(tmp_path: Path, there: bytes | None, conflict: str) -> None:
+    put(tmp_path / "src", a=b"same")
+    put(tmp_path / "dst", **({} if there is None else {"b": there}))
+    before = state(tmp_path / "dst")
+    words = ["cp", "src/a", "./dst/b", "--conflict", conflict, "--json"]
+    dry = tierstore(*words, "-n")
+    assert state(tmp_path / "dst") == before
+    real = tierstore(*words)
+    assert (dry.code, verdict(dry)) == (real.code, verdict(real))
+    counted = {outcome: last(dry, "plan")[name]["objects"] for name, outcome in OUTCOMES.items()}
+    assert counted == {outcome: last(real, "summary")[outcome] for outcome in OUTCOMES.values()}
+
+
 def verdict(done: Done) -> list[str]:
     """Return what was said of errors, without advice."""
     return [line for line in done.err.splitlines() if line.startswith("error: ")]

@@ -90,6 +90,13 @@ def test_a_name_with_a_line_break_is_reported_in_one_line(src: Path, tmp_path: P
     assert line.partition(": ")[2].startswith(r"b\nfailed: c\x1b[2J\u2028d: ")
 
 
+@pytest.mark.parametrize("grace", ["nan", "inf", "1e400"])
+def test_a_grace_that_never_ends_is_refused(src: Path, tmp_path: Path, grace: str) -> None:
+    done = tierstore("migrate", str(src), f"{tmp_path}/dst", "--delete-source", "--grace", grace)
+    assert (done.code, "--grace is" in done.said) == (2, True)
+    assert not (tmp_path / "dst").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 import time
@@ -28,7 +29,7 @@ from tierstore.cli.options import (
     option,
 )
 from tierstore.cli.output import print_error
-from tierstore.errors import TierstoreError
+from tierstore.errors import ConfigError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
@@ -127,6 +128,10 @@ class Removal:
             help="How long readers of a checkpoint have before --delete-source removes its data.",
         ),
     ] = 60.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.grace):
+            raise ConfigError(f"--grace is {self.grace}, not a number of seconds")
 
 
 class Links(StrEnum):
