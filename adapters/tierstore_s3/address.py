@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from botocore.session import Session
 
 from tierstore.errors import ConfigError
+from tierstore.registry import CREDENTIALS_HINT
 
 _PLACE = "tierstore-place"
 _INSTEAD = "give the bucket itself, or an access point of one region"
@@ -75,7 +76,7 @@ def find_address(client: Any, bucket: str) -> Address:
     """Return where botocore's `client` would send a request about `bucket`.
 
     Raises:
-        ConfigError: it would be signed otherwise than by Signature Version 4.
+        ConfigError: it would be signed otherwise than by Signature Version 4, or holds a secret.
     """
     watch, events = _Watch(), client.meta.events
     handlers = {"before-sign.s3.HeadObject": watch.sign, "before-send.s3.HeadObject": watch.send}
@@ -93,6 +94,8 @@ def find_address(client: Any, bucket: str) -> Address:
         text = f"requests about {bucket!r} need a signature that is not supported"
         raise ConfigError(text, hint=_INSTEAD)
     base = watch.url.partition("?")[0].removesuffix(_PLACE)
+    if "@" in urlsplit(base).netloc:
+        raise ConfigError("the endpoint's URL holds a user or password", hint=CREDENTIALS_HINT)
     return Address(base, region, watch.signing.get("signing_name", "s3"))
 
 

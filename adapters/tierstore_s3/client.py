@@ -277,7 +277,7 @@ def _raise(error: Exception) -> NoReturn:
     text = masked(str(error))
     wrong = boto.ProfileNotFound | boto.InvalidConfigError | boto.EndpointProviderError | ValueError
     if isinstance(error, wrong):
-        raise ConfigError(text) from error
+        raise ConfigError(text) from None  # its own text may hold what is masked here
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or anonymous = true"
         raise AccessError(text, hint=hint) from error

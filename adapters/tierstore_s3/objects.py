@@ -107,7 +107,11 @@ class Objects:
             if answer.status not in (200, 206):
                 self._refuse(answer, "GetObject")
             if answer.status == 200 and offset:
-                raise StorageError("GetObject: the server ignores ranges")
+                raise StorageError("GetObject: the server ignores ranges", hint=NO_S3)
+            sent = answer.headers.get("content-range", "")
+            if answer.status == 206 and not sent.startswith(f"bytes {offset}-{end}/"):
+                text = f"GetObject: the server sends {sent[:80]!r}, not bytes {offset}-{end}"
+                raise StorageError(text, hint=NO_S3)
 
     def put(self, key: str, buffer: Buffer, *, if_absent: bool) -> ObjectInfo:
         """Put a whole object; with `if_absent`, an equal one that exists counts as put.

@@ -8,7 +8,6 @@ UNSIGNED-PAYLOAD: "Authenticating Requests: Using the Authorization Header", Ama
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import time
@@ -120,6 +119,6 @@ def decode_crc(text: str | None) -> int | None:
         return None
     try:
         raw = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         return None
     return int.from_bytes(raw, "big") if len(raw) == 4 else None

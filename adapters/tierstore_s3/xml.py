@@ -35,7 +35,8 @@ def check_whole(body: bytes, doing: str) -> None:
         StorageError: it is something else.
     """
     try:
-        ET.fromstring(body)  # noqa: S314 - what it shall not see was refused
+        # S314: what it shall not see was refused.
+        ET.fromstring(body, parser=ET.XMLParser(encoding="utf-8"))  # noqa: S314
     except ET.ParseError as error:
         if error.code == _CUT_OFF:
             raise UnreachableError(f"{doing}: the answer was cut off") from None

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from tierstore.errors import CheckpointError, TierstoreError
+from tierstore.text import printable
 from tierstore_torch import forking
 
 T = TypeVar("T")
@@ -168,5 +169,7 @@ def _portable(error: BaseException) -> TierstoreError:
     if isinstance(error, TierstoreError):
         return error
     wrapped = CheckpointError(f"{type(error).__name__}: {error}")
-    wrapped.add_note("".join(traceback.format_exception(error)))  # it travels; a cause does not
+    wrapped.add_note(
+        printable("".join(traceback.format_exception(error)), keep="\n")
+    )  # it travels; a cause does not
     return wrapped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 
@@ -12,7 +13,13 @@ import pytest
 
 from tests.loopback import answer, read_request, serving, wait_gone
 from tests.patience import PATIENCE
-from tierstore.errors import StorageError, TransientError, TruncatedFileError, UnreachableError
+from tierstore.errors import (
+    ConfigError,
+    StorageError,
+    TransientError,
+    TruncatedFileError,
+    UnreachableError,
+)
 from tierstore.http import Deadlines, Response, Transport
 from tierstore.http import transport as transport_module
 from tierstore.http.transport import WHOLE_BODY
@@ -235,3 +242,21 @@ def test_a_server_that_repeats_the_request_tells_no_secret() -> None:
     assert [secret for secret in (*secrets, token[:20]) if secret in text + repr(got)] == []
     assert "op=A" in text
     assert "SignedHeaders=h" in text
+
+
+@pytest.mark.parametrize("url", ["http://a b/k", "http://[bad/k", "http://host:99999/k"])
+def test_a_url_that_is_none_is_not_repeated(url: str) -> None:
+    transport, secret = Transport(pool_size=1, deadlines=PATIENT), "hunter" + str(2)
+    with contextlib.closing(transport), pytest.raises(StorageError, match="no address") as caught:
+        transport.request("GET", f"{url}?delegation={secret}", headers={})
+    assert secret not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:hunter2@p:1", "http://me:hunter2@[bad", "://"])
+def test_a_proxy_that_is_none_is_not_repeated(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HTTP_PROXY", proxy), ("NO_PROXY", ""), ("no_proxy", "")):
+        monkeypatch.setenv(name, value)
+    transport = Transport(pool_size=1, deadlines=PATIENT)
+    with contextlib.closing(transport), pytest.raises(ConfigError, match="proxy") as caught:
+        transport.request("GET", "http://h/k", headers={})
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))

@@ -127,6 +127,13 @@ def test_a_head_that_does_not_tell_is_no_empty_object(lines: str) -> None:
         refused(backend, lambda b: b.stat("k"))
 
 
+@pytest.mark.parametrize("sent", ["", "bytes 0-2/9", "bytes 1-4/9", "bytes */9", "nonsense"])
+def test_another_range_is_not_taken_for_the_one_that_was_asked_for(sent: str) -> None:
+    said = f"HTTP/1.1 206 Partial Content\r\nContent-Range: {sent}\r\nContent-Length: 3\r\n\r\nabc"
+    with opened(lambda _: said.encode()) as backend:
+        refused(backend, lambda b: b.read_into("k", 1, memoryview(bytearray(3))))
+
+
 USES: dict[str, Callable[[S3Backend], object]] = {
     "delete": lambda b: b.delete(["k"]),
     "begin": lambda b: b.upload("k", 10),
@@ -226,6 +233,20 @@ def test_a_path_of_the_endpoint_is_doubted_before_rights_are() -> None:
     with opened(reply) as backend, pytest.raises(AccessError) as caught:
         backend.stat("k")
     assert "endpoint_url" not in caught.value.hint
+
+
+@pytest.mark.parametrize("given", ["http://me:hunter2@127.0.0.1:1", "http://me:hunter2@[bad"])
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_an_endpoint_with_a_password_is_refused(
+    given: str, by: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if by == "variable":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", given)
+    options = S3Options(anonymous=True, endpoint_url=given if by == "option" else None)
+    with caplog.at_level(logging.DEBUG), contextlib.closing(open_s3("s3://b", options)) as backend:
+        with pytest.raises(ConfigError) as caught:
+            backend.stat("k")
+    assert "hunter2" not in shown(caught.value, caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -178,8 +178,13 @@ class Transport:
         server = rest.partition("/")[0]
         route = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
         if route is None or route.pool.pool is None:  # evicted, and closed, where servers are many
-            manager, asked = self._manager(url), parse_url(url)
-            pool = manager.connection_from_url(url)
+            try:
+                asked = parse_url(f"{scheme}://{server}")
+            except HTTPError:
+                hint = "check the host and the port"
+                raise StorageError("this is no address", hint=hint) from None
+            manager = self._manager(url)
+            pool = manager.connection_from_url(asked.url)
             if not isinstance(pool, Pool | TLSPool):
                 raise StorageError(f"no requests can be sent by {scheme}")
             host = asked.host or ""
@@ -222,7 +227,13 @@ class Transport:
     def _new_manager(self, proxy: str) -> urllib3.PoolManager:
         manager: urllib3.PoolManager
         if proxy:
-            parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            try:
+                parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+            except HTTPError:
+                parsed = parse_url("")
+            if parsed.scheme not in ("http", "https") or not parsed.host:
+                text = "the proxy that the environment names is no http or https URL"
+                raise ConfigError(text, hint="correct HTTP_PROXY, HTTPS_PROXY, or NO_PROXY")
             secret = make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
             manager = urllib3.ProxyManager(
                 parsed._replace(auth=None).url,
@@ -326,7 +337,7 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
     causes = [error, *(arg for arg in error.args if isinstance(arg, Exception))]
     if error.__context__ is not None:
         causes.append(error.__context__)  # type: ignore[arg-type]
-    deadlines, server = clock.deadlines, urlsplit(place).netloc
+    deadlines, server = clock.deadlines, place.partition("://")[2].partition("/")[0]
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             raise AccessError(
@@ -366,5 +377,6 @@ def _server(url: str) -> str:
 
 def _place(url: str) -> str:
     """Return `url` without what may be secret: user, password, query."""
-    parsed = urlsplit(url)
-    return f"{parsed.scheme}://{parsed.netloc.rpartition('@')[2]}{parsed.path}"
+    scheme, _, rest = url.partition("#")[0].partition("?")[0].partition("://")
+    server, slash, path = rest.partition("/")
+    return f"{scheme}://{server.rpartition('@')[2]}{slash}{path}"
