@@ -17,7 +17,7 @@ from tests.files import contents
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.backends.local import LocalBackend
 from tierstore.backends.memory import open_memory
-from tierstore.errors import AccessError, ConfigError
+from tierstore.errors import AccessError, ConfigError, UnreachableError
 from tierstore.transfer.migrate.apart import check_apart
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.wrappers.faults import Fault, Faulty
@@ -277,16 +277,52 @@ def test_a_destination_that_nobody_may_write_to(
 
 
 @pytest.mark.parametrize("only", [None, ("a", "a")])
-@pytest.mark.parametrize("operation", ["stat", "delete"])
-def test_the_mark_goes_whatever_happens(
-    store: Backend, operation: str, only: tuple[str, str] | None
-) -> None:
+def test_the_mark_goes_whatever_happens(store: Backend, only: tuple[str, str] | None) -> None:
     store.create("x/a", b"content")
-    failing = Fault(operation, key=".", nth=1, error=AccessError("not now"))
+    failing = Fault("stat", key="probe", error=UnreachableError("no answer"))
     ends = Ends(view(store, "x/", "bucket", failing), view(store, "x/", "alias"), only)
-    with contextlib.suppress(ConfigError):
+    with pytest.raises(UnreachableError):
         check_apart(ends, writes=True)
     assert keys(store) == ["x/a"]
+
+
+def test_who_may_not_delete_is_told_what_is_left(
+    store: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    second = open_memory(f"memory://{secrets.token_hex(8)}")
+    store.create("x/a", b"content")
+    denied = Fault("delete", error=AccessError("denied"))
+    check_apart(Ends(view(store, "x/", "bucket"), view(second, "", "other", denied)), writes=True)
+    (left,) = keys(second)
+    assert left.startswith("tierstore-probe-")
+    assert "an empty object is left" in caplog.text
+
+
+def test_somebody_removes_the_mark(store: Backend) -> None:
+    """As a mirror does that runs elsewhere: then not to see it proves nothing."""
+    store.create("x/a", b"content")
+
+    def remove(_call: object) -> None:
+        store.delete([key for key in keys(store) if "probe" in key])
+
+    before = Fault("stat", key="probe", action=remove)
+    ends = Ends(view(store, "x/", "bucket", before), view(store, "x/", "alias"))
+    with pytest.raises(ConfigError, match="nobody can tell"):
+        check_apart(ends, writes=True)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_it_takes_few_requests(store: Backend, *, empty: bool) -> None:
+    """However deep a place lies: each goes to a server far away."""
+    second = open_memory(f"memory://{secrets.token_hex(8)}")
+    store.create("a", b"content")
+    if not empty:
+        second.create("a/b/c/d/e", b"content")
+    source, target = view(store, "", "bucket"), view(second, "a/b/c/d/", "other")
+    check_apart(Ends(source, target), writes=True)
+    assert len(source.calls) + len(target.calls) == (12 if empty else 9)
+    written = [call.operation for call in target.calls if call.operation in ("create", "delete")]
+    assert written == (["create", "delete"] if empty else [])
 
 
 def test_other_objects_of_one_folder(store: Backend) -> None:

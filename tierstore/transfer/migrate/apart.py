@@ -7,10 +7,11 @@ else has is written to the destination, and looked for at the source.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat as st
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tierstore.registry import parse_url
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.mounts import share_folders
 
+_log = logging.getLogger(__name__)
 _MARK = "tierstore-probe-"
 ONE_FILE = "the source's file and the destination's are one and the same"
 BEHIND = "it lies behind a link, and what a link leads to is never removed"
@@ -53,16 +55,19 @@ def check_apart(ends: Ends, *, writes: bool, hint: str = "") -> None:
         raise _same(ends, hint)
     if _share_folders(source, target):
         raise _nested(ends, ", or have a folder in common by a mount")
-    theirs, missing = _first(target), _missing(target)
-    for place in _places(target.url):
-        # An empty destination shows nothing to look for, so that is written.
-        if missing or not (_see(source, place, theirs) if theirs else writes):
-            continue
-        if _meet(ends, place, "", theirs, writes=writes):
+    if not _missing(target):
+        theirs = _first(target)
+        # An empty destination shows nothing to look for, so that is written. Not where the source
+        # is of another kind: some may only add to a store, and could not remove it again.
+        blind = theirs is None and _scheme(source) == _scheme(target)
+        places = [each for each in _places(target.url) if blind or _see(source, each, theirs)]
+        place = _shown_at(ends, places, "", theirs, writes=writes)
+        if place is not None:
             raise _nested(ends) if place else _same(ends, hint)
     ours = _first(source)
-    for place in _places(source.url) if ours else ():
-        if place and _see(target, place, ours) and _meet(ends, "", place, ours, writes=writes):
+    for place in _places(source.url):
+        seen = bool(place) and _see(target, place, ours)
+        if seen and _shown_at(ends, [""], place, ours, writes=writes) is not None:
             raise _nested(ends)
 
 
@@ -75,10 +80,8 @@ def holds(whole: Backend, end: Backend, key: str) -> bool:
         key: of the object at `end`.
     """
     info = end.stat(key)
-    return any(
-        _see(whole, place, info) and _meet(Ends(whole, end), place, "", info, writes=False)
-        for place in _places(end.url)
-    )
+    places = [place for place in _places(end.url) if _see(whole, place, info)]
+    return _shown_at(Ends(whole, end), places, "", info, writes=False) is not None
 
 
 def stays(ends: Ends, key: str) -> str:
@@ -127,41 +130,58 @@ def _check_object(ends: Ends, keys: tuple[str, str], *, writes: bool, hint: str)
         return
     with suppress(NotFoundError):
         info = ends.source.stat(key)
-        if _see(ends.target, "", info) and _meet(ends, "", "", info, writes=writes):
+        seen = _see(ends.target, "", info)
+        if seen and _shown_at(ends, [""], "", info, writes=writes) is not None:
             raise _same(ends, hint)
 
 
-def _meet(
-    ends: Ends, at_source: str, at_target: str, info: ObjectInfo | None, *, writes: bool
-) -> bool:
-    """Whether what is written below one prefix of the destination is below one of the source.
+def _shown_at(
+    ends: Ends, places: Sequence[str], at_target: str, info: ObjectInfo | None, *, writes: bool
+) -> str | None:
+    """Return where the source shows what is at the destination, None if it does not.
 
     Args:
         ends: both.
-        at_source: a prefix.
-        at_target: a prefix.
-        info: of an object that seems to be below both.
-        writes: whether it is tried out.
+        places: prefixes at the source, each of which may be that.
+        at_target: a prefix at the destination.
+        info: of an object that is below it, and below each of `places`; None if it is empty.
+        writes: whether it is tried out; else equal versions count.
     """
-    if info is not None and not writes:
-        name = info.key
-        one, other = ends.source.stat(at_source + name), ends.target.stat(at_target + name)
-        return (one.size, one.mtime, one.tag) == (other.size, other.mtime, other.tag)
-    mark = at_target + _MARK + secrets.token_hex(8)
+    if not writes:
+        return next((each for each in places if _is_alike(ends, each, at_target, info)), None)
+    if not places:
+        return None
+    mark = ObjectInfo(_MARK + secrets.token_hex(8), 0, 0.0)
     try:
-        ends.target.create(mark, b"", if_absent=True)
+        ends.target.create(at_target + mark.key, b"", if_absent=True)
     except (AccessError, UnsupportedError) as error:
         if info is None:
-            return False  # nothing can be written there, so nothing will
-        raise ConfigError(
-            f"nobody can tell whether {ends.source.url} and {ends.target.url} are one place, as "
-            f"nothing can be written to the second: {error}",
-            hint="give DST credentials that may write",
-        ) from error
+            return None  # nothing can be written there, so nothing will
+        raise _unclear(ends, str(error)) from error
     try:
-        return _see(ends.source, at_source, ObjectInfo(mark.removeprefix(at_target), 0, 0.0))
+        place = next((each for each in places if _see(ends.source, each, mark)), None)
+        if place is None and not _see(ends.target, at_target, mark):
+            raise _unclear(ends, "somebody removes what is written to the second")
+        return place
     finally:
-        ends.target.delete([mark])
+        try:
+            ends.target.delete([at_target + mark.key])
+        except StorageError as error:  # who may only add there goes on
+            _log.warning("an empty object is left that can be deleted: %s", error)
+
+
+def _is_alike(ends: Ends, at_source: str, at_target: str, info: ObjectInfo | None) -> bool:
+    if info is None:
+        return False
+    one, other = ends.source.stat(at_source + info.key), ends.target.stat(at_target + info.key)
+    return (one.size, one.mtime, one.tag) == (other.size, other.mtime, other.tag)
+
+
+def _unclear(ends: Ends, why: str) -> ConfigError:
+    return ConfigError(
+        f"nobody can tell whether {ends.source.url} and {ends.target.url} are one place: {why}",
+        hint="give DST credentials that may write, and let nobody else write there",
+    )
 
 
 def _see(end: Backend, place: str, info: ObjectInfo | None) -> bool:
@@ -192,6 +212,10 @@ def _path(end: Backend, key: str) -> Path | None:
     path: Callable[[str], str | None] | None = getattr(end, "local_path", None)
     text = path(key) if path else None
     return None if text is None else Path(text)
+
+
+def _scheme(end: Backend) -> str:
+    return parse_url(end.url).scheme
 
 
 def _root(end: Backend) -> Path | None:
