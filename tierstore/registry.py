@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import re
 import types
 import typing
@@ -242,11 +243,13 @@ def _convert(value: object, hint: object, where: str) -> object:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     kinds = typing.get_args(hint) if union else (hint,)
     for kind in kinds:
+        if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                if math.isfinite(number := float(value)):
+                    return number
+            continue
         if type(value) is kind or value in typing.get_args(kind):  # the latter for Literal
             return value
-        if kind is float and type(value) is int:
-            with contextlib.suppress(OverflowError):
-                return float(value)
         if isinstance(value, str) and kind in _FROM_TEXT:
             with contextlib.suppress(ValueError, KeyError):
                 return _FROM_TEXT[kind](value)
@@ -256,13 +259,12 @@ def _convert(value: object, hint: object, where: str) -> object:
 
 def _describe(kind: object) -> str:
     if isinstance(kind, type):
-        return f"of type {kind.__name__}"
+        return "a finite number" if kind is float else f"of type {kind.__name__}"
     return "one of " + ", ".join(map(repr, typing.get_args(kind)))
 
 
 _FROM_TEXT: Mapping[object, Callable[[str], object]] = {
     int: int,
-    float: float,
     bool: lambda text: {"true": True, "false": False, "1": True, "0": False}[text.lower()],
 }
 

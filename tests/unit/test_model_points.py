@@ -52,7 +52,7 @@ def test_what_cannot_be_fitted_is_named_with_its_tier() -> None:
         (lambda d: d["tiers"][0].update(part_size=0), "tier 'nvme': part_size is 0"),
         (lambda d: d["tiers"][0].update(concurrency=10**30), "tier 'nvme': concurrency is 1e"),
         (lambda d: d["tiers"][0]["points"][0].update(p50=0), "point 1: p50 is 0"),
-        (lambda d: d["tiers"][0]["points"][0].update(p90=math.inf), "point 1: p90 is inf"),
+        (lambda d: d["tiers"][0]["points"][0].update(p90=math.inf), "point 1: 'p90' is inf"),
         (lambda d: d["tiers"][0]["points"][0].update(cpu=-1), "point 1: cpu is -1"),
         (lambda d: d["tiers"][0]["points"][0].update(seconds=10**400), "'seconds' is 1000"),
         (lambda d: d["tiers"].extend([{}] * 100), "'tiers' has 102 entries"),

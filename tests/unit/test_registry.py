@@ -67,6 +67,10 @@ def test_a_factory_that_declares_nothing_gets_the_mapping():
         ({"region": 3}, "'region' is 3, which is not of type str"),
         ({"style": "pat"}, "'style' is 'pat', which is not one of 'path', 'virtual'"),
         ({"verify": "maybe"}, "not of type bool"),
+        ({"timeout": "nan"}, "'timeout' is 'nan', which is not a finite number"),
+        ({"timeout": float("inf")}, "not a finite number"),
+        ({"timeout": 10**400}, "not a finite number"),
+        ({"timeout": True}, "not a finite number"),
         ({"secret_access_key": "hidden"}, "secret.*AWS_PROFILE"),
     ],
 )
