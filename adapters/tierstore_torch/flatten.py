@@ -108,12 +108,15 @@ class Tree:
 
     Attributes:
         leaves: in the order in which `match` returns their values.
+        same: with `hold`, pairs of leaves, by position, that are in one dict, list or object.
     """
 
     def __init__(
         self, state: object, *, rank: int, hold: bool = False, lay_out: LayOut | None = None
     ) -> None:
         self.leaves: list[Leaf] = []
+        self.same: list[tuple[int, int]] = []
+        self._begun: dict[int, int] = {}  # containers, by id, and the first leaf of each
         self._hold = hold
         self._lay_out = lay_out
         self._values: list[Any] = []
@@ -166,6 +169,15 @@ class Tree:
         """Look at one value; `path` is the JSON of its steps without the brackets around them."""
         if type(value) is torch.Tensor:  # most are
             return self._take(value, name, path, own=own)
+        first = len(self.leaves)
+        node = self._enter(value, name, path, own=own)
+        if self._hold and node.kind in ("dict", "list", "stateful"):
+            known = self._begun.setdefault(id(value), first)
+            if known != first:
+                self.same += [(known + i, first + i) for i in range(len(self.leaves) - first)]
+        return node
+
+    def _enter(self, value: Any, name: str, path: str, *, own: bool) -> Node:
         if isinstance(value, PerRank):
             inner = self._scan(value.value, name, path, own=True)
             return Node("rank", PerRank, children=[inner])

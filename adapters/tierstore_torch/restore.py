@@ -148,7 +148,22 @@ class _Plan:
                 targets += _targets(leaf, value, entry, files)
         if wrong:
             raise PlanError(f"{len(wrong)} keys do not fit: {_listed(wrong)}")
+        self._check_same()
         self.targets, self.twins = check_memory(targets)
+
+    def _check_same(self) -> None:
+        """Check that values that go to one place are equal."""
+        leaves, entries = self.matched.tree.leaves, self.matched.entries
+        for one, other in self.matched.tree.same:
+            left, right = entries[one], entries[other]
+            if not (isinstance(left, ValueEntry) and isinstance(right, ValueEntry)):
+                continue  # tensors are told apart by their memory
+            if left.data != right.data:
+                raise PlanError(
+                    f"{leaves[one].name} and {leaves[other].name} are the same place here, but "
+                    "different values were saved for them",
+                    hint="restore into a state where they are apart, or leave one of them out",
+                )
 
     def replacements(self) -> Iterator[Any]:
         """Return each leaf's new value; tensors are filled in place and stay."""

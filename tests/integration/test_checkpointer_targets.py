@@ -186,3 +186,39 @@ def test_a_target_without_its_memory_is_named(checkpointer: Checkpointer) -> Non
     here["w"].untyped_storage().resize_(0)
     with pytest.raises(PlanError, match="w: its memory has been freed"):
         checkpointer.restore(here)
+
+
+class Counter:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"Counter({self.count})"
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda n: {"count": n}, "count"),
+        (lambda n: [{"count": n}], "0.count"),
+        (Counter, "count"),
+    ],
+    ids=["dict", "list", "object"],
+)
+def test_one_place_for_two_values(
+    checkpointer: Checkpointer, make: Callable[[int], Any], name: str
+) -> None:
+    for step, (left, right) in enumerate([(1, 1), (1, 2)]):
+        checkpointer.save(step, {"a": make(left), "b": {"c": make(right)}}).wait()
+    here = make(0)
+    with pytest.raises(PlanError, match=rf"a\.{name} and b\.c\.{name} are the same place here"):
+        checkpointer.restore({"a": here, "b": {"c": here}})
+    assert str(here) == str(make(0))
+    checkpointer.restore({"a": here, "b": {"c": here}}, step=0)
+    assert str(here) == str(make(1))
