@@ -133,7 +133,10 @@ def _place(step: Any) -> Place:
         return False, step
     if "item" in step:
         return True, step["item"]
-    return False, decode(json.dumps(step["key"])) if "key" in step else f"rank{step['rank']:05d}"
+    if "rank" in step:
+        return False, f"rank{step['rank']:05d}"
+    key = step["key"]
+    return False, key if type(key) in (int, str) else decode(json.dumps(key))
 
 
 def _put(root: dict[Place, Any], places: Sequence[Place], entry: Entry) -> None:
