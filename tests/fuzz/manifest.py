@@ -26,12 +26,12 @@ _READ = 4096  # bytes of a tensor that are asked for at a time
 
 def checkpoints() -> list[list[Fragment]]:
     """Checkpoints of two ranks, of many shapes, of values, of nothing."""
-    shapes = [(), (0,), (5,), (2, 3), (4, 3, 2), (1, 1, 1, 1)]
+    shapes = [(), (0,), (2, 3), (4, 3, 2)]
     chunks = [Chunk(f"t{i}", "float32", s, (0,) * len(s), s, "") for i, s in enumerate(shapes)]
     halves = [Chunk("h", "int8", (4, 4), (r, c), (2, 2), '["h"]') for r in (0, 2) for c in (0, 2)]
-    values = [ValueEntry(f"v{i}", "", "json", b'{"$tuple":[1,"x"]}') for i in range(3)]
+    values = [ValueEntry(f"v{i}", "", "json", b'{"$tuple":[1,"x"]}') for i in range(2)]
     values += [ValueEntry("o", "", "opaque", b"\x80\x04")]
-    kinds = [([*chunks, *halves], values, 14), ([], values, -1), ([], [], 0)]
+    kinds = [([*chunks, *halves], values, 11), ([], values, -1), ([], [], 0)]
     return [
         [fragment(ATTEMPT, rank) for rank in range(2)],
         *([fragment(ATTEMPT, 0, 1, chunks=c, values=v, declared=n)] for c, v, n in kinds),
@@ -97,7 +97,7 @@ def restore(manifest: Manifest, data: bytes) -> None:
     for tensor in manifest:
         Selection(strip="w", add="m.").rename(tensor.name, tensor.path)
         nbytes = prod(tensor.shape) * item_size(tensor.dtype)
-        for begin in {0, nbytes // 2, max(0, nbytes - _READ)}:
+        for begin in {0, max(0, nbytes - _READ)}:
             into = memoryview(bytearray(min(_READ, nbytes - begin)))
             found = list(range_wants(tensor, names, begin, into))
             if commit.whole:
