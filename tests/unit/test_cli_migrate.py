@@ -102,7 +102,7 @@ def test_a_grace_that_never_ends_is_refused(src: Path, tmp_path: Path, grace: st
     [
         (["--include", "[z-a]"], "pattern '[z-a]' has the range"),
         (["--filter-from", "absent"], "--filter-from absent: No such file"),
-        (["--filter-from", "."], "--filter-from .: Is a directory"),
+        (["--filter-from", "."], "--filter-from .: is a folder, not a file"),
         (["--filter-from", "rules"], "rules, line 2: '*.txt' is no rule"),
         (["--filter-from", "latin"], "latin is no UTF-8"),
         (["--run", "[z-a]"], "pattern '[z-a]'"),

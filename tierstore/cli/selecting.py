@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import click
 
 from tierstore.cli.options import PATH, option
 from tierstore.errors import ConfigError
+from tierstore.regular import NotRegularError, open_regular
 
 if TYPE_CHECKING:
     from tierstore.patterns import Selection, Sign
@@ -106,7 +108,13 @@ def _read(path: Path) -> str:
         ConfigError: it cannot be read.
     """
     try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        if str(path) == "-":
+            return sys.stdin.read()
+        with os.fdopen(open_regular(path), encoding="utf-8") as file:
+            return file.read()
+    except NotRegularError as error:
+        hint = "write - for the standard input"
+        raise ConfigError(f"--filter-from {path} {error.strerror}", hint=hint) from error
     except OSError as error:
         raise ConfigError(f"--filter-from {path}: {error.strerror}") from error
     except UnicodeDecodeError:

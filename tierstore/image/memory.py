@@ -28,7 +28,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from tierstore.blocks import ALIGNMENT
-from tierstore.errors import DeadlineError, NotFoundError, OutOfSpaceError, TruncatedFileError
+from tierstore.errors import (
+    DeadlineError,
+    NotFoundError,
+    OutOfSpaceError,
+    StorageError,
+    TruncatedFileError,
+)
 from tierstore.image.capacity import available_memory, tmpfs_room
 from tierstore.logs import logger
 from tierstore.regular import open_regular
@@ -164,6 +170,8 @@ def open_shared(path: Path, size: int) -> Memory:
         fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError as error:
         raise _gone(path) from error
+    except OSError as error:
+        raise StorageError(f"staging image {path}: {error.strerror}") from error
     try:
         deadline = time.monotonic() + 5
         while not _lock(fd, fcntl.LOCK_SH):
