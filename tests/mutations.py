@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -80,7 +81,7 @@ def _change(node: Any, key: Any, tree: list[Any], rng: Random) -> None:
             donor, place = rng.choice(list(_places(tree)))
             node[key] = json.loads(json.dumps(donor[place]))
         case _:
-            node[key] = rng.choice([*_VALUES, _DEEP, _LONG])
+            node[key] = deepcopy(rng.choice([*_VALUES, _DEEP, _LONG]))
 
 
 def _flip(out: bytearray, _: Sequence[bytes], rng: Random) -> None:
