@@ -24,6 +24,7 @@ _UNSUPPORTED = (
     (re.compile(r"--xa-s3\Z"), "access point of a directory bucket"),
     (re.compile(r"\.mrap\Z"), "multi-region access point"),
 )
+_CUT = re.compile(r"\Aarn:.*:(?:accesspoint|outpost)\Z")
 
 
 class Address(NamedTuple):
@@ -65,8 +66,11 @@ def check_supported(bucket: str) -> None:
     """Refuse kinds of addresses whose requests are signed in a way that only botocore knows.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is one, or an ARN of which a URL's host has only a part.
     """
+    if _CUT.search(bucket):
+        text = f"the ARN in s3://{bucket}/... ends at a slash"
+        raise ConfigError(text, hint="write colons instead of the slashes within it")
     for name, kind in _UNSUPPORTED:
         if name.search(bucket):
             raise ConfigError(f"{bucket!r} is a {kind}, which is not supported", hint=_INSTEAD)

@@ -263,3 +263,9 @@ def test_addresses_that_are_signed_otherwise_are_refused_when_opened(
     with pytest.raises(ConfigError, match=f"is an? {kind}, which is not supported") as caught:
         open_s3(f"s3://{bucket}/p")
     assert "an access point of one region" in caught.value.hint
+
+
+def test_an_arn_is_written_with_colons() -> None:
+    with pytest.raises(ConfigError, match="ends at a slash") as caught:
+        open_s3("s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/p")
+    assert "colons" in caught.value.hint

@@ -30,7 +30,7 @@ from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
 from tierstore.http.connection import Body, Pool, TLSPool
 from tierstore.http.head import BROKEN
-from tierstore.http.masking import Echo
+from tierstore.http.masking import without_echo
 from tierstore.logs import logger
 from tierstore.regular import open_regular
 from tierstore.waiting import moved, on
@@ -160,7 +160,7 @@ class Transport:
             with on(_server(url), method, most=deadlines.total):
                 given = _over(route, deadlines, (method, target, headers, body), (into, ok))
             if given.status not in ok:
-                given = replace(given, body=Echo(url, headers).out_of(given.body))
+                given = replace(given, body=without_echo(given.body, url, headers))
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s %s: %d", method, _place(url), given.status)
             return given
