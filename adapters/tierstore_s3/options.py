@@ -20,7 +20,7 @@ class S3Options:
 
     Attributes:
         endpoint_url: of a server that is not AWS; else `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`.
-        region: of the bucket; else `AWS_REGION` or the profile's.
+        region: of the bucket; else `AWS_REGION`, `AWS_DEFAULT_REGION` or the profile's.
         profile: in the AWS configuration files; else `AWS_PROFILE`.
         anonymous: send unsigned requests, for public buckets.
         addressing: the bucket in the path, in the host name ("virtual"), or as boto3 decides.

@@ -47,7 +47,8 @@ def without_echo(said: bytes, url: str, headers: Mapping[str, str]) -> bytes:
         headers: of the request.
     """
     for secret in _secrets(url, headers):
-        if _LEAD.match(secret)[0].encode() in said:  # type: ignore[index] - it may be empty
+        lead = _LEAD.match(secret)
+        if lead is None or lead[0].encode() in said:
             said = re.sub(_pattern(secret), STARS.encode(), said)
     return said
 
