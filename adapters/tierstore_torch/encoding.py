@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar
 
@@ -12,10 +11,11 @@ import torch
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.values import NotPlainError, encode
 from tierstore.errors import PlanError, TierstoreError
+from tierstore.logs import logger
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 def encode_value(name: str, value: object) -> tuple[Literal["json", "opaque"], bytes]:

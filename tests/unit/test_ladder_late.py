@@ -80,7 +80,7 @@ def state(save: SaveHandle, name: str) -> State:
 
 
 def steps(backend: Any) -> list[int]:
-    return [attempt.step for attempt in RunStore(backend, "run").commits()]
+    return [attempt.step for attempt in RunStore(backend, "run").entries()]
 
 
 def submit(saver: Saver, step: int, **options: Any) -> SaveHandle:

@@ -6,7 +6,6 @@ only of launches that no commit describes: those that saved nothing, or saved in
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +16,9 @@ from tierstore.checkpoint.store import CommitEntry, RunStore
 from tierstore.checkpoint.timeline import Launch, timeline
 from tierstore.errors import AttemptDeletedError, FormatError, TierstoreError, TransientError
 from tierstore.keys import Attempt, AttemptId, LaunchId
+from tierstore.logs import logger
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _Folders = Mapping[Attempt, list[AttemptId]]
 
 

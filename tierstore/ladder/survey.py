@@ -7,7 +7,6 @@ an error of its own: the others do not wait for it.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +20,12 @@ from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import TierstoreError, UnreachableError
 from tierstore.keys import AttemptId, LaunchId, check_run
 from tierstore.ladder.tiers import OpenTier
+from tierstore.logs import logger
 from tierstore.wrappers.delegate import Call, Delegate
 from tierstore.wrappers.retry import hasty
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _RETRY_SECONDS = 5.0
 _SILENCE_SECONDS = 15.0

@@ -7,7 +7,6 @@ else has is written to the destination, and looked for at the source.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import stat as st
@@ -25,11 +24,12 @@ from tierstore.errors import (
     TransientError,
     UnsupportedError,
 )
+from tierstore.logs import logger
 from tierstore.registry import parse_url
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.mounts import share_folders
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 _MARK = "tierstore-probe-"
 ONE_FILE = "the source's file and the destination's are one and the same"
 BEHIND = "it lies behind a link, and what a link leads to is never removed"
