@@ -164,6 +164,15 @@ def test_what_is_left_may_shrink_while_it_closes(tmp_path: Path, gate: threading
         save.wait("slow")
 
 
+def test_closing_late_says_nothing_of_tiers_that_are_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, no_leaks: None
+) -> None:
+    saver = Saver([folder("fast", tmp_path)], "run", time_left=lambda: 0.0)
+    saver.submit(*stage(FIRST, launch())).wait(timeout=PATIENCE)
+    saver.close()
+    assert not caplog.records
+
+
 SCRIPT = """
     import sys, threading
     from pathlib import Path

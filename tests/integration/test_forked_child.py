@@ -98,11 +98,16 @@ def test_what_is_the_parents_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_child_ends_on_sigterm(tmp_path: Path) -> None:
     with Checkpointer(tmp_path.as_uri(), run="run", sigterm_deadline=PATIENCE) as checkpointer:
+        reading, writing = os.pipe()
         pid = os.fork()
         if not pid:
+            os.write(writing, b"here")
             time.sleep(PATIENCE)
             os._exit(0)
+        assert os.read(reading, 4) == b"here"  # what comes before Python is ready is lost
         os.kill(pid, signal.SIGTERM)
+        os.close(reading)
+        os.close(writing)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
         assert not checkpointer.stop_requested()
 

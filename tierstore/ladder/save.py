@@ -190,7 +190,8 @@ class Saver:
         for save in unsettled:
             save.handle.wake()
         for name, lane in self._lanes.items():
-            if not lane.close(max(0.0, self._left(end))):
+            ended = lane.close(max(0.0, self._left(end) - grace / 4))  # the caller closes more
+            if unsettled and not ended:
                 _log.warning("tier %s does not answer: what it does is left to itself", name)
                 for save in unsettled:
                     lane.abandon(save)
