@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
 from tierstore.checkpoint.paths import array_mark, parse_path
+from tierstore_torch.items import dtype_named
 
 V = TypeVar("V")
 Path = tuple[str | int, ...]
@@ -63,7 +64,7 @@ def _entry(found: Tensor | ValueEntry) -> STORAGE_TYPES:
     if isinstance(found, ValueEntry) or array_mark(found.path):
         return BytesStorageMetadata()
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=getattr(torch, found.dtype)),
+        properties=TensorProperties(dtype=dtype_named(found.dtype)),
         size=torch.Size(found.shape),
         chunks=_chunks(found),
     )

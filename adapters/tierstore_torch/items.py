@@ -21,6 +21,22 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@cache
+def dtype_named(name: str) -> torch.dtype:
+    """Return the dtype of a name in a manifest.
+
+    Raises:
+        PlanError: this torch has none of that name.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PlanError(
+            f"the checkpoint has tensors of {name}, which torch {torch.__version__} does not know",
+            hint="use the torch that saved it, or leave these tensors out",
+        )
+    return dtype
+
+
 def is_plain(value: Any) -> bool:
     """Whether a leaf is a tensor that is simply its own elements, on whatever device."""
     return (

@@ -22,7 +22,7 @@ from tierstore.checkpoint.manifest import Tensor
 from tierstore.checkpoint.values import decode
 from tierstore.errors import PlanError
 from tierstore_torch.arrays import array_type
-from tierstore_torch.items import is_storable
+from tierstore_torch.items import dtype_named, is_storable
 
 _LIKE_PARAMETER = frozenset(
     [
@@ -168,7 +168,7 @@ class _Place:
 
     def tensor(self, key: Any, saved: Tensor, here: Any) -> torch.Tensor:
         """Return the tensor to fill: what is here, if it can hold what was saved exactly."""
-        shape, dtype = saved.shape, cast("torch.dtype", getattr(torch, saved.dtype))
+        shape, dtype = saved.shape, dtype_named(saved.dtype)
         usable = isinstance(here, torch.Tensor) and is_storable(here)
         if usable and (here.dtype == dtype or tuple(here.shape) != shape):  # an error, named later
             return cast("torch.Tensor", here)

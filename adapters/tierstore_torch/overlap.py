@@ -12,7 +12,7 @@ from tierstore.checkpoint.manifest import Tensor
 from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk
 from tierstore.transfer.read import Want
-from tierstore_torch.items import byte_view, dtype_name, is_plain
+from tierstore_torch.items import byte_view, dtype_name, dtype_named, is_plain
 from tierstore_torch.regions import region_wants, takes_bytes
 
 _INTEGERS = frozenset(
@@ -59,7 +59,7 @@ def wants(
     Raises:
         PlanError: `target` has a dtype that cannot hold the saved numbers.
     """
-    _check_conversion(saved.name, getattr(torch, saved.dtype), target.dtype)
+    _check_conversion(saved.name, dtype_named(saved.dtype), target.dtype)
     if saved.only_place is not None and saved.shape == chunk.sizes:  # faster than the search
         file, offset = saved.only_place
         origin = (0,) * len(saved.shape)

@@ -16,7 +16,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from tierstore.errors import PlanError
 from tierstore_torch import private
-from tierstore_torch.items import byte_view, is_storable, tensor_chunks
+from tierstore_torch.items import byte_view, dtype_named, is_storable, tensor_chunks
 
 pytestmark = pytest.mark.torch
 
@@ -154,3 +154,10 @@ def test_which_leaves_are_tensors(leaf: object, storable: bool) -> None:
 def test_meta_tensors_are_refused() -> None:
     with pytest.raises(PlanError, match="w: a meta tensor has no numbers"):
         tensor_chunks("w", torch.empty(2, device="meta"))
+
+
+@pytest.mark.parametrize("name", ["float2_e9m9", "nn", "__name__"])
+def test_a_dtype_that_this_torch_does_not_know(name: str) -> None:
+    with pytest.raises(PlanError, match=f"tensors of {name}, which torch .* does not know"):
+        dtype_named(name)
+    assert dtype_named("bfloat16") is torch.bfloat16

@@ -126,7 +126,7 @@ def read_each(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray
             pool.shutdown(cancel_futures=True)
 
 
-def map_object(backend: Backend, key: str, size: int) -> Buffer:
+def read_object(backend: Backend, key: str, size: int) -> Buffer:
     """Return a whole object that never changes.
 
     It is read, on a local disk too: where a mapped file is cut short, or the disk fails, the next

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import crc32c
 from tierstore.checkpoint.commit import Commit, looks_deleted
-from tierstore.checkpoint.objects import map_object, read_objects, read_record, sizes_in
+from tierstore.checkpoint.objects import read_object, read_objects, read_record, sizes_in
 from tierstore.checkpoint.timeline import Launch
 from tierstore.checkpoint.tombstone import is_buried, is_empty_tombstone
 from tierstore.errors import (
@@ -154,7 +154,7 @@ class RunStore:
         raise IncompleteError(f"{self.keys.rivals(attempt)}*: not all fragments are there")
 
     def open_manifest(self, commit: Commit) -> Manifest:
-        """Return a commit's manifest, checked: mapped on a local tier, else read whole.
+        """Return a commit's manifest, read whole and intact; see `Manifest.checked`.
 
         Raises:
             AttemptDeletedError: the checkpoint was deleted meanwhile.
@@ -165,7 +165,7 @@ class RunStore:
 
         key = self.keys.attempt(commit.attempt, commit.nonce).manifest(commit.manifest_crc32c)
         try:
-            buffer = map_object(self.backend, key, commit.manifest_size)
+            buffer = read_object(self.backend, key, commit.manifest_size)
         except NotFoundError as error:
             self.read_commit(commit.attempt)
             raise IntegrityError(f"{key} is missing, but its commit is there") from error

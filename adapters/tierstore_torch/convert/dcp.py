@@ -48,7 +48,7 @@ from tierstore_torch.convert.unpickle import MOST, load_metadata
 from tierstore_torch.convert.window import Window
 from tierstore_torch.dcp_metadata import path_of, path_text
 from tierstore_torch.encoding import encode_value
-from tierstore_torch.items import dtype_name
+from tierstore_torch.items import dtype_name, dtype_named
 
 _SEAL = ".metadata"
 _OWN = re.compile(r"__\d+_\d+\.distcp|\.metadata")
@@ -199,7 +199,7 @@ def write(outgoing: Outgoing, name: str) -> Layout:
     for item in outgoing.items:
         chunk = item.chunk
         entry = TensorStorageMetadata(
-            properties=TensorProperties(dtype=getattr(torch, chunk.dtype)),
+            properties=TensorProperties(dtype=dtype_named(chunk.dtype)),
             size=torch.Size(chunk.shape),
             chunks=[ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes))],
         )
