@@ -249,7 +249,7 @@ def test_a_restore_goes_on_with_the_next_tier_when_the_network_breaks(
     with proxy.toxic(kind, **attributes):
         assert_restores(found, FIRST, ROWS)
         alone = choose([local], "run")
-        broken = type(alone)("run", FIRST, found.commit, found.manifest, found.replicas[:1])
+        broken = type(alone)("run", found.commit, found.manifest, found.replicas[:1])
         with pytest.raises((TransientError, CorruptBlockError)):
             assert_restores(broken, FIRST, ROWS)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 from tests.command import tierstore
 from tests.disks import small_disk
 from tests.files import contents
+from tierstore.backends import scratch
 from tierstore.backends.local import LocalBackend
 from tierstore.blocks import crc32c
 from tierstore.config import load_config
@@ -136,3 +137,23 @@ def test_a_folder_where_a_configuration_is_wanted(
     with pytest.raises(ConfigError, match="is a folder") as caught:
         load_config(name)
     assert caught.value.hint == f"for a tier in this folder write {url}"
+
+
+def test_a_folder_that_is_pruned_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others delete the last object beside: the folder has gone between two looks at it."""
+    backend = LocalBackend(str(tmp_path))
+    backend.create("a/b", b"x")
+    looked: list[str] = []
+
+    def pruned(folder: str, real: Callable[[str], object] = scratch._mount) -> object:
+        looked.append(folder)
+        if len(looked) == 1:
+            backend.delete(["a/b"])
+        return real(folder)
+
+    monkeypatch.setattr(scratch, "_mount", pruned)
+    backend.create("a/c", b"y")
+    assert looked[0] == f"{tmp_path}/a"
+    assert backend.stat("a/c").size == 1

@@ -46,6 +46,11 @@ class Scratch:
 
     def beside(self, path: str) -> Scratch:
         """Return the one from which a file can be renamed to `path`."""
+        while True:
+            with suppress(FileNotFoundError):  # a folder was pruned while it was looked at
+                return self._beside(path)
+
+    def _beside(self, path: str) -> Scratch:
         folder = _existing(os.path.dirname(path))
         mount = _mount(folder)
         if len(folder) <= len(self._top) or mount == _mount(_existing(self._top)):

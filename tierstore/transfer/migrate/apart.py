@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tierstore.backend import Backend, ObjectInfo
+from tierstore.blocks import crc32c
 from tierstore.errors import (
     AccessError,
     ConfigError,
@@ -91,19 +92,19 @@ def stays(ends: Ends, key: str) -> str:
         ends: both.
         key: at the source.
     """
-    path = _path(ends.source, key)
+    path = path_of(ends.source, key)
     if path is None:
         return ""
     root = Path(str(path)[: -len(key) - 1] or "/").resolve()
     if path.parent.resolve() != (root / key).parent:
         return BEHIND
-    other = _path(ends.target, ends.target_key(key))
+    other = path_of(ends.target, ends.target_key(key))
     return ONE_FILE if other is not None and _one_file(path, other) else ""
 
 
 def is_link(end: Backend, key: str) -> bool:
     """Whether an object is a symbolic link."""
-    path = _path(end, key)
+    path = path_of(end, key)
     return path is not None and path.is_symlink()
 
 
@@ -123,7 +124,7 @@ def holds_links(ends: Ends) -> bool:
 
 def _check_object(ends: Ends, keys: tuple[str, str], *, writes: bool, hint: str) -> None:
     key, other = keys
-    mine, theirs = _path(ends.source, key), _path(ends.target, other)
+    mine, theirs = path_of(ends.source, key), path_of(ends.target, other)
     if mine and theirs and _one_file(mine, theirs):
         raise _same(ends, hint)
     if key != other:
@@ -151,23 +152,43 @@ def _shown_at(
         return next((each for each in places if _is_alike(ends, each, at_target, info)), None)
     if not places:
         return None
-    mark = ObjectInfo(_MARK + secrets.token_hex(8), 0, 0.0)
+    mark = _Mark(ends)
     try:
-        ends.target.create(at_target + mark.key, b"", if_absent=True)
+        ends.target.create(at_target + mark.name, mark.content)
     except (AccessError, UnsupportedError) as error:
         if info is None:
             return None  # nothing can be written there, so nothing will
         raise _unclear(ends, str(error)) from error
     try:
-        place = next((each for each in places if _see(ends.source, each, mark)), None)
-        if place is None and not _see(ends.target, at_target, mark):
+        place = next((each for each in places if mark.seen(ends.source, each)), None)
+        if place is None and not mark.seen(ends.target, at_target):
             raise _unclear(ends, "somebody removes what is written to the second")
         return place
     finally:
         try:
-            ends.target.delete([at_target + mark.key])
+            ends.target.delete([at_target + mark.name])
         except StorageError as error:  # who may only add there goes on
-            _log.warning("an empty object is left that can be deleted: %s", error)
+            _log.warning("a mark of 16 bytes is left that can be deleted: %s", error)
+
+
+class _Mark:
+    """An object that nobody else has written.
+
+    Its name is always the same for two ends: what is left of it by a kill goes with the next run.
+    """
+
+    def __init__(self, ends: Ends) -> None:
+        self.name = f"{_MARK}{crc32c(f'{ends.source.url} {ends.target.url}'.encode()):08x}"
+        self.content = secrets.token_bytes(16)
+
+    def seen(self, end: Backend, place: str) -> bool:
+        """Whether an end shows it below a prefix."""
+        if not _see(end, place, ObjectInfo(self.name, len(self.content), 0.0)):
+            return False
+        content = bytearray(len(self.content))
+        with suppress(NotFoundError):
+            end.read_into(place + self.name, 0, memoryview(content))
+        return bytes(content) == self.content
 
 
 def _is_alike(ends: Ends, at_source: str, at_target: str, info: ObjectInfo | None) -> bool:
@@ -208,7 +229,8 @@ def _places(url: str) -> Iterator[str]:
         yield "".join(f"{name}/" for name in names[len(names) - number :])
 
 
-def _path(end: Backend, key: str) -> Path | None:
+def path_of(end: Backend, key: str) -> Path | None:
+    """Return the file of an object, None where it is none."""
     path: Callable[[str], str | None] | None = getattr(end, "local_path", None)
     text = path(key) if path else None
     return None if text is None else Path(text)

@@ -30,7 +30,7 @@ from tierstore.keys import commit_of
 from tierstore.logs import logger
 from tierstore.scan import place_check
 from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.apart import is_link, stays
+from tierstore.transfer.migrate.apart import is_link, path_of, stays
 from tierstore.transfer.migrate.core import Core
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.records import Version
@@ -119,11 +119,10 @@ class Hands:
 
     def _try(self, task: m.Try) -> m.Answer:
         entry = task.entry
-        if entry.version.size:
+        # On a disk reading is the only way to know; elsewhere it is a request for each object.
+        if entry.version.size and path_of(self._source, entry.key):
             with self._buffers.take(1) as byte:
                 self._source.read_into(entry.key, 0, byte)
-        else:
-            self._source.stat(entry.key)
         place_check(self._target)(self._ends.target_key(entry.key))
         return m.Tried(task.job)
 
