@@ -12,6 +12,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files, with the folders that they are in."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
 def receipts(journal: Path) -> list[tuple[int, int]]:
     """(upload, part) of every receipt."""
     lines = [line.partition(b" ")[2] for line in journal.read_bytes().split(b"\n")]

@@ -18,5 +18,14 @@ def printable(text: str, *, keep: str = "") -> str:
     return "".join([s if s.isprintable() or s in keep else _written(s) for s in text])
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: one with half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _written(sign: str) -> str:
     return sign.encode("unicode_escape").decode()

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from tierstore.errors import StorageError, UnreachableError
+from tierstore.text import is_unicode
 
 OTHER = "this is not WebHDFS: the URL wants dfs.namenode.http-address, and no proxy in between"
 _MOST = 2**63  # Java's long
@@ -99,7 +100,7 @@ def file_status(found: Any, op: str) -> FileStatus:
     name, kind = found.get("pathSuffix"), found.get("type")
     if not isinstance(name, str) or kind not in ("FILE", "DIRECTORY", "SYMLINK"):
         raise StorageError(f"{op}: a FileStatus has no pathSuffix or type", hint=OTHER)
-    if "/" in name or name in (".", "..") or not _encodes(name):
+    if "/" in name or name in (".", "..") or "\0" in name or not is_unicode(name):
         raise StorageError(f"{op}: {name[:80]!r} is no name of a file", hint=OTHER)
     policy = found.get("ecPolicy")
     return FileStatus(
@@ -137,11 +138,3 @@ def location(found: Mapping[str, Any], op: str, scheme: str) -> str:
         # The URL is not repeated: it may hold a token.
         raise StorageError(f"{op}: the namenode names no {scheme} URL of a datanode", hint=OTHER)
     return url
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in name

@@ -12,6 +12,7 @@ from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.values import NotPlainError, encode
 from tierstore.errors import PlanError, TierstoreError
 from tierstore.logs import logger
+from tierstore.text import is_unicode
 
 T = TypeVar("T")
 
@@ -53,14 +54,11 @@ def check_name(name: str) -> str:
     Raises:
         PlanError: it has half a surrogate pair, which no file can hold as text.
     """
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise PlanError(
-                f"the key {name!r} cannot be stored: it holds half of a surrogate pair",
-                hint="such text comes from decoding with errors='surrogateescape'; rename the key",
-            ) from None
+    if not (name.isascii() or is_unicode(name)):
+        raise PlanError(
+            f"the key {name!r} cannot be stored: it holds half of a surrogate pair",
+            hint="such text comes from decoding with errors='surrogateescape'; rename the key",
+        )
     return name
 
 

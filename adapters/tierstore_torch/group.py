@@ -169,7 +169,6 @@ def _portable(error: BaseException) -> TierstoreError:
     if isinstance(error, TierstoreError):
         return error
     wrapped = CheckpointError(f"{type(error).__name__}: {error}")
-    wrapped.add_note(
-        printable("".join(traceback.format_exception(error)), keep="\n")
-    )  # it travels; a cause does not
+    lines = "".join(traceback.format_exception(error))
+    wrapped.add_note(printable(lines, keep="\n"))  # it travels; a cause does not
     return wrapped

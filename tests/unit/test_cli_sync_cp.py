@@ -10,7 +10,7 @@ import pytest
 
 from tests.attempts import commits, line_of
 from tests.command import Done, folders, save, stored, tierstore
-from tests.files import contents
+from tests.files import contents, put
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
@@ -28,12 +28,6 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> N
 def src(tmp_path: Path) -> Path:
     put(tmp_path / "src", FILES)
     return tmp_path / "src"
-
-
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
 
 
 def sync(tmp_path: Path, *words: str) -> Done:

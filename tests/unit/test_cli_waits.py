@@ -147,7 +147,9 @@ def test_a_call_within_another_is_that_one(clock: list[float]) -> None:
         assert waiting.overdue(3) == [outer]
 
 
-def test_one_slow_call_among_quick_ones_is_no_wait(clock: list[float]) -> None:
+@contextlib.contextmanager
+def slow_call() -> Iterator[None]:
+    """Another thread waits for the same place all the while."""
     begun, go = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -158,32 +160,26 @@ def test_one_slow_call_among_quick_ones_is_no_wait(clock: list[float]) -> None:
     thread = threading.Thread(target=slow)
     thread.start()
     begun.wait(PATIENCE)
-    clock[0] += 4
-    with waiting.on("there", "quick"):
-        pass
-    clock[0] += 2
-    assert not waiting.overdue(3)
-    clock[0] += 2
-    (wait,) = waiting.overdue(3)
-    assert wait.what == ("slow",)
+    yield
     go.set()
     thread.join()
+
+
+def test_one_slow_call_among_quick_ones_is_no_wait(clock: list[float]) -> None:
+    with slow_call():
+        clock[0] += 4
+        with waiting.on("there", "quick"):
+            pass
+        clock[0] += 2
+        assert not waiting.overdue(3)
+        clock[0] += 2
+        (wait,) = waiting.overdue(3)
+        assert wait.what == ("slow",)
 
 
 def test_a_call_that_failed_is_not_what_came(clock: list[float]) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        with waiting.on("there", "slow"):
-            begun.set()
-            go.wait(PATIENCE)
-
-    thread = threading.Thread(target=slow)
-    thread.start()
-    begun.wait(PATIENCE)
-    clock[0] += 4
-    with contextlib.suppress(OSError), waiting.on("there", "broken"):
-        raise OSError
-    assert waiting.overdue(3)
-    go.set()
-    thread.join()
+    with slow_call():
+        clock[0] += 4
+        with contextlib.suppress(OSError), waiting.on("there", "broken"):
+            raise OSError
+        assert waiting.overdue(3)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import Done, tierstore
-from tests.files import contents
+from tests.files import contents, put
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.backends.local import LocalBackend
 from tierstore.backends.memory import open_memory
@@ -35,12 +35,6 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> N
 def src(tmp_path: Path) -> Path:
     put(tmp_path / "src", FILES)
     return tmp_path / "src"
-
-
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
 
 
 @contextlib.contextmanager

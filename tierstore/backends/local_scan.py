@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tierstore.backends.local_list import HIDDEN, names_in, told
 from tierstore.keys import LONGEST
 from tierstore.scan import Found, Kind, LeftOut, Ways
+from tierstore.text import is_unicode
 
 _KINDS = {
     st.S_IFIFO: "a FIFO",
@@ -94,7 +95,7 @@ class LocalScan:
         if not st.S_ISREG(status.st_mode):
             what = _KINDS.get(st.S_IFMT(status.st_mode), "no file")
             return LeftOut(key, f"it is {'a link to ' if linked else ''}{what}")
-        return told(key, status) if _is_text(key) else LeftOut(key, _NO_TEXT)
+        return told(key, status) if is_unicode(key) else LeftOut(key, _NO_TEXT)
 
     def _folder(self, key: str) -> LeftOut | None:
         """Begin to walk a folder, or tell why that is not done."""
@@ -151,11 +152,3 @@ class LocalScan:
 
 def _raw(key: str) -> bytes:
     return key.encode(errors="surrogateescape")
-
-
-def _is_text(key: str) -> bool:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

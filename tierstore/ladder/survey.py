@@ -22,7 +22,7 @@ from tierstore.keys import AttemptId, LaunchId, check_run
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
 from tierstore.wrappers.delegate import Call, Delegate
-from tierstore.wrappers.retry import hasty
+from tierstore.wrappers.retry import impatient
 
 T = TypeVar("T")
 _log = logger(__name__)
@@ -120,7 +120,7 @@ class _Look:
         self.tier = tier
         self._patient = patient
         self._outcome: Holdings | BaseException = Holdings()
-        backend = tier.backend if patient else hasty(tier.backend, _RETRY_SECONDS)
+        backend = tier.backend if patient else impatient(tier.backend, _RETRY_SECONDS)
         self._answers = _Answers(backend)
         self._thread = threading.Thread(
             target=self._run, args=(run,), name=f"tierstore-{tier.name}-look", daemon=True

@@ -56,11 +56,11 @@ class Budget:
             self._tokens = min(self._most, self._tokens + _REFUND)
 
 
-def hasty(backend: Backend, seconds: float) -> Backend:
+def impatient(backend: Backend, seconds: float) -> Backend:
     """Return the same backend for a caller that has only `seconds` for repeating a request."""
     if not isinstance(backend, Delegate):
         return backend
-    inner = hasty(backend.inner, seconds)
+    inner = impatient(backend.inner, seconds)
     if inner is backend.inner and not isinstance(backend, Retrying):
         return backend
     other = copy.copy(backend)  # what it counts and limits stays shared
