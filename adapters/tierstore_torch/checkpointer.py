@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,8 +27,7 @@ from tierstore.keys import Attempt, AttemptId, RunKeys, check_run
 from tierstore.ladder.find import Found, choose, open_attempt
 from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
-from tierstore.ladder.survey import survey
-from tierstore.ladder.tiers import OpenTier, close_ladder, open_ladder
+from tierstore.ladder.tiers import close_ladder, open_ladder
 from tierstore.logs import logger
 from tierstore_torch.encoding import tell_pickled
 from tierstore_torch.group import Group
@@ -399,38 +397,27 @@ class Checkpointer:
         """Let rank 0 choose and every rank open it; None if the run has no checkpoint."""
         mine: list[Found] = []
 
-        def pick(_: list[None]) -> list[AttemptId | None]:
+        def pick(_: list[None]) -> list[tuple[AttemptId, tuple[str, ...]] | None]:
             try:
                 mine.append(
-                    _older(self._tiers, self._run, failed)
-                    if failed
-                    else choose(self._tiers, self._run, step=step, allow_older=allow_older)
+                    choose(
+                        *(self._tiers, self._run), step=step, allow_older=allow_older, failed=failed
+                    )
                 )
             except CheckpointNotFoundError:
                 if step is not None or failed:
                     raise
                 return [None] * self._group.size
-            return [mine[0].id] * self._group.size
+            return [(mine[0].id, mine[0].unseen)] * self._group.size
 
-        this = self._group.centrally(lambda: None, pick)
-        if this is None:
+        picked = self._group.centrally(lambda: None, pick)
+        if picked is None:
             return None
+        wanted, unseen = picked
+        tiers = [tier for tier in self._tiers if tier.name not in unseen]
         return self._group.together(
-            lambda: mine[0] if mine else open_attempt(self._tiers, self._run, this)
+            lambda: mine[0] if mine else open_attempt(tiers, self._run, wanted)
         )
-
-
-def _older(tiers: Sequence[OpenTier], run: str, failed: Sequence[AttemptId]) -> Found:
-    """The newest attempt on the timeline below those that failed, if it can be opened."""
-    line = survey(tiers, run).timeline
-    below = max((line.index(this) for this in failed if this in line), default=-1)
-    for this in line[below + 1 :]:
-        try:
-            return open_attempt(tiers, run, this)
-        except TierstoreError as error:
-            _log.warning("step %d is passed over: %s", this.step, error)
-    steps = [this.step for this in failed]
-    raise CheckpointNotFoundError(f"run {run!r} has no checkpoint older than steps {steps}")
 
 
 def _raise(error: BaseException | None) -> None:

@@ -14,10 +14,12 @@ import torch
 
 from tests.attempts import contents, flip
 from tests.command import tierstore
+from tests.integration import latest_cases
 from tests.patience import PATIENCE
+from tests.ranks import Ranks
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.store import RunStore
-from tierstore.errors import StorageError, UnreachableError
+from tierstore.errors import BlockedError, StorageError, UnreachableError
 from tierstore.ladder import survey as surveying
 from tierstore_torch import Checkpointer
 
@@ -249,6 +251,19 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+def test_something_in_a_tiers_place_is_no_empty_tier(tmp_path: Path) -> None:
+    """It hid what the tier had: an older step of another one came back without a word."""
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    with Checkpointer(bad.as_uri(), good.as_uri(), run="run") as ckpt:
+        ckpt.save(1, state(1)).wait(timeout=PATIENCE)
+    anew(bad, 2)
+    with Away(bad):
+        with pytest.raises(BlockedError, match="allow_older=True goes on without it"):
+            life(bad, good)
+        assert life(bad, good, allow_older=True) == 1
+    assert life(bad, good) == 2
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_bad_tier_at_the_first_save_holds_nobody_up(tmp_path: Path, first: bool) -> None:
     good, bad = (tmp_path / "good").as_uri(), blocked(tmp_path / "bad")
@@ -296,6 +311,12 @@ def test_a_dead_server_is_named_and_gone_without(
         save.wait("local", timeout=PATIENCE)
         with pytest.raises(StorageError, match=r"no answer|no byte"):
             save.wait("s3", timeout=PATIENCE)
-        with pytest.raises(UnreachableError):  # the server may have it: "none" would be a guess
+        with pytest.raises(UnreachableError, match="may hold it: wait until it answers"):
             ckpt.restore(state(), step=3, allow_older=True)
     assert life(tmp_path / "good") == 2
+
+
+def test_a_tier_that_is_away_is_asked_by_no_other_rank(ranks: Ranks, tmp_path: Path) -> None:
+    first, second = ranks.run(2, latest_cases.one_tier_is_away, str(tmp_path))
+    assert first == (1, [])
+    assert second == (1, [["a"]])

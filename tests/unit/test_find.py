@@ -386,3 +386,20 @@ def test_a_single_process_needs_no_exchange(tmp_path: Path) -> None:
     assert tiers[0].covers(1)
     assert not list(tmp_path.iterdir())
     close_ladder(tiers)
+
+
+def test_what_was_chosen_and_could_not_be_read_is_not_chosen_again(
+    ladder: list[OpenTier],
+) -> None:
+    older, newer = save(ladder, 1), save(ladder, 2)
+    away = Faulty(ladder[1].backend, Fault("list", times=99, error=UnreachableError("no route")))
+    tiers = [ladder[0], tier("slow", away)]
+    newest = choose(tiers, "run", allow_older=True)
+    assert (newest.attempt, newest.unseen) == (newer, ("slow",))
+    found = choose(tiers, "run", allow_older=True, failed=[newest.id])
+    assert_restores(found, older)
+    assert {call.operation for call in away.calls} == {"list"}, "who does not answer is left alone"
+    with pytest.raises(UnreachableError, match="may hold it: wait until it answers"):
+        choose(tiers, "run", allow_older=True, failed=[newest.id, found.id])
+    with pytest.raises(CheckpointNotFoundError, match="no checkpoint older than step 1 on"):
+        choose(ladder, "run", allow_older=True, failed=[newest.id, found.id])

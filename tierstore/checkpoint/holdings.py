@@ -10,13 +10,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tierstore.backend import ObjectInfo
+from tierstore.blocks import Buffer
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.objects import read_each
 from tierstore.checkpoint.store import CommitEntry, RunStore
 from tierstore.checkpoint.timeline import Launch, timeline
-from tierstore.errors import AttemptDeletedError, FormatError, TierstoreError, TransientError
+from tierstore.errors import (
+    AttemptDeletedError,
+    BlockedError,
+    FormatError,
+    TierstoreError,
+    TransientError,
+)
 from tierstore.keys import Attempt, AttemptId, LaunchId
 from tierstore.logs import logger
+from tierstore.scan import place_check
 
 _log = logger(__name__)
 _Folders = Mapping[Attempt, list[AttemptId]]
@@ -60,7 +68,7 @@ def holdings(store: RunStore, *, commit_complete: bool = False) -> Holdings:
             they are newer than every commit.
 
     Raises:
-        StorageError: the tier cannot be listed.
+        StorageError: the tier cannot be listed, or something else lies in its place.
     """
     entries = store.entries()
     folders: dict[Attempt, list[AttemptId]] = {}
@@ -78,7 +86,23 @@ def holdings(store: RunStore, *, commit_complete: bool = False) -> Holdings:
     alive = {a: entry for a, entry in entries.items() if a not in found.deleted}
     _attribute(store, alive, folders, found)
     _claimed(store, found)
+    if not (found.saved or found.numbers):
+        _check_empty(store)
     return found
+
+
+def _check_empty(store: RunStore) -> None:
+    """Tell a tier without anything from one in whose place something else lies.
+
+    Raises:
+        BlockedError: it is one.
+    """
+    try:
+        place_check(store.backend)(store.keys.clock)
+    except BlockedError:
+        raise
+    except TierstoreError:
+        pass  # such as one that may only be read
 
 
 def _attribute(
@@ -116,16 +140,12 @@ def _read(
     """Return the commits of those attempts whose commit can be read."""
     infos = [ObjectInfo(store.keys.commit(a), entries[a].size, 0.0) for a in attempts]
     commits: dict[Attempt, Commit] = {}
-    for attempt, info, data in zip(attempts, infos, read_each(store.backend, infos), strict=True):
-        try:
-            if isinstance(data, TierstoreError):
-                raise data
-            commit = Commit.from_bytes(data, info.key)
-        except TierstoreError as error:
-            _log.debug("%s: %s", info.key, str(error))
-        else:
-            if commit.attempt == attempt:
-                commits[attempt] = commit
+    read = read_each(store.backend, infos, Commit.from_bytes)
+    for attempt, info, commit in zip(attempts, infos, read, strict=True):
+        if isinstance(commit, TierstoreError):
+            _log.debug("%s: %s", info.key, str(commit))
+        elif commit.attempt == attempt:
+            commits[attempt] = commit
     return commits
 
 
@@ -139,20 +159,19 @@ def _guess(attempt: Attempt, folders: _Folders, saved: Iterable[AttemptId]) -> A
 def _claimed(store: RunStore, found: Holdings) -> None:
     """Take from the claims what no commit tells."""
     known = {launch.number for launch in found.launches}
-    infos = store.claims()
-    found.numbers |= infos.keys()
-    wanted = {number: info for number, info in infos.items() if number not in known}
-    for (number, info), data in zip(
-        wanted.items(), read_each(store.backend, list(wanted.values())), strict=True
-    ):
-        try:
-            if isinstance(data, TierstoreError):
-                raise data
-            launch = Launch.from_bytes(data, info.key)
-            if launch.number != number:
-                raise FormatError(f"{info.key} is the record of launch {launch.number}")
-        except TierstoreError as error:
-            _log.warning("%s: %s; nothing that is saved depends on it", store.backend.url, error)
+    claims = store.claims()
+    found.numbers |= claims.keys()
+
+    def parse(data: Buffer, key: str) -> Launch:
+        launch = Launch.from_bytes(data, key)
+        if key != store.keys.launch(launch.number):
+            raise FormatError(f"{key} is the record of launch {launch.number}")
+        return launch
+
+    wanted = [info for number, info in claims.items() if number not in known]
+    for launch in read_each(store.backend, wanted, parse):
+        if isinstance(launch, TierstoreError):
+            _log.warning("%s: %s; nothing that is saved depends on it", store.backend.url, launch)
         else:
             found.launches[launch.id] = launch
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.blocks import Buffer
 from tierstore.errors import FormatError, TierstoreError, TransientError, TruncatedFileError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 RECORD = 1024**2
 """Bytes that a commit or a claim may have; a commit of 100,000 ranks has 0.6 MB."""
 
 FRAGMENT = 1024**3
 """Bytes that a fragment may have; one of a million chunks has 52 MB."""
-
 
 MANIFEST = 16 * 1024**3
 """Bytes that a manifest may have; one of a million chunks has 52 MB."""
@@ -88,40 +91,42 @@ def _fill(backend: Backend, objects: dict[str, memoryview]) -> None:
         for key, buffer in objects.items()
         for offset in range(0, len(buffer), step)
     ]
-    width = min(len(pieces), backend.capabilities.concurrency)
-    if width <= 1:
-        for piece in pieces:
-            backend.read_into(*piece)
-        return
-    with ThreadPoolExecutor(width, "tierstore-read") as pool:
-        try:
-            for _ in pool.map(lambda piece: backend.read_into(*piece), pieces):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
+    _spread(backend, lambda piece: backend.read_into(*piece), pieces)
 
 
-def read_each(backend: Backend, objects: Sequence[ObjectInfo]) -> list[bytearray | TierstoreError]:
-    """Return whole small objects, several at a time, or of each why it cannot be read.
+def read_each(
+    backend: Backend, objects: Sequence[ObjectInfo], parse: Callable[[Buffer, str], R]
+) -> list[R | TierstoreError]:
+    """Return small records, several read at a time, or of each why it cannot be read.
+
+    Args:
+        backend: the tier.
+        objects: what to read.
+        parse: makes a record of its bytes and its key.
 
     Raises:
         TransientError: the tier does not answer.
     """
 
-    def read(info: ObjectInfo) -> bytearray | TierstoreError:
+    def read(info: ObjectInfo) -> R | TierstoreError:
         try:
-            return read_objects(backend, [info], limit=RECORD)[0]
+            return parse(read_objects(backend, [info], limit=RECORD)[0], info.key)
         except TransientError:
             raise
         except TierstoreError as error:
             return error
 
-    width = min(len(objects), backend.capabilities.concurrency)
+    return _spread(backend, read, objects)
+
+
+def _spread(backend: Backend, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Do the same with each item, as many at a time as serve the tier well."""
+    width = min(len(items), backend.capabilities.concurrency)
     if width <= 1:
-        return [read(info) for info in objects]
+        return [work(item) for item in items]
     with ThreadPoolExecutor(width, "tierstore-read") as pool:
         try:
-            return list(pool.map(read, objects))
+            return list(pool.map(work, items))
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -6,8 +6,8 @@ has a good one, from the fragments that it was made of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from tierstore.checkpoint.commit import Commit
@@ -42,6 +42,7 @@ class Found:
         manifest: what is in it.
         replicas: the tiers that hold it, in the order of the ladder; not empty.
         passed_over: newer attempts, and tiers, that were not used, each with the reason.
+        unseen: the tiers that did not answer, so that nobody else asks them in vain.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Found:
     manifest: Manifest
     replicas: tuple[Replica, ...]
     passed_over: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
     @property
     def attempt(self) -> Attempt:
@@ -81,16 +83,22 @@ class Found:
 
 
 def choose(
-    tiers: Sequence[OpenTier], run: str, *, step: int | None = None, allow_older: bool = False
+    tiers: Sequence[OpenTier],
+    run: str,
+    *,
+    step: int | None = None,
+    allow_older: bool = False,
+    failed: Collection[AttemptId] = (),
 ) -> Found:
     """Return the newest checkpoint of a run that can be restored here.
 
     Args:
         tiers: the ladder.
         run: the run.
-        step: wanted step instead of the newest; of several tries the newest on the timeline.
+        step: this step instead of the newest; of several tries the newest on the timeline.
         allow_older: take an older one when the newest cannot be used, or when a tier that may
             hold a newer one cannot be listed.
+        failed: what was chosen before and turned out to be unreadable; an older one is wanted.
 
     Raises:
         CheckpointNotFoundError: there is none.
@@ -99,51 +107,52 @@ def choose(
     """
     step = None if step is None else whole("step", step)
     seen = survey(tiers, run)
-    candidates = [wanted for wanted in seen.timeline if step is None or wanted.step == step]
-    passed = _without(seen, run, allowed=allow_older and bool(candidates))
+    line = seen.timeline
+    below = max((line.index(each) for each in failed if each in line), default=-1)
+    candidates = [each for each in line[below + 1 :] if step in (None, each.step)]
+    passed = _without(seen, run, older=bool(candidates), allowed=allow_older)
     here = [tier for tier in tiers if tier.name in seen.tiers]
     for wanted in candidates:
         try:
-            found = open_attempt(here, run, wanted, passed_over=tuple(passed))
+            found = open_attempt(here, run, wanted)
         except TierstoreError as error:
             if not allow_older:
                 raise
             passed.append(f"step {wanted.step}: {error}")
             _log.warning("run %s: step %d is passed over: %s", run, wanted.step, str(error))
         else:
-            if step is None:
+            if step is None and not failed:
                 _log_idle(seen, found)
-            return found
+            passed_over = (*passed, *found.passed_over)
+            return replace(found, passed_over=passed_over, unseen=tuple(seen.errors))
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
+    what += f" older than step {min(each.step for each in failed)}" if failed else ""
     reasons = "".join(f"; {reason}" for reason in passed)
-    steps = sorted({wanted.step for wanted in seen.timeline})
+    steps = sorted({each.step for each in line})
     raise CheckpointNotFoundError(
         f"run {run!r} has no {what} on {[tier.name for tier in tiers]}{reasons}",
         hint=f"it has steps {steps[-10:]}" if steps else "",
     )
 
 
-def _without(seen: Survey, run: str, *, allowed: bool) -> list[str]:
-    """Return which tiers were not seen, if it may go on without them.
+def _without(seen: Survey, run: str, *, older: bool, allowed: bool) -> list[str]:
+    """Return which tiers were not seen, if it may go on without them, and can with an older one.
 
     Raises:
         StorageError: it may not: such a tier may hold a newer checkpoint, or the only one.
     """
     passed = []
     for tier, error in seen.errors.items():
-        if not allowed:
-            error.hint = _go_on_hint(tier, error)
+        if not (older and allowed):
+            text = f"tier {tier!r} may hold a newer step; allow_older=True goes on without it"
+            hint = text if older else f"tier {tier!r} may hold it: wait until it answers"
+            error.hint = f"{error.hint}; {hint}" if error.hint else hint
             raise error
         passed.append(f"tier {tier} cannot be listed: {error}")
         _log.warning(
             "run %s: tier %s cannot be listed and may hold a newer step: %s", run, tier, str(error)
         )
     return passed
-
-
-def _go_on_hint(tier: str, error: TierstoreError) -> str:
-    go_on = f"tier {tier!r} may hold a newer step; allow_older=True goes on without it"
-    return f"{error.hint}; {go_on}" if error.hint else go_on
 
 
 def _log_idle(seen: Survey, found: Found) -> None:
@@ -158,9 +167,7 @@ def _log_idle(seen: Survey, found: Found) -> None:
         )
 
 
-def open_attempt(
-    tiers: Sequence[OpenTier], run: str, wanted: AttemptId, *, passed_over: tuple[str, ...] = ()
-) -> Found:
+def open_attempt(tiers: Sequence[OpenTier], run: str, wanted: AttemptId) -> Found:
     """Open one attempt on every tier that holds it whole.
 
     Raises:
@@ -181,7 +188,7 @@ def open_attempt(
     commit, manifest, names = opened
     keys = RunKeys(run).attempt(*commit.id)
     replicas = tuple(Replica(t.name, t.backend, keys) for t in tiers if t.name in names)
-    return Found(run, commit, manifest, replicas, (*passed_over, *notes))
+    return Found(run, commit, manifest, replicas, notes)
 
 
 _Opened = tuple[Commit, "Manifest", set[str]]
