@@ -14,10 +14,17 @@ from tests.command import tierstore
 from tests.disks import small_disk
 from tests.files import contents
 from tierstore.backends import scratch
+from tierstore.backends.folders import Folders
 from tierstore.backends.local import LocalBackend
 from tierstore.blocks import crc32c
 from tierstore.config import load_config
-from tierstore.errors import ConfigError, InvalidKeyError, OutOfSpaceError
+from tierstore.errors import (
+    ConfigError,
+    InvalidKeyError,
+    NotFoundError,
+    OutOfSpaceError,
+    StorageError,
+)
 
 LARGE = os.urandom(9_000_000)  # more than a part
 
@@ -157,3 +164,53 @@ def test_a_folder_that_is_pruned_while_it_is_looked_at(
     backend.create("a/c", b"y")
     assert looked[0] == f"{tmp_path}/a"
     assert backend.stat("a/c").size == 1
+
+
+def test_an_unfinished_file_is_swept_with_its_folder_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins and ends between two steps of this one."""
+    backend, other = LocalBackend(str(tmp_path)), LocalBackend(str(tmp_path))
+    others: list[str] = []
+
+    def after_another(fd: int, *, wait: bool, real: Callable[..., bool] = scratch._lock) -> bool:
+        if not others:
+            others.append("d/x")
+            other.create("d/x", b"")
+            other.close()
+        return real(fd, wait=wait)
+
+    monkeypatch.setattr(scratch, "_lock", after_another)
+    backend.create("a", b"y")
+    backend.close()
+    assert others
+    assert contents(tmp_path) == {"a": b"y", "d/x": b""}
+
+
+@pytest.mark.parametrize("pruned", [".tierstore-tmp", "a/b", "a"])
+def test_a_folder_that_is_pruned_as_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruned: str
+) -> None:
+    backend, other = LocalBackend(str(tmp_path)), Folders(str(tmp_path), sync=False)
+    left = [f"{tmp_path}/{pruned}"]
+
+    def make(self: Folders, folder: str, real: Callable[..., bool] = Folders._make) -> bool:
+        made = real(self, folder)
+        if folder in left:
+            left.remove(folder)
+            other.prune(folder)
+        return made
+
+    monkeypatch.setattr(Folders, "_make", make)
+    backend.create("a/b/c", b"y")
+    assert not left
+    assert backend.stat("a/b/c").size == 1
+
+
+@pytest.mark.parametrize("root", ["/proc/none/deep", "LINK", "LINK/deep/deep"])
+def test_a_root_that_cannot_be_made(tmp_path: Path, root: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at all")
+    root = root.replace("LINK", f"{tmp_path}/link")
+    with pytest.raises(StorageError, match="cannot write") as caught:
+        LocalBackend(root).create("a", b"y")
+    assert not isinstance(caught.value, NotFoundError)

@@ -11,6 +11,8 @@ import os
 import stat
 from contextlib import suppress
 
+_RACES = 100  # prunes in a row before something else keeps a folder from being made
+
 
 def sync_folder(path: str) -> None:
     """Make the entries of a folder durable."""
@@ -61,11 +63,19 @@ class Folders:
         Raises:
             NotADirectoryError: a file is in the way.
         """
+        for left in reversed(range(_RACES)):
+            try:
+                return self._ensure(folder)
+            except FileNotFoundError:  # others prune what is empty
+                if not left:
+                    raise
+
+    def _ensure(self, folder: str) -> None:
         if self._known(folder):
             return
         parent = os.path.dirname(folder)
         if self._below(folder) or not os.path.isdir(parent):
-            self.ensure(parent)
+            self._ensure(parent)
         made = self._make(folder)
         inode = os.stat(os.path.join(folder, "")).st_ino  # with "/": a file is an error
         # Another process may have made it and not synced it yet. Above the root that is not ours.

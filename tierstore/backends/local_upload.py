@@ -72,10 +72,12 @@ class LocalUpload:
         self._scratch = ""
         self._list: PartsList | None = None
         with self._translated():
+            scratch = site.scratch.beside(path)
             try:
-                scratch = site.scratch.beside(path)
                 self._fd, self._scratch = scratch.reopen(resume) if resume else scratch.open()
             except FileNotFoundError:
+                if not resume:
+                    raise
                 raise self._gone() from None
         try:
             with self._translated():

@@ -86,7 +86,8 @@ class Scratch:
                 self._sweep_once(now=status.st_mtime)
             except BaseException:
                 os.close(fd)
-                os.unlink(path)
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
                 raise
             if status.st_nlink:
                 return fd, path
@@ -109,7 +110,8 @@ class Scratch:
             if self._swept:
                 return
             self._swept = True
-        with os.scandir(self._path) as entries:
+        # Without the folder, which another process removed with our file, nothing was left.
+        with suppress(FileNotFoundError), os.scandir(self._path) as entries:
             for entry in entries:
                 self._sweep(entry.path, entry.name, now)
 
