@@ -63,12 +63,10 @@ class Folders:
         Raises:
             NotADirectoryError: a file is in the way.
         """
-        for left in reversed(range(_RACES)):
-            try:
+        for _ in range(_RACES):
+            with suppress(FileNotFoundError):  # others prune what is empty
                 return self._ensure(folder)
-            except FileNotFoundError:  # others prune what is empty
-                if not left:
-                    raise
+        return self._ensure(folder)
 
     def _ensure(self, folder: str) -> None:
         if self._known(folder):
