@@ -109,6 +109,7 @@ class Checkpointer:
         self._allow_pickle = allow_pickle
         self._launch: Launch | None = None
         self._parent: AttemptId | None = None
+        self._since = 0.0  # when the newest launch began that was seen; its tier may be away later
         self._head: int | None = None  # the last step that this launch saved
         self._tries: Counter[int] = Counter()
         self._count = 0
@@ -247,6 +248,7 @@ class Checkpointer:
                 _log.warning("step %d is passed over: %s", found.attempt.step, error)
                 failed.append(found.id)
             else:
+                self._since = max(self._since, found.since)
                 self._begin(found.id)
                 return found.attempt.step
 
@@ -284,6 +286,7 @@ class Checkpointer:
 
     def _begin(self, parent: AttemptId | None) -> None:
         """Let the next save begin a launch that goes on from there."""
+        self._since = max(self._since, self._launch.started if self._launch else 0.0)
         self._parent, self._launch, self._head = parent, None, None
         self._tries.clear()
 
@@ -352,7 +355,9 @@ class Checkpointer:
         if self._head is not None and step < self._head:
             self._begin(None)  # going back without a restore is a line of its own
         if self._launch is None:
-            self._launch = claim_launch(self._tiers, self._run, self._group, self._parent)
+            self._launch = claim_launch(
+                self._tiers, self._run, self._group, self._parent, since=self._since
+            )
         if not taken:
             self._group.together(lambda: taken.append(self._acquire()))
         self._head = step

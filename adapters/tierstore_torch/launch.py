@@ -18,7 +18,12 @@ from tierstore_torch.group import Group
 
 
 def claim_launch(
-    tiers: Sequence[OpenTier], run: str, group: Group, parent: AttemptId | None
+    tiers: Sequence[OpenTier],
+    run: str,
+    group: Group,
+    parent: AttemptId | None,
+    *,
+    since: float = 0.0,
 ) -> Launch:
     """Claim the next launch of a run. Collective.
 
@@ -30,6 +35,7 @@ def claim_launch(
         run: the run.
         group: all ranks.
         parent: the attempt that was restored; None for a line of its own.
+        since: when the newest launch began that this process has seen, or was.
     """
     mine = [tier for tier in tiers if tier.ranks[0] == group.rank]
     seen = survey(mine, run)
@@ -47,7 +53,7 @@ def claim_launch(
         return [claim(shared, launch, lenient=True)] * group.size
 
     def offer() -> tuple[Launch, int | None]:
-        launch = launch_after(seen, secrets.token_hex(8), parent, group.size)
+        launch = launch_after(seen, secrets.token_hex(8), parent, group.size, since=since)
         return launch, seen.timeline[0].step if seen.timeline else None
 
     launch = group.centrally(offer, decide)

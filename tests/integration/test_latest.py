@@ -20,6 +20,7 @@ from tests.ranks import Ranks
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import BlockedError, StorageError, UnreachableError
+from tierstore.ladder import claim as claiming
 from tierstore.ladder import survey as surveying
 from tierstore_torch import Checkpointer
 
@@ -180,6 +181,27 @@ def test_a_node_that_restarted_alone_many_times(tmp_path: Path) -> None:
     assert lived(b, 15, 50) == 10
     assert lived(a) == 50
     assert lived(b) == 50
+
+
+@pytest.mark.parametrize("first", [10, 50])
+def test_a_clock_that_is_behind_while_the_tier_of_what_was_seen_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """What this process has seen, or was, is older, also where its next launch cannot look."""
+    shared = tmp_path / "shared"
+    with monkeypatch.context() as patch:
+        patch.setattr(claiming.time, "time", lambda: 2e9)
+        assert life(shared, saves=(10, 30)) is None
+        assert life(shared, saves=(40,), step=10) == 10
+    monkeypatch.setattr(claiming.time, "time", lambda: 1e9)
+    with Checkpointer(shared.as_uri(), run="run") as ckpt:
+        assert ckpt.restore(state(), step=10) == 10
+        if first > 20:
+            ckpt.save(first, state(first)).wait(timeout=PATIENCE)
+        with Away(shared), pytest.raises(BlockedError):
+            ckpt.save(20, state(20)).wait(timeout=PATIENCE)
+        ckpt.save(25, state(25)).wait(timeout=PATIENCE)
+    assert life(shared) == 25
 
 
 # Damage

@@ -87,7 +87,9 @@ def test_format_1_is_in_the_order_of_numbers_whatever_the_clocks_said() -> None:
     two = replace(launch_of(2), started=100.0, format=1, parent=unnamed)
     saved = [(50, 1, 1), (99, 1, 1), (60, 2, 1)]
     assert line(one, two, saved=saved) == [(60, 2, 1), (50, 1, 1)]
-    new = replace(launch_of(3, Attempt(60, 2, 1)), started=started_after([one, two], 0.0))
+    new = replace(
+        launch_of(3, Attempt(60, 2, 1)), started=started_after([one.started, two.started], 0.0)
+    )
     assert line(one, two, new, saved=[*saved, (70, 3, 1)])[0] == (70, 3, 1)
 
 
@@ -132,7 +134,7 @@ class History:
         parent = draw(st.sampled_from([None, *before[:1] * 3, *before]))
         taken = {*(launch.number for launch in known)}
         nonce = nonce_of(len(self.launches) + 1)
-        started = started_after(known.values(), clock)
+        started = started_after([each.started for each in known.values()], clock)
         launch = Launch(next_launch(taken), nonce, parent, 1, started)
         self.launches[launch.id] = launch
         self.saw[launch.id] = {*known}

@@ -158,9 +158,14 @@ def _ages(
     return ages
 
 
-def started_after(launches: Iterable[Launch], now: float) -> float:
-    """Return when a launch began that has seen these: now, or after them if clocks disagree."""
-    return max([now, *(math.nextafter(launch.started, math.inf) for launch in launches)])
+def started_after(began: Iterable[float], now: float) -> float:
+    """Return when a launch began that has seen others: now, or after them if clocks disagree.
+
+    Args:
+        began: when the others did.
+        now: the clock's time.
+    """
+    return max([now, *(math.nextafter(each, math.inf) for each in began)])
 
 
 def next_launch(numbers: Iterable[int]) -> int:

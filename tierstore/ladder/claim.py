@@ -30,10 +30,20 @@ def survey_all(tiers: Sequence[OpenTier], run: str) -> Survey:
     return seen
 
 
-def launch_after(seen: Survey, nonce: str, parent: AttemptId | None, world_size: int) -> Launch:
-    """Return a launch that is newer than all that were seen; it is not claimed yet."""
+def launch_after(
+    seen: Survey, nonce: str, parent: AttemptId | None, world_size: int, *, since: float = 0.0
+) -> Launch:
+    """Return a launch that is newer than all that were seen; it is not claimed yet.
+
+    Args:
+        seen: what the tiers hold now.
+        nonce: the launch's.
+        parent: the attempt that was restored; None for a line of its own.
+        world_size: ranks in the job.
+        since: when the newest launch began that was seen before, on a tier that may be away now.
+    """
     numbers = [*seen.everything.numbers, parent.launch.number if parent else 0]
-    started = started_after(seen.launches.values(), time.time())
+    started = started_after((since, *seen.began), time.time())
     return Launch(next_launch(numbers), nonce, parent, world_size, started)
 
 

@@ -43,6 +43,7 @@ class Found:
         replicas: the tiers that hold it, in the order of the ladder; not empty.
         passed_over: newer attempts, and tiers, that were not used, each with the reason.
         unseen: the tiers that did not answer, so that nobody else asks them in vain.
+        since: when the newest launch began that was seen, for `launch_after`.
     """
 
     run: str
@@ -51,6 +52,7 @@ class Found:
     replicas: tuple[Replica, ...]
     passed_over: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    since: float = 0.0
 
     @property
     def attempt(self) -> Attempt:
@@ -124,7 +126,8 @@ def choose(
             if step is None and not failed:
                 _log_idle(seen, found)
             passed_over = (*passed, *found.passed_over)
-            return replace(found, passed_over=passed_over, unseen=tuple(seen.errors))
+            unseen, since = tuple(seen.errors), max(seen.began, default=0.0)
+            return replace(found, passed_over=passed_over, unseen=unseen, since=since)
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
     what += f" older than step {min(each.step for each in failed)}" if failed else ""
     reasons = "".join(f"; {reason}" for reason in passed)

@@ -58,6 +58,11 @@ class Survey:
         """What is known of launches."""
         return self.everything.launches
 
+    @property
+    def began(self) -> list[float]:
+        """When the launches began of which something is known."""
+        return [launch.started for launch in self.launches.values()]
+
     def holders(self, this: AttemptId) -> list[str]:
         """The tiers, in order, on which an attempt is alive."""
         return [tier for tier, held in self.tiers.items() if this in held.saved]
