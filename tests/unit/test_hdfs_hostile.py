@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import traceback
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from tests.loopback import answer, read_request, serving
 from tierstore.errors import StorageError, TransientError
+from tierstore.http.transport import WHOLE_BODY
 from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -148,6 +150,22 @@ def test_redirects_to_nowhere(place: object, use: str) -> None:
         else:
             error = refused(backend, lambda b: b.create("k", b"abc"))
     assert "s3cret" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("member", [b"{}", b"[]", b"[1,2]", b'{"a":1}'])
+def test_an_answer_that_would_take_all_memory_is_not_parsed(member: bytes) -> None:
+    """16 MiB of empty objects became 400."""
+    many = b",".join([member] * 1_100_000)
+    assert len(many) < WHOLE_BODY
+    with opened(lambda _: said(b'{"FileStatus":[%s]}' % many)) as backend:
+        tracemalloc.start()
+        try:
+            error = refused(backend, lambda b: b.stat("k"))
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert not isinstance(error, TransientError)
+    assert most < 6 * len(many)
 
 
 def test_a_diagnosis_of_nonsense() -> None:
