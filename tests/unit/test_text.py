@@ -126,6 +126,17 @@ def test_every_logger_is_of_that_kind() -> None:
     assert {name for name in names if "/testing/" not in name} == own
 
 
+@pytest.mark.parametrize(
+    "words", [("ls", "r"), ("cp", "a", "b"), ("migrate", "a", "b"), ("show", "r")]
+)
+def test_a_word_too_many(words: tuple[str, ...]) -> None:
+    """A shell's pattern puts names of files there."""
+    done = tierstore(*words, EVIL)
+    assert done.code == 2
+    assert harmless(done.err)
+    assert WRITTEN in done.err.replace("\n", r"\n")
+
+
 @pytest.mark.torch
 def test_names_of_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = EVIL.replace("\udc80", "")

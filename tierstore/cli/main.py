@@ -16,6 +16,7 @@ from tierstore.cli.commands import COMMANDS, Deferred
 from tierstore.cli.output import checked_streams, print_error
 from tierstore.cli.waits import said_waits
 from tierstore.errors import ConfigError, InvalidKeyError, ModelError, TierstoreError
+from tierstore.text import printable
 
 NAME = "tierstore"
 _GARBAGE = 50_000  # objects until cycles are looked for: commands make many objects, and few cycles
@@ -32,6 +33,10 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            # A word too many is repeated as it is, and may be a file's name that a shell put in.
+            error.message = printable(error.message, keep="\n")
+            raise
         except KeyboardInterrupt:
             raise click.exceptions.Exit(_INTERRUPTED) from None
 
