@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 
-from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
-from tierstore.errors import StorageError
 from tierstore.keys import AttemptId
-from tierstore.ladder.claim import Claims, claim, launch_after, warn_anew
-from tierstore.ladder.survey import survey
+from tierstore.ladder.claim import Claims, claim_where_answered, launch_after, warn_anew
+from tierstore.ladder.survey import ask, survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore_torch.group import Group
 
@@ -49,16 +46,14 @@ def claim_launch(
         )
         if parent is None:
             warn_anew(run, [step for _, step in offers if step is not None])
-        shared = [RunStore(t.backend, run) for t in answered if t.covers(group.size)]
-        return [claim(shared, launch, lenient=True)] * group.size
+        shared = [tier for tier in answered if tier.covers(group.size)]
+        return [claim_where_answered(shared, run, launch)] * group.size
 
     def offer() -> tuple[Launch, int | None]:
         launch = launch_after(seen, secrets.token_hex(8), parent, group.size, since=since)
         return launch, seen.timeline[0].step if seen.timeline else None
 
     launch = group.centrally(offer, decide)
-    for tier in answered:
-        if not tier.covers(group.size):
-            with suppress(StorageError):  # the Saver tries again, and tells
-                Claims(RunStore(tier.backend, run)).claim(launch)
+    own = [tier for tier in answered if not tier.covers(group.size)]
+    ask(own, run, lambda store: Claims(store).claim(launch))  # the Saver tries again, and tells
     return launch

@@ -7,14 +7,14 @@ its commits. So a tier that does not answer holds nobody up: it is claimed when 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch, next_launch, started_after
-from tierstore.errors import AlreadyExistsError, CheckpointError, StorageError
+from tierstore.errors import AlreadyExistsError, CheckpointError, TierstoreError
 from tierstore.keys import AttemptId, LaunchId
-from tierstore.ladder.survey import Survey, survey
+from tierstore.ladder.survey import Survey, ask, survey
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
 
@@ -58,36 +58,51 @@ def warn_anew(run: str, steps: Sequence[int]) -> None:
         )
 
 
-def claim(stores: Sequence[RunStore], launch: Launch, *, lenient: bool = False) -> Launch:
+def claim(stores: Sequence[RunStore], launch: Launch) -> Launch:
     """Claim a launch in every store, under the first number from its own on that is free in all.
 
     Args:
         stores: the run on each tier.
         launch: what `launch_after` returned.
-        lenient: go on without the stores that fail; the Saver claims it there when they answer.
 
     Raises:
         CheckpointError: a hundred are taken, which no race explains.
         StorageError: a store refuses.
     """
-    left = list(stores)
-    for number in range(launch.number, launch.number + _CLAIMS):
-        claimed = replace(launch, number=number)
-        free = True
-        for store in tuple(left):
-            try:
-                free = _claimed(store, claimed) and free
-            except StorageError as error:
-                if not lenient:
-                    raise
-                left.remove(store)
+    return _first_free(
+        stores[0].keys.run, launch, lambda each: all([_claimed(store, each) for store in stores])
+    )
+
+
+def claim_where_answered(tiers: Sequence[OpenTier], run: str, launch: Launch) -> Launch:
+    """Claim a launch as `claim` does, but go on without tiers that refuse or do not answer soon.
+
+    A save is waiting for it: a tier that lists and takes nothing, as HDFS in safe mode, must not
+    hold it up for as long as requests are repeated. The Saver claims the launch there later.
+
+    Raises:
+        CheckpointError: a hundred numbers are taken, which no race explains.
+    """
+    left = {tier.name: tier for tier in tiers}
+
+    def free(claimed: Launch) -> bool:
+        answers = ask([*left.values()], run, lambda store: _claimed(store, claimed))
+        for name, answer in answers.items():
+            if isinstance(answer, TierstoreError):
                 _log.warning(
                     "run %s: launch %d is not claimed on %s for now: %s",
-                    *(store.keys.run, number, store.backend.url, str(error)),
+                    *(run, claimed.number, left.pop(name).backend.url, str(answer)),
                 )
-        if free:
+        return False not in answers.values()
+
+    return _first_free(run, launch, free)
+
+
+def _first_free(run: str, launch: Launch, free: Callable[[Launch], bool]) -> Launch:
+    for number in range(launch.number, launch.number + _CLAIMS):
+        claimed = replace(launch, number=number)
+        if free(claimed):
             return claimed
-    run = stores[0].keys.run
     raise CheckpointError(f"run {run!r}: launches {launch.number} to {number} were all taken")
 
 

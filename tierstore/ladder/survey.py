@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from tierstore.backend import Backend
 from tierstore.checkpoint.holdings import Holdings, holdings
@@ -23,6 +23,7 @@ from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
 from tierstore.wrappers.delegate import Call, Delegate
 from tierstore.wrappers.retry import impatient
+from tierstore.wrappers.stop import refusal
 
 T = TypeVar("T")
 _log = logger(__name__)
@@ -102,8 +103,7 @@ def survey(tiers: Sequence[OpenTier], run: str, *, patient: bool = False) -> Sur
         InvalidKeyError: `run` is no name of a run.
     """
     check_run(run)
-    looks = [_Look(tier, run, patient=patient) for tier in tiers]
-    outcomes = {look.tier.name: look.wait() for look in looks}
+    outcomes = ask(tiers, run, lambda store: holdings(store, commit_complete=True), patient=patient)
     seen = Survey(
         {name: held for name, held in outcomes.items() if isinstance(held, Holdings)},
         {name: error for name, error in outcomes.items() if isinstance(error, TierstoreError)},
@@ -118,13 +118,35 @@ def survey(tiers: Sequence[OpenTier], run: str, *, patient: bool = False) -> Sur
     return seen
 
 
-class _Look:
-    """One tier is looked at, in a thread that nobody waits for longer than it gets answers."""
+def ask(
+    tiers: Sequence[OpenTier], run: str, what: Callable[[RunStore], T], *, patient: bool = False
+) -> dict[str, T | TierstoreError]:
+    """Ask every tier at once, and return by name what it answered, or why it did not.
 
-    def __init__(self, tier: OpenTier, run: str, *, patient: bool) -> None:
+    Args:
+        tiers: whom; names differ.
+        run: the run.
+        what: asks one tier, in a thread of its own; it may go on after this has returned.
+        patient: see `survey`.
+
+    Raises:
+        Exception: what is no error of a tier.
+    """
+    asked = [_Asked(tier, run, what, patient=patient) for tier in tiers]
+    return {each.tier.name: each.wait() for each in asked}
+
+
+class _Asked(Generic[T]):
+    """One tier is asked, in a thread that nobody waits for longer than it gets answers."""
+
+    def __init__(
+        self, tier: OpenTier, run: str, what: Callable[[RunStore], T], *, patient: bool
+    ) -> None:
         self.tier = tier
+        self._what = what
         self._patient = patient
-        self._outcome: Holdings | BaseException = Holdings()
+        self._outcome: list[T] = []
+        self._error: BaseException | None = None
         backend = tier.backend if patient else impatient(tier.backend, _RETRY_SECONDS)
         self._answers = _Answers(backend)
         self._thread = threading.Thread(
@@ -132,8 +154,8 @@ class _Look:
         )
         self._thread.start()
 
-    def wait(self) -> Holdings | TierstoreError:
-        """Return what the tier holds, or why that cannot be told.
+    def wait(self) -> T | TierstoreError:
+        """Return what the tier answered, or why it did not.
 
         Raises:
             Exception: what is no error of the tier.
@@ -141,32 +163,37 @@ class _Look:
         while self._thread.is_alive():
             left = self._answers.last + _SILENCE_SECONDS - time.monotonic()
             if left <= 0 and not self._patient:
+                self._answers.given_up = True
                 return UnreachableError(
                     f"no answer for {_SILENCE_SECONDS:g} s", url=self.tier.backend.url
                 )
             self._thread.join(max(left, 0.1))
-        if isinstance(self._outcome, Holdings | TierstoreError):
-            return self._outcome
-        raise self._outcome
+        if self._error is None:
+            return self._outcome[0]
+        if isinstance(self._error, TierstoreError):
+            return self._error
+        raise self._error
 
     def _run(self, run: str) -> None:
         try:
-            store = RunStore(self._answers, run)
-            self._outcome = holdings(store, commit_complete=True)
+            self._outcome.append(self._what(RunStore(self._answers, run)))
         except BaseException as error:
-            self._outcome = error
+            self._error = error
 
 
 class _Answers(Delegate):
-    """Knows when the backend last answered."""
+    """Knows when the backend last answered, and asks nothing more once nobody waits for it."""
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner)
         self.last = time.monotonic()
+        self.given_up = False
 
     def around(self, call: Call, run: Callable[[], T]) -> T:
         """Take note of an answer."""
         del call
+        if self.given_up:
+            raise refusal()
         result = run()
         self.last = time.monotonic()
         return result
