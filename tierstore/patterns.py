@@ -187,9 +187,8 @@ class _Rule:
 def _joined(parts: tuple[_Part, ...], *, anchored: bool) -> str:
     regexes = [part.regex for part in parts]
     before = "" if anchored else "(?:.*/)?"
-    if len(regexes) > 1 and regexes[0] == ".*":  # as rsync says: also in no folder at all
-        before = "(?:.*/)?"
-        regexes = regexes[1:]
+    if len(regexes) > 1 and regexes[0] == ".*" and not anchored:
+        regexes = regexes[1:]  # as rsync says: also in no folder at all
     return before + "/".join(regexes)
 
 

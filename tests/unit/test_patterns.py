@@ -22,6 +22,7 @@ BOTH_TOOLS = [
     ("*/a", "d/a e/d/a", "a"),
     ("d**.jpg", "d.jpg d/e/a.jpg x/d/a.jpg da.jpg", "a.jpg"),
     ("d/**/a", "d/e/a d/e/f/a x/d/e/a", "d/a"),
+    ("/**/a", "d/a d/e/a", "a"),
     ("/d/**", "d/a d/e/a", "e/d/a d"),
     ("**", "a d/e/a", ""),
     ("?", "a d/b", "ab d/ab"),
@@ -62,7 +63,6 @@ RCLONE = [
 ]
 RSYNC = [
     ("**/a", "a d/a d/e/a", "ba"),
-    ("/**/a", "a d/e/a", "ba"),
     ("d/***", "d/a d/e/a x/d/a", "d a"),
     ("a***b", "ab a/x/b", "a"),
     ("a]b", "a]b", "ab"),
