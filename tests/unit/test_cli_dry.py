@@ -70,6 +70,29 @@ def a_folder_in_the_way(src: Path, dst: Path) -> None:
     put(dst, b=b"a file", d__e=b"in a folder")
 
 
+def an_excluded_name_in_the_way(src: Path, dst: Path) -> None:
+    put(src, a=b"a", b=b"b", d=b"d")
+    put(dst, b=b"b", d__e=b"in a folder", d__excluded=b"stays")
+
+
+def a_pipe_in_the_way(src: Path, dst: Path) -> None:
+    put(src, a=b"a", b=b"b", d=b"d")
+    put(dst, b=b"b", d__e=b"in a folder")
+    os.mkfifo(dst / "d" / "pipe")
+
+
+def a_link_and_a_folder_in_the_way(src: Path, dst: Path) -> None:
+    put(src, a=b"a", b=b"b", d=b"d")
+    (src / "link").symlink_to("a")
+    put(dst, d__e=b"in a folder")
+
+
+def a_link_to_a_folder(src: Path, dst: Path) -> None:
+    put(src, b__c=b"c")
+    put(dst)
+    (src / "z").symlink_to("b")
+
+
 def a_checkpoint(src: Path, dst: Path) -> None:
     for step in (1, 2):
         save(folders(src.parent, "src"), step)
@@ -92,6 +115,10 @@ def a_checkpoint_that_is_there(src: Path, dst: Path) -> None:
 MANY = [usual, nothing_at_src, half_is_extra, more_than_half_is_extra, names_that_cannot_be]
 MANY += [
     a_folder_in_the_way,
+    an_excluded_name_in_the_way,
+    a_pipe_in_the_way,
+    a_link_and_a_folder_in_the_way,
+    a_link_to_a_folder,
     a_checkpoint,
     a_checkpoint_that_lost_a_file,
     a_checkpoint_that_is_there,
@@ -102,9 +129,13 @@ COMMANDS = [
 ]
 
 
+def events(done: Done, event: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in done.out.splitlines()]
+    return [each for each in found if each["event"] == event]
+
+
 def last(done: Done, event: str) -> dict[str, Any]:
-    events = [json.loads(line) for line in done.out.splitlines()]
-    return next((each for each in reversed(events) if each["event"] == event), {})
+    return next(reversed(events(done, event)), {})
 
 
 def state(*places: Path) -> list[tuple[str, bytes | None]]:
@@ -122,7 +153,7 @@ def test_it_says_what_then_happens(tmp_path: Path, arrange: Arrange, command: st
     arrange(src, dst)
     before = state(src, dst)
     name, *options = command.split()
-    words = [name, str(src), str(dst), *options, "--json"]
+    words = [name, str(src), str(dst), *options, "--exclude", "excluded", "--json"]
     dry = tierstore(*words, "--dry-run")
     assert state(src, dst) == before, "it has left a trace"
     assert not (tmp_path / "state").exists()
@@ -132,9 +163,12 @@ def test_it_says_what_then_happens(tmp_path: Path, arrange: Arrange, command: st
     plan, summary = last(dry, "plan"), last(real, "summary")
     if not any(plan["wait"].values()):  # what waits for its place is moved by a second run
         counted = {outcome: plan[name]["objects"] for name, outcome in OUTCOMES.items()}
-        assert counted == {outcome: summary[outcome] for outcome in OUTCOMES.values()}
+        if len(events(real, "summary")) > 1:  # links went first, so the last finds the rest there
+            counted = {"failed": counted["failed"]}
+        assert counted == {outcome: summary[outcome] for outcome in counted}
     if arrange is not a_checkpoint:  # of its parts a sweep removes some, uncounted
-        assert plan["removed"] == summary["removed"]
+        removed = sum(each["removed"] for each in events(real, "summary"))  # links go first
+        assert plan["removed"] == removed
     told, done = last(dry, "delete"), last(real, "delete")
     assert told.get("objects") == done.get("objects")
     assert done.get("objects") == done.get("deleted")

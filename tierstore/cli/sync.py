@@ -60,6 +60,8 @@ def run(options: Options) -> None:
             mirror = Mirror(between.ends, selection, follow=options.follow)
             extra = mirror.extra(moved.coming)  # noqa: S610 - no Django
             _guard(extra, options, between.target)
+            if moved.blocked:
+                mirror.check_places(moved.blocked)
             done = 0
             if moved.blocked and not options.dry_run:
                 done = _remove(mirror.remove(in_the_way(moved.blocked)), options)

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.tombstone import bury
-from tierstore.errors import StorageError
+from tierstore.errors import BlockedError, StorageError
 from tierstore.keys import parse_part
 from tierstore.patterns import Selection
-from tierstore.scan import Kind, key_check
+from tierstore.scan import Kind, LeftOut, Ways, key_check, scan
 from tierstore.transfer.migrate.listing import Beside, Ends, at_source, at_target, is_dead, refused
 
 _BATCH = 1000  # what S3 deletes by one request
@@ -64,6 +64,25 @@ class Mirror:
             objects += held.gone
             nbytes += held.gone * held.size
         return Extra(objects, nbytes, total)
+
+    def check_places(self, blocked: Collection[str]) -> None:
+        """Look whether all that keeps keys from their places is to be removed.
+
+        Args:
+            blocked: keys that have no place.
+
+        Raises:
+            BlockedError: something of it stays: it is excluded, or no object.
+            StorageError: an end cannot be listed.
+        """
+        meant, target = in_the_way(blocked), self._ends.target
+        gone = {held.key for held in self._compared() if held.gone and meant(held.key)}
+        for found in scan(target, Ways(follow=False)):
+            if meant(found.key) and found.key not in gone:
+                name = found.name if isinstance(found, LeftOut) else found.key
+                message = "it is in the place of something else, and stays; nothing was deleted"
+                hint = "it is excluded, or no file that can be named: move it yourself"
+                raise BlockedError(message, url=target.url, key=name, hint=hint)
 
     def remove(self, only: Callable[[str], bool] = lambda _key: True) -> Iterator[list[str]]:
         """Remove it; yield the keys of each batch that is gone.
