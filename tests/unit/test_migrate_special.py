@@ -260,6 +260,29 @@ def test_what_lies_behind_a_link_is_never_removed(src: Path, tmp_path: Path) -> 
     )
 
 
+def test_one_file_that_fails_keeps_no_other_at_the_source_for_a_link(src: Path) -> None:
+    (src / "link").symlink_to("a")
+    put(src.parent / "dst", "z/in the way")
+    done = run("migrate", src, "--delete-source", "--json")
+    assert done.code == 1
+    assert objects(done)["z"][0] == "failed"
+    assert set(contents(src)) == {"z"}
+
+
+def test_what_a_link_that_failed_leads_to_stays(src: Path) -> None:
+    (src / "link").symlink_to("a")
+    put(src.parent / "dst", "link/in the way")
+    assert run("migrate", src, "--delete-source").code == 1
+    assert set(contents(src)) == {"a", "link", "sub/b", "z"}
+
+
+def test_a_folder_behind_a_link_is_told_in_whatever_order_it_goes(src: Path) -> None:
+    (src / "z2").symlink_to("sub")
+    done = run("migrate", src, "--delete-source", "--json")
+    assert (done.code, objects(done)["z2/b"][0]) == (1, "failed")
+    assert os.readlink(src / "z2") == "sub"
+
+
 def test_a_commit_behind_a_link_is_no_tombstone(tmp_path: Path) -> None:
     save(folders(tmp_path, "else"), 1)
     (tmp_path / "src").mkdir()

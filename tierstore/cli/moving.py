@@ -29,13 +29,14 @@ from tierstore.cli.options import (
     option,
 )
 from tierstore.cli.output import print_error
-from tierstore.errors import ConfigError, TierstoreError
+from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
     from tierstore.transfer.migrate.crew import Effort
     from tierstore.transfer.migrate.engine import Migration
-    from tierstore.transfer.migrate.messages import Item
+    from tierstore.transfer.migrate.listing import Ends
+    from tierstore.transfer.migrate.messages import Item, Report
     from tierstore.transfer.migrate.rules import Conflict
 
 _INTERRUPTED = 128
@@ -198,7 +199,8 @@ def move(
 
     Raises:
         TierstoreError: there is nothing to migrate.
-        Exit: with 1 if not everything was migrated, or as the signal that stopped it wants.
+        Exit: with 1 if not everything was migrated, or as the signal that stopped it wants; where
+            only links are removed not for a file, which is tried again with the rest.
     """
     from tierstore.transfer.migrate.crew import retries_of
     from tierstore.transfer.migrate.engine import Migration
@@ -207,9 +209,16 @@ def move(
     from tierstore.transfer.migrate.messages import Outcome
 
     view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
+    needed: list[str] = []  # links that failed, so what they lead to stays
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
     forecast = Forecast(ends.source) if options.dry_run else None
     path, dry = options.journal or _default_journal(between), options.dry_run
+
+    def told(report: Report) -> None:
+        view.report(report)
+        if only_links and _may_be_link(ends, report):
+            needed.append(report.key)
+
     with ExitStack() as opened:
         if crew is not None:
             opened.enter_context(closing(crew))
@@ -223,7 +232,7 @@ def move(
             conflict=conflict,
             removes="links" if only_links else removal.delete_source,
             grace=removal.grace,
-            report=view.report if forecast is None else view.planning(forecast.add),
+            report=told if forecast is None else view.planning(forecast.add),
             tick=view.tick,
         )
         with view, _signals(migration) as stopped:
@@ -240,7 +249,7 @@ def move(
         }
         cost = cost if crew is None else _with_workers(cost, crew.effort)
         view.summary(totals, cost, complete=migration.complete, journal=str(path))
-    _judge(migration, view, between, stopped)
+    _judge(migration, view, between, stopped, goes_on=only_links and not needed)
     remaining = totals.found - totals.removed - totals.settled[Outcome.LEFT_OUT]
     coming = totals.created if options.dry_run else 0
     return Moved(view.left_out, view.blocked, remaining, coming)
@@ -265,7 +274,21 @@ def _with_workers(cost: dict[str, float], effort: Effort) -> dict[str, float]:
     }
 
 
-def _judge(migration: Migration, view: View, between: Between, stopped: list[int]) -> None:
+def _may_be_link(ends: Ends, report: Report) -> bool:
+    """Whether what failed is a link, or may hold some."""
+    from tierstore.transfer.migrate.apart import is_link
+
+    if report.outcome.value != "failed":
+        return False
+    try:
+        return report.key.endswith("/") or is_link(ends.source, report.key)
+    except InvalidKeyError:  # a name that only stands for it
+        return True
+
+
+def _judge(
+    migration: Migration, view: View, between: Between, stopped: list[int], *, goes_on: bool
+) -> None:
     if migration.trouble:
         print_error(
             TierstoreError(
@@ -282,7 +305,7 @@ def _judge(migration: Migration, view: View, between: Between, stopped: list[int
             f"there is nothing to migrate at {between.source}",
             hint="a pattern for a folder and all that is below it ends in '/'",
         )
-    if view.failed:
+    if view.failed and not goes_on:
         raise click.exceptions.Exit(1)
 
 

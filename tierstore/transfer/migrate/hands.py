@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -39,6 +40,7 @@ _log = logger(__name__)
 _TOUCHES = 64  # while a file is compared; others remove its other names
 _LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
 
+CANNOT_REMOVE = "nothing may be removed from its folder"
 BAD_SOURCE = "the source's own checksum is not that of the bytes it gives"
 BAD_UPLOAD = "what the destination took is not what it was sent"
 BAD_COPY = "the destination gave back other bytes than it was sent; nothing else was touched"
@@ -243,16 +245,20 @@ class Hands:
 
     def _remove(self, task: m.Remove) -> m.Answer:
         entry = task.entry
+        if task.only_link and not is_link(self._source, entry.key):
+            return m.Removed(task.job, kept=True)
+        if why := stays(self._ends, entry.key):  # also if it went by another way to it meanwhile
+            return m.Failed(task.job, why)
+        if task.dry:
+            path = path_of(self._source, entry.key)
+            may = path is None or os.access(path.parent, os.W_OK | os.X_OK)
+            return m.Removed(task.job) if may else m.Failed(task.job, CANNOT_REMOVE)
         try:
             version = Version.of(self._source.stat(entry.key))
         except NotFoundError:
             return m.Removed(task.job)
         if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
             return m.Removed(task.job)  # a worker was lost after it had done it
-        if task.only_link and not is_link(self._source, entry.key):
-            return m.Removed(task.job, kept=True)
-        if why := stays(self._ends, entry.key):
-            return m.Failed(task.job, why)
         if version.same(entry.version):
             self._delete(entry)
             return m.Removed(task.job)

@@ -225,7 +225,7 @@ class Job:
             case Phase.UNITE:
                 return Unite(number, entry)
             case Phase.REMOVE:
-                return Remove(number, entry, self._rules.only_links)
+                return Remove(number, entry, self._rules.only_links, self._rules.dry)
             case _:
                 return Discard(number, entry.key, self._size, self._token)
 
@@ -438,11 +438,9 @@ class Job:
     def _verified(self, outcome: Outcome) -> Phase:
         # What is part of a checkpoint stays until its commit is gone; see `Sweep`.
         removes = self._rules.removes and not self.entry.group
-        if self._rules.dry:
-            self.removed = removes
-            return self._end(outcome)
-        done = Finished(self.number, self.entry.key, self.entry.version, self._written)
-        self.records.append(done)
+        if not self._rules.dry:
+            done = Finished(self.number, self.entry.key, self.entry.version, self._written)
+            self.records.append(done)
         self._verified_as = outcome
         return Phase.REMOVE if removes else self._end(outcome)
 

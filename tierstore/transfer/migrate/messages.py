@@ -216,11 +216,19 @@ class Unite:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Delete an object at the source; a commit becomes a tombstone: `Removed` or `Failed`."""
+    """Delete an object at the source; a commit becomes a tombstone: `Removed` or `Failed`.
+
+    Attributes:
+        job: of which object.
+        entry: the object.
+        only_link: only if it is a link.
+        dry: only look whether it would be.
+    """
 
     job: int
     entry: Entry
     only_link: bool = False
+    dry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
