@@ -19,6 +19,7 @@ from tierstore.errors import (
     AttemptDeletedError,
     BlockedError,
     FormatError,
+    NewerFormatError,
     TierstoreError,
     TransientError,
 )
@@ -123,30 +124,42 @@ def _attribute(
     wanted = [*unclear, *(attempts[-1] for attempts in of_launch.values())]
     read = _read(store, entries, wanted)
     for attempt in unclear:
-        commit = read.get(attempt)
-        found.saved.add(commit.id if commit else _guess(attempt, folders, found.saved))
+        commit = read[attempt]
+        if isinstance(commit, Commit):
+            found.saved.add(commit.id)
+        elif attempt not in folders and _is_no_commit(commit):
+            found.deleted.add(attempt)
+            _log.warning("%s, and it has no data: it counts as deleted", commit)
+        else:
+            found.saved.add(_guess(attempt, folders, found.saved))
     for attempts in of_launch.values():
-        while attempts and attempts[-1] not in read:  # its newest commit cannot be read
+        while attempts and not isinstance(read[attempts[-1]], Commit):  # its newest is unreadable
             attempts.pop()
             read |= _read(store, entries, attempts[-1:])
     for commit in read.values():
-        if (launch := Launch.of(commit)) is not None:
+        if isinstance(commit, Commit) and (launch := Launch.of(commit)) is not None:
             found.launches[launch.id] = launch
+
+
+def _is_no_commit(error: TierstoreError) -> bool:
+    """Whether a commit that was read so is a tombstone, or damaged, as a tombstone may be."""
+    damaged = isinstance(error, FormatError) and not isinstance(error, NewerFormatError)
+    return damaged or isinstance(error, AttemptDeletedError)
 
 
 def _read(
     store: RunStore, entries: Mapping[Attempt, CommitEntry], attempts: Sequence[Attempt]
-) -> dict[Attempt, Commit]:
-    """Return the commits of those attempts whose commit can be read."""
+) -> dict[Attempt, Commit | TierstoreError]:
+    """Return the commits of attempts, or of each why it cannot be read."""
     infos = [ObjectInfo(store.keys.commit(a), entries[a].size, 0.0) for a in attempts]
-    commits: dict[Attempt, Commit] = {}
-    read = read_each(store.backend, infos, Commit.from_bytes)
-    for attempt, info, commit in zip(attempts, infos, read, strict=True):
-        if isinstance(commit, TierstoreError):
-            _log.debug("%s: %s", info.key, str(commit))
-        elif commit.attempt == attempt:
-            commits[attempt] = commit
-    return commits
+
+    def parse(data: Buffer, key: str) -> Commit:
+        commit = Commit.from_bytes(data, key)
+        if key != store.keys.commit(commit.attempt):
+            raise FormatError(f"{key} is the commit of {commit.attempt}")
+        return commit
+
+    return dict(zip(attempts, read_each(store.backend, infos, parse), strict=True))
 
 
 def _guess(attempt: Attempt, folders: _Folders, saved: Iterable[AttemptId]) -> AttemptId:
