@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.attempts import contents
 from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, matrix, stage, tier
 from tierstore.backends.memory import MemoryBackend
+from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
 from tierstore.checkpoint.tombstone import bury
@@ -253,6 +255,61 @@ def test_a_checkpoint_of_one_node_is_not_the_whole(tmp_path: Path) -> None:
     assert (commit.ranks, commit.world_size, commit.whole) == ((0, 1), 4, False)
     with pytest.raises(CheckpointError, match=r"step 1 on tier 'local' holds 2 of 4 ranks"):
         choose([local], "run")
+
+
+@pytest.mark.parametrize("line", ["on", "anew"])
+def test_what_only_one_node_has_hides_no_checkpoint(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is newer, and went no further than the nodes' own disks before the job was killed."""
+    local, shared = folder("local", tmp_path / "local"), folder("shared", tmp_path / "shared")
+    whole = save([local, shared], 10)
+    part = Attempt(20, 1, 1) if line == "on" else Attempt(1, 2, 1)
+    with closing(Saver([local], "run")) as saver:
+        saver.submit(*stage(part, launch(part.launch, world=2), rank=0, world=2))
+    for allow_older in (False, True):
+        found = choose([local, shared], "run", allow_older=allow_older)
+        assert_restores(found, whole)
+        assert [replica.tier for replica in found.replicas] == ["local", "shared"]
+    assert f"step {part.step} is passed over" in caplog.text
+    with pytest.raises(CheckpointError, match=r"holds 1 of 2 ranks"):
+        choose([local, shared], "run", step=part.step)
+
+
+def test_without_any_that_can_be_read_none_is_not_the_answer(ladder: list[OpenTier]) -> None:
+    """Who is told that there is no checkpoint begins anew."""
+    for one in (save(ladder, 1), save(ladder, 2)):
+        for each in ladder:
+            keys = RunStore(each.backend, "run").keys
+            rotten(each, keys.commit(one))
+            rotten(each, keys.attempt(one, f"{1:016x}").fragment(0))
+    for step in (None, 1):
+        with pytest.raises(CheckpointError, match="cannot be restored from any tier") as raised:
+            choose(ladder, "run", step=step, allow_older=True)
+        assert not isinstance(raised.value, CheckpointNotFoundError)
+
+
+@pytest.mark.parametrize("size", [0, 60, 127, 128, 129])
+@pytest.mark.parametrize("data", [False, True])
+def test_a_damaged_tombstone_is_no_checkpoint(
+    ladder: list[OpenTier], size: int, data: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newest = save(ladder, 1), save(ladder, 2, on=2, parent=Attempt(1, 1, 1))
+    for one in ladder:
+        store = RunStore(one.backend, "run")
+        key = store.keys.commit(newest)
+        if data:
+            bury(one.backend, key)
+        else:
+            delete(store, newest, grace=0)
+        if one is ladder[0]:
+            buried = contents(one.backend, key)[key]
+            one.backend.create(key, (buried[:-1] + b"  ")[:size])
+    if data and size < 127:  # that is damaged beyond knowing, and its data is good
+        assert_restores(choose(ladder, "run"), newest)
+    else:
+        assert_restores(choose(ladder, "run"), older)
+    assert "have one number" not in caplog.text
 
 
 def test_a_checkpoint_deleted_during_the_restore_says_so(ladder: list[OpenTier]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import timeline
 from tierstore.errors import (
     AttemptDeletedError,
     CheckpointError,
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from tierstore.transfer.read import Replica
 
 _log = logger(__name__)
+
+
+class PartError(CheckpointError):
+    """A tier holds some of the ranks only: that is no checkpoint, and hides none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +109,63 @@ def choose(
 
     Raises:
         CheckpointNotFoundError: there is none.
-        CheckpointError: the newest cannot be used on any tier, and why.
+        CheckpointError: the newest cannot be used on any tier, and why; with `allow_older`, none.
         StorageError: a tier cannot be listed.
     """
     step = None if step is None else whole("step", step)
     seen = survey(tiers, run)
-    line = seen.timeline
-    below = max((line.index(each) for each in failed if each in line), default=-1)
-    candidates = [each for each in line[below + 1 :] if step in (None, each.step)]
+    saved, below = {*seen.everything.saved}, {*failed}
+    candidates = _candidates(seen, saved, step, below)
     passed = _without(seen, run, older=bool(candidates), allowed=allow_older)
     here = [tier for tier in tiers if tier.name in seen.tiers]
-    for wanted in candidates:
+    unusable: TierstoreError | None = None
+    while candidates:
+        wanted = candidates[0]
         try:
             found = open_attempt(here, run, wanted)
         except TierstoreError as error:
-            if not allow_older:
+            if isinstance(error, PartError | AttemptDeletedError):
+                saved.discard(wanted)  # it is no checkpoint, or no more, and hides none
+            elif allow_older:
+                below.add(wanted)
+            else:
                 raise
+            unusable = unusable or error
             passed.append(f"step {wanted.step}: {error}")
             _log.warning("run %s: step %d is passed over: %s", run, wanted.step, str(error))
+            candidates = _candidates(seen, saved, step, below)
         else:
             if step is None and not failed:
                 _log_idle(seen, found)
             passed_over = (*passed, *found.passed_over)
             unseen, since = tuple(seen.errors), max(seen.began, default=0.0)
             return replace(found, passed_over=passed_over, unseen=unseen, since=since)
+    if unusable is not None:  # "there is none" would be wrong, and who is told it begins anew
+        raise unusable
+    raise _none(tiers, run, seen, step, failed)
+
+
+def _candidates(
+    seen: Survey, saved: set[AttemptId], step: int | None, below: set[AttemptId]
+) -> list[AttemptId]:
+    """Return what may be restored of `saved`, newest first: on the timeline, below what failed."""
+    line = timeline(seen.launches, saved)
+    start = max((line.index(each) for each in below if each in line), default=-1) + 1
+    return [each for each in line[start:] if step in (None, each.step)]
+
+
+def _none(
+    tiers: Sequence[OpenTier],
+    run: str,
+    seen: Survey,
+    step: int | None,
+    failed: Collection[AttemptId],
+) -> CheckpointNotFoundError:
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
     what += f" older than step {min(each.step for each in failed)}" if failed else ""
-    reasons = "".join(f"; {reason}" for reason in passed)
-    steps = sorted({each.step for each in line})
-    raise CheckpointNotFoundError(
-        f"run {run!r} has no {what} on {[tier.name for tier in tiers]}{reasons}",
+    steps = sorted({each.step for each in seen.timeline})
+    return CheckpointNotFoundError(
+        f"run {run!r} has no {what} on {[tier.name for tier in tiers]}",
         hint=f"it has steps {steps[-10:]}" if steps else "",
     )
 
@@ -253,7 +285,7 @@ def _raise_unusable(
     run: str, wanted: AttemptId, troubles: Sequence[TierstoreError], notes: Sequence[str]
 ) -> NoReturn:
     real = [error for error in troubles if not isinstance(error, CheckpointNotFoundError)]
-    if len(real) == 1:
+    if len(real) == 1 or (real and all(isinstance(error, PartError) for error in real)):
         raise real[0]
     if not real:
         raise CheckpointNotFoundError(f"run {run!r} has no attempt {wanted.attempt}")
@@ -271,7 +303,7 @@ def _check_whole(commit: Commit, wanted: AttemptId, tier: OpenTier) -> None:
             f"step {wanted.step} on tier {tier.name!r} is another launch's, {commit.nonce}"
         )
     if not commit.whole:
-        raise CheckpointError(
+        raise PartError(
             f"step {wanted.step} on tier {tier.name!r} holds {len(commit.ranks)} of "
             f"{commit.world_size} ranks: the tier was local to a node",
             hint="restore from a tier that all ranks share",
