@@ -17,21 +17,16 @@ from torch.futures import Future
 
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Manifest, Tensor
-from tierstore.checkpoint.timeline import timeline
 from tierstore.checkpoint.values import decode
 from tierstore.config import Config, load_config
 from tierstore.errors import (
     CheckpointError,
-    CheckpointNotFoundError,
     InvalidKeyError,
     PlanError,
     UnsafePickleError,
 )
 from tierstore.image.layout import Chunk
-from tierstore.ladder.find import Found, choose, open_attempt
-from tierstore.ladder.survey import survey
-from tierstore.ladder.tiers import OpenTier
-from tierstore.logs import logger
+from tierstore.ladder.find import Found, choose
 from tierstore.transfer.read import ReadReport
 from tierstore_torch.arrays import Array, array_type, new_array
 from tierstore_torch.dcp_errors import portable
@@ -41,8 +36,6 @@ from tierstore_torch.dcp_metadata import metadata_failing, metadata_of
 from tierstore_torch.dcp_session import session_of
 from tierstore_torch.overlap import wants
 from tierstore_torch.targets import Target, check_memory, check_twins, read_wants
-
-_log = logger(__name__)
 
 
 class TierStorageReader(StorageReader):
@@ -196,14 +189,7 @@ class TierStorageReader(StorageReader):
             raise InvalidKeyError(
                 "there is no checkpoint_id", hint='give the reader or dcp.load "<run>/<step>"'
             )
-        tiers, run, step = self._ladder.tiers(), self._id.run, self._id.step
-        try:
-            return choose(tiers, run, step=step)
-        except CheckpointNotFoundError:
-            found = None if step is None else _abandoned(tiers, run, step)
-            if found is None:
-                raise
-            return found
+        return choose(self._ladder.tiers(), self._id.run, step=self._id.step)
 
     def _opened(self) -> Found:
         if self._found is None:
@@ -232,16 +218,6 @@ class TierStorageReader(StorageReader):
         torch.save(plain, buffer)
         buffer.seek(0)
         return buffer
-
-
-def _abandoned(tiers: Sequence[OpenTier], run: str, step: int) -> Found | None:
-    """Return the newest attempt of a step that is on no timeline: the caller named it."""
-    everything = survey(tiers, run).everything
-    newest = timeline(everything.launches, (this for this in everything.saved if this.step == step))
-    if not newest:
-        return None
-    _log.warning("step %d of run %s is of an abandoned line (attempt %s)", step, run, newest[0])
-    return open_attempt(tiers, run, newest[0])
 
 
 def _value_of(manifest: Manifest, item: ReadItem) -> ValueEntry | Tensor:

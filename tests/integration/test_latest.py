@@ -127,6 +127,22 @@ def test_going_back_without_a_restore_is_a_line_of_its_own(
     ]
 
 
+def test_a_launch_that_did_not_restore_is_undone_by_naming_a_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    life(tmp_path, saves=(10, 20, 30))
+    anew(tmp_path, 1)
+    assert life(tmp_path) == 1
+    for command in ("show", "verify"):
+        shown = tierstore(command, "run", "30", "-c", tmp_path.as_uri())
+        assert (shown.code, shown.out[:11]) == (0, "run step 30"), shown.err
+    assert life(tmp_path, step=30, saves=(40,)) == 30
+    assert "step 30 of run run is of an abandoned line" in caplog.text
+    assert life(tmp_path) == 40
+    told = lines(tmp_path)
+    assert [step for step, _, line in told if line != "abandoned"] == [40, 30, 20, 10]
+
+
 # Nodes that do not see each other
 
 

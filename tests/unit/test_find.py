@@ -89,15 +89,19 @@ def test_nothing_there_says_what_is(ladder: list[OpenTier]) -> None:
         choose(ladder, "run", step=4)
 
 
-def test_a_rollback_makes_the_new_line_the_latest(ladder: list[OpenTier]) -> None:
+def test_a_rollback_makes_the_new_line_the_latest(
+    ladder: list[OpenTier], caplog: pytest.LogCaptureFixture
+) -> None:
     for step in (50, 100, 200):
         save(ladder, step)
     branched = Attempt(50, 1, 1)
     newest = save(ladder, 60, on=2, parent=branched)
     assert choose(ladder, "run").attempt == newest
     assert [saved.attempt for saved in survey(ladder, "run").timeline] == [newest, branched]
-    with pytest.raises(CheckpointNotFoundError):
-        choose(ladder, "run", step=200)
+    found = choose(ladder, "run", step=200)  # who names it wants it
+    assert_restores(found, Attempt(200, 1, 1))
+    assert "step 200 of run run is of an abandoned line" in caplog.text
+    assert_restores(choose(ladder, "run"), newest)
 
 
 def test_a_tier_that_missed_a_launch_does_not_bring_an_abandoned_line_back(

@@ -72,13 +72,12 @@ def find(tiers: Sequence[OpenTier], run: str, step: int | None) -> Target:
     from tierstore.ladder.survey import survey
 
     seen = survey(tiers, run)
-    line = seen.timeline
-    this = next((this for this in line if step in (None, this.step)), None)
+    this = next(iter(seen.line(step)), None)
     if this is None:
         for name, error in seen.errors.items():
             raise of_tier(name, error)
         what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        steps = [str(this.step) for this in line]
+        steps = [str(this.step) for this in seen.timeline]
         have = f"it has steps {', '.join(steps[:10])}{', ...' if steps[10:] else ''}"
         raise CheckpointNotFoundError(
             f"run {run!r} has no {what} on {', '.join(tier.name for tier in tiers)}",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.timeline import timeline
 from tierstore.errors import (
     AttemptDeletedError,
     CheckpointError,
@@ -102,7 +101,8 @@ def choose(
     Args:
         tiers: the ladder.
         run: the run.
-        step: this step instead of the newest; of several tries the newest on the timeline.
+        step: this step instead of the newest; of several tries the newest on the timeline, else on
+            an abandoned line.
         allow_older: take an older one when the newest cannot be used, or when a tier that may
             hold a newer one cannot be listed.
         failed: what was chosen before and turned out to be unreadable; an older one is wanted.
@@ -114,8 +114,9 @@ def choose(
     """
     step = None if step is None else whole("step", step)
     seen = survey(tiers, run)
-    saved, below = {*seen.everything.saved}, {*failed}
-    candidates = _candidates(seen, saved, step, below)
+    absent: set[AttemptId] = set()
+    below = {*failed}
+    candidates = _candidates(seen, step, absent, below)
     passed = _without(seen, run, older=bool(candidates), allowed=allow_older)
     here = [tier for tier in tiers if tier.name in seen.tiers]
     unusable: TierstoreError | None = None
@@ -125,7 +126,7 @@ def choose(
             found = open_attempt(here, run, wanted)
         except TierstoreError as error:
             if isinstance(error, PartError | AttemptDeletedError):
-                saved.discard(wanted)  # it is no checkpoint, or no more, and hides none
+                absent.add(wanted)  # it is no checkpoint, or no more, and hides none
             elif allow_older:
                 below.add(wanted)
             else:
@@ -133,10 +134,13 @@ def choose(
             unusable = unusable or error
             passed.append(f"step {wanted.step}: {error}")
             _log.warning("run %s: step %d is passed over: %s", run, wanted.step, str(error))
-            candidates = _candidates(seen, saved, step, below)
+            candidates = _candidates(seen, step, absent, below)
         else:
             if step is None and not failed:
                 _log_idle(seen, found)
+            if step is not None and wanted not in seen.timeline:
+                text = "step %d of run %s is of an abandoned line (attempt %s)"
+                _log.warning(text, step, run, wanted)
             passed_over = (*passed, *found.passed_over)
             unseen, since = tuple(seen.errors), max(seen.began, default=0.0)
             return replace(found, passed_over=passed_over, unseen=unseen, since=since)
@@ -146,12 +150,11 @@ def choose(
 
 
 def _candidates(
-    seen: Survey, saved: set[AttemptId], step: int | None, below: set[AttemptId]
+    seen: Survey, step: int | None, absent: set[AttemptId], below: set[AttemptId]
 ) -> list[AttemptId]:
-    """Return what may be restored of `saved`, newest first: on the timeline, below what failed."""
-    line = timeline(seen.launches, saved)
-    start = max((line.index(each) for each in below if each in line), default=-1) + 1
-    return [each for each in line[start:] if step in (None, each.step)]
+    """Return what may be restored, newest first: what is not absent, and older than what failed."""
+    line = seen.line(step, without=absent)
+    return line[max((line.index(each) for each in below if each in line), default=-1) + 1 :]
 
 
 def _none(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from tierstore.backend import Backend
 from tierstore.checkpoint.holdings import Holdings, holdings
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.timeline import Launch
+from tierstore.checkpoint.timeline import Launch, timeline
 from tierstore.errors import TierstoreError, UnreachableError
 from tierstore.keys import AttemptId, LaunchId, check_run
 from tierstore.ladder.tiers import OpenTier
@@ -63,6 +63,21 @@ class Survey:
     def began(self) -> list[float]:
         """When the launches began of which something is known."""
         return [launch.started for launch in self.launches.values()]
+
+    def line(self, step: int | None = None, without: Collection[AttemptId] = ()) -> list[AttemptId]:
+        """Return what a restore may choose, newest first.
+
+        Args:
+            step: this step only. If the timeline has none of it, that is the newest one of an
+                abandoned line: who names a step wants it.
+            without: what counts as not there.
+        """
+        saved = self.everything.saved.difference(without)
+        line = timeline(self.launches, saved)
+        if step is None:
+            return line
+        own = [each for each in line if each.step == step]
+        return own or timeline(self.launches, (each for each in saved if each.step == step))[:1]
 
     def holders(self, this: AttemptId) -> list[str]:
         """The tiers, in order, on which an attempt is alive."""
