@@ -33,7 +33,7 @@ from tierstore_torch.dcp_errors import portable
 from tierstore_torch.dcp_id import CheckpointId, parse_id
 from tierstore_torch.dcp_ladder import Ladder
 from tierstore_torch.dcp_metadata import metadata_failing, metadata_of
-from tierstore_torch.dcp_session import session_of
+from tierstore_torch.dcp_session import note_loaded
 from tierstore_torch.overlap import wants
 from tierstore_torch.targets import Target, check_memory, check_twins, read_wants
 
@@ -158,8 +158,7 @@ class TierStorageReader(StorageReader):
             for item, tensor in filled:
                 planner.commit_tensor(item, tensor)
             if self._resume:
-                session = session_of(found.run, self._ladder.config)
-                session.restored(found.id)
+                note_loaded(found.run, self._ladder.config, found.id)
             self._found = None
         future: Future[None] = Future()
         future.set_result(None)

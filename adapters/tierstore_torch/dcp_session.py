@@ -8,6 +8,7 @@ found again by the nonce that came with the writer.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ class Session:
 
 
 _sessions: dict[Key, Session] = {}
+_loaded: dict[Key, AttemptId] = {}  # what saves go on from; the latest comes last
 _sessions_lock = threading.Lock()
 
 
@@ -115,20 +117,55 @@ def session_of(run: str, config: Config, life: Life | None = None) -> Session:
         config: the ladder; its URLs tell sessions apart.
         life: in DCP's save process, the life of the trainer that sent the writer.
     """
-    key = run, tuple(tier.url for tier in config.tiers)
+    key = _key(run, config)
     with _sessions_lock:
         session = _sessions.get(key)
         if session is None or (life is not None and session.life != life):
-            life = life or Life(secrets.token_hex(8), None)
+            parents = [loaded for at, loaded in _loaded.items() if _meet(at, key)]
+            life = life or Life(secrets.token_hex(8), parents[-1] if parents else None)
             session = _sessions[key] = Session(run, life)
         return session
 
 
+def note_loaded(run: str, config: Config, loaded: AttemptId) -> None:
+    """Let this process's saves of a run go on from what was loaded.
+
+    Those are the saves to every ladder that has a tier of the one that was loaded from.
+    """
+    key = _key(run, config)
+    with _sessions_lock:
+        _loaded.pop(key, None)
+        _loaded[key] = loaded
+        sessions = [session for at, session in _sessions.items() if _meet(at, key)]
+    for session in sessions:
+        session.restored(loaded)
+
+
 def lives_of(config: Config) -> dict[str, Life]:
     """Return the lives of this process's sessions on a ladder, by run."""
-    urls = tuple(tier.url for tier in config.tiers)
     with _sessions_lock:
-        return {run: known.life for (run, at), known in _sessions.items() if at == urls}
+        runs = {at[0] for at in _sessions if at == _key(at[0], config)}
+        runs |= {at[0] for at in _loaded if _meet(at, _key(at[0], config))}
+    return {run: session_of(run, config).life for run in runs}
+
+
+def _key(run: str, config: Config) -> Key:
+    return run, tuple(tier.url for tier in config.tiers)
+
+
+def _meet(one: Key, other: Key) -> bool:
+    """Whether two ladders hold one run: they have a tier in common."""
+    return one[0] == other[0] and not {*one[1]}.isdisjoint(other[1])
+
+
+def _in_child() -> None:
+    """Let a forked child be another life of the job: two that count alike write the same files."""
+    global _sessions_lock  # noqa: PLW0603 - the fork may have copied it locked
+    _sessions_lock = threading.Lock()
+    _sessions.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _tries(tiers: Sequence[OpenTier], run: str, step: int, launch: Launch) -> set[Attempt]:

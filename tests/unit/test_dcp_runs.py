@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from tests.dcp_local import committed, load, save
+from tests.integration.checkpointer_cases import in_child
 from tierstore.config import load_config
 from tierstore.errors import (
     CheckpointNotFoundError,
@@ -74,6 +75,47 @@ def test_after_loading_an_older_step_the_new_line_is_the_latest(tmp_path: Path) 
     assert fresh["w"].tolist() == [60, 60]
     load(url, "run/200", fresh, resume=False)  # the abandoned line is there for who names it
     assert fresh["w"].tolist() == [200, 200]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_saves_go_on_from_what_was_loaded_from_one_of_their_tiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    both = tuple((tmp_path / name).as_uri() for name in ("near", "far"))
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    for url in (both, elsewhere):
+        for step in (1, 2, 3):
+            save(url, f"run/{step}", {"w": torch.full((2,), float(step))})
+    if not again:  # another process
+        monkeypatch.setattr(dcp_session, "_sessions", {})
+        monkeypatch.setattr(dcp_session, "_loaded", {})
+    load(both[1], "run/2", {"w": torch.zeros(2)})
+    life = TierStorageWriter(*both).__getstate__()["_lives"]["run"]  # what a save process is told
+    assert life.parent is not None
+    assert life.parent.step == 2
+    save(both, "run/4", {"w": torch.full((2,), 4.0)})
+    assert committed(both[0], "run") == [4, 2, 1]
+    save(elsewhere, "run/4", {"w": torch.full((2,), 4.0)})
+    assert committed(elsewhere, "run") == ([4, 3, 2, 1] if again else [4])
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_a_forked_child_is_another_life(tmp_path: Path) -> None:
+    """It counted its saves as its parent did, so the two wrote the same files."""
+    url = tmp_path.as_uri()
+    save(url, "run/1", {"w": torch.ones(2)})
+    load(url, "run/1", {"w": torch.zeros(2)})
+    save(url, "run/2", {"w": torch.ones(2)})
+
+    def child() -> str:
+        save(url, "run/3", {"w": torch.full((2,), 3.0)})
+        return dcp_session.session_of("run", load_config(url)).life.nonce
+
+    trainer = dcp_session.session_of("run", load_config(url)).life
+    assert in_child(child) != trainer.nonce
+    assert committed(url, "run") == [3, 1]  # it goes on from what was loaded
+    save(url, "run/3", {"w": torch.ones(2)})
+    assert dcp_session.session_of("run", load_config(url)).life == trainer
 
 
 def test_two_saves_of_one_step_are_two_tries_and_the_second_is_loaded(tmp_path: Path) -> None:
