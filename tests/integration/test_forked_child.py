@@ -91,6 +91,8 @@ def test_what_is_the_parents_is_refused_and_left_alone(tmp_path: Path) -> None:
         ]
         for call in calls:
             assert "make a new one here" in in_child(call)
+        # In a child it stays what it was at the fork, and would be waited for without end.
+        assert f"is saved by process {os.getpid()}" in in_child(save.wait)
         assert in_child(checkpointer.close) == "None"
         assert in_child(checkpointer._saver.close) == "None"
         save.wait()

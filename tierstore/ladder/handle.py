@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -69,6 +70,7 @@ class SaveHandle:
             name: TierStatus(State.PENDING if name in chosen else State.SKIPPED) for name in tiers
         }
         self._since: dict[str, float] = {}
+        self._pid = os.getpid()
         self._changed = threading.Condition()
 
     def __repr__(self) -> str:
@@ -107,11 +109,18 @@ class SaveHandle:
                 there.
 
         Raises:
-            CheckpointError: the save does not go to this tier, or there is none of this name.
+            CheckpointError: the save does not go to this tier, or there is none of this name; or
+                this is a forked child, where nothing tells how far its parent's save is.
             DeadlineError: `timeout` passed; the save goes on.
             Exception: whatever the save failed with on the tier (the first one that failed), or
                 that the tier was too far behind. It is not waited for until that tier catches up.
         """
+        if os.getpid() != self._pid:
+            raise CheckpointError(
+                f"step {self.attempt.step} is saved by process {self._pid}, which has forked this "
+                "one: only there it can be waited for",
+                hint="wait before the fork, or look with `tierstore ls`",
+            )
         names = list(self._tiers) if tier is None else [tier]
         if tier is not None and (tier not in self._tiers or not self.goes_to(tier)):
             goes = [name for name in self._tiers if self.goes_to(name)]
