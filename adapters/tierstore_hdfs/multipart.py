@@ -22,9 +22,10 @@ from tierstore.errors import (
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import entries
-from tierstore_hdfs.paths import hidden_name, parse_part, part_name
+from tierstore_hdfs.paths import hidden_name, is_hidden, parse_part, part_name, upload_key
 
 _TRIES = 3
+_MOST = 100_000  # parts: their names have five digits for one
 _QUERY = 16_000  # bytes of names in one CONCAT; the namenode takes heads of 64 KiB
 
 
@@ -50,13 +51,25 @@ class ResumeToken:
         """
         try:
             token = cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+            good = token._can_be()
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
             raise StorageError("the upload's token cannot be read") from error
         if (token.key, token.size) != (key, size):
             raise StorageError(
                 f"the token is of an upload of {token.key!r} of {token.size} bytes, not {size}"
             )
+        if not good:
+            raise StorageError("the upload's token names no parts of it")
         return token
+
+    def _can_be(self) -> bool:
+        """Whether there are such parts: below a hidden folder, which `abort` removes, of the key.
+
+        A journal holds the token, and a CRC says that it is what somebody wrote.
+        """
+        sized = type(self.part_size) is int and 0 < self.part_size and self.count <= _MOST
+        own = is_hidden(self.outer.rpartition("/")[2]) and self.inner.startswith(f"{self.outer}/")
+        return sized and own and upload_key(self.outer, self.inner) == self.key
 
     def length(self, index: int) -> int:
         """Return the bytes of a part; 0 or less where there is none."""

@@ -18,9 +18,12 @@ from tierstore.errors import (
     StorageError,
     TruncatedFileError,
 )
+from tierstore.text import is_unicode
 from tierstore_s3.objects import Objects
 from tierstore_s3.signing import decode_crc, encode_crc
 from tierstore_s3.xml import NO_S3
+
+_MOST = 10_000  # parts of an upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,15 @@ class ResumeToken:
         """
         try:
             token = cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise StorageError("the upload's token cannot be read") from error
         if (token.key, token.size) != (key, size):
             raise StorageError(
                 f"the token is of an upload of {token.key!r} of {token.size} bytes, not {size}"
             )
+        named = type(token.upload_id) is str and token.upload_id and is_unicode(token.upload_id)
+        if not named or type(token.part_size) is not int or token.part_size <= 0:
+            raise StorageError("the upload's token names no parts of it")
         return token
 
 
@@ -110,7 +116,7 @@ class PartsUpload:
             if not page.get("IsTruncated"):
                 return
             marker = page.get("NextPartNumberMarker")
-            if not isinstance(marker, int) or marker <= last:
+            if not isinstance(marker, int) or not last < marker <= _MOST:
                 text = "ListParts: the answer does not say how to go on"
                 raise StorageError(text, url=self._objects.url, key=self._token.key, hint=NO_S3)
             wanted["PartNumberMarker"] = last = marker
@@ -181,7 +187,7 @@ class PartsUpload:
     def _remember(self, each: dict[str, Any]) -> None:
         crc = decode_crc(each.get("ChecksumCRC32C"))
         part = _Part(each.get("PartNumber", 0), each.get("Size", -1), each.get("ETag", ""), crc)
-        if part.size == self._length(part.number - 1):
+        if part.number > 0 and 0 < part.size == self._length(part.number - 1):
             with self._lock:
                 self._parts[part.number] = part
 

@@ -18,6 +18,8 @@ from tierstore_s3.objects import Objects
 from tierstore_s3.options import S3Options
 from tierstore_s3.xml import NO_S3
 
+_BARREN_PAGES = 100
+
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
@@ -145,6 +147,7 @@ class Uploads:
         root = self._objects.prefix
         wanted: dict[str, object] = {"Prefix": prefix} if prefix else {}
         seen: set[tuple[str, str]] = set()  # how far pages went that ended within the last key
+        barren = 0  # pages without an upload, one behind the other
         while True:
             page = self._objects.call("list_multipart_uploads", None, **wanted)
             try:
@@ -164,7 +167,8 @@ class Uploads:
             if not more:
                 return
             last = max(seen)[0] if seen else ""
-            if more in seen or more[0] < last:
+            barren = 0 if found else barren + 1
+            if more in seen or more[0] < last or barren > _BARREN_PAGES:
                 raise self._unreadable()
             seen = {*seen, more} if more[0] == last else {more}
             wanted["KeyMarker"], wanted["UploadIdMarker"] = more

@@ -168,6 +168,44 @@ def test_an_answer_that_would_take_all_memory_is_not_parsed(member: bytes) -> No
     assert most < 6 * len(many)
 
 
+HIDDEN = ".tierstore-" + "0" * 16
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"outer": value, "inner": f"{value}/x"} for value in ("", "runs", "d", "..", "/", None)),
+        {"outer": "d", "inner": f"d/{HIDDEN}/x"},
+        {"outer": f"other/{HIDDEN}", "inner": f"other/{HIDDEN}/x"},
+        {"outer": f"../d/{HIDDEN}", "inner": f"../d/{HIDDEN}/x"},
+        {"inner": "runs"},
+        {"inner": f"d/{HIDDEN}/../../runs"},
+        {"inner": f"d/{HIDDEN}"},
+        *({"part_size": value} for value in (0, -1, "4", 4.0, None, True, 1)),
+        {"more": 1},
+    ],
+)
+def test_a_token_that_none_was_given_names_nothing_to_remove(changed: dict[str, Any]) -> None:
+    """A journal holds it; a CRC there says that it is what somebody wrote."""
+    size = 10**6
+    token = {"key": "d/x", "size": size, "part_size": 4 << 20}
+    token |= {"outer": f"d/{HIDDEN}", "inner": f"d/{HIDDEN}/x"}
+    asked: list[bytes] = []
+
+    def reply(head: bytes) -> bytes:
+        asked.append(head)
+        return status(type="DIRECTORY") if b"GETFILESTATUS" in head else page()
+
+    with opened(reply) as backend:
+        assert backend.upload("d/x", size, resume=json.dumps(token)).done == []
+        asked.clear()
+        for text in (json.dumps(token | changed), "[" * 100_000, "null", "{}"):
+            with pytest.raises(StorageError, match="token") as caught:
+                backend.upload("d/x", size, resume=text).abort()
+            assert type(caught.value) is StorageError  # begun anew then
+    assert asked == []
+
+
 def test_a_diagnosis_of_nonsense() -> None:
     with opened(lambda head: page() if b"LISTSTATUS" in head else said({})) as backend:
         refused_by = pytest.raises(StorageError, match="FileStatus")

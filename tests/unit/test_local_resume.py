@@ -107,10 +107,13 @@ def test_the_token_of_another_upload(root: Path, token: str, key: str, size: int
     assert opened(root).upload("a/x", len(DATA), resume=token).done == [(0, HALF)]
 
 
-def test_a_token_is_no_path(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", ["../../secret", "..", ".", "\0", "x" * 5000, "\ud800", "{}.parts"]
+)
+def test_a_token_is_no_path(root: Path, tmp_path: Path, token: str, other: str) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     with pytest.raises(NotFoundError):
-        opened(root).upload("a/x", 6, resume="../../secret")
+        opened(root).upload("a/x", 6, resume=other.format(token))
 
 
 def test_nobody_comes_for_it(root: Path, token: str) -> None:

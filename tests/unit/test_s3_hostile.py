@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import socket
@@ -173,6 +174,47 @@ PARTS = "<ListPartsResult><IsTruncated>true</IsTruncated>{}</ListPartsResult>"
 def test_what_botocore_cannot_read_is_said(use: str, body: str) -> None:
     with opened(lambda _: answer(body.encode())) as backend:
         refused(backend, USES[use])
+
+
+@pytest.mark.parametrize(
+    ("use", "body"),
+    [
+        ("uploads", UPLOADS.format(MARKERS.replace("p/k", "p/k{:06}"))),
+        ("parts", PARTS.format("<NextPartNumberMarker>{}</NextPartNumberMarker>")),
+        ("parts", PARTS.format("<NextPartNumberMarker>{}000</NextPartNumberMarker>")),
+    ],
+)
+def test_pages_that_always_go_on_end(use: str, body: str) -> None:
+    numbers = iter(range(1, 10**6))
+    with opened(lambda _: answer(body.format(next(numbers)).encode())) as backend:
+        refused(backend, USES[use])
+    assert next(numbers) < 12_000
+
+
+@pytest.mark.parametrize(("number", "size"), [(0, 8 << 20), (-1, 8 << 20), (3, 9 - (16 << 20))])
+def test_a_part_that_cannot_be_is_none(number: int, size: int) -> None:
+    part = f"<Part><PartNumber>{number}</PartNumber><Size>{size}</Size><ETag>e</ETag></Part>"
+    with opened(lambda _: answer(f"<ListPartsResult>{part}</ListPartsResult>".encode())) as backend:
+        upload = USES["parts"](backend)
+    assert upload.done == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"part_size": value} for value in (0, -1, "8388608", 8388608.0, None, True, [])),
+        *({"upload_id": value} for value in (None, 1, [], "", "\ud800")),
+        {"more": 1},
+    ],
+)
+def test_a_token_that_none_was_given(changed: dict[str, Any]) -> None:
+    """A journal holds it; a CRC there says that it is what somebody wrote."""
+    token = {"key": "k", "size": 9, "upload_id": "u", "part_size": 8388608, **changed}
+    with opened(lambda _: answer(b"<ListPartsResult/>")) as backend:
+        for text in (json.dumps(token), "[" * 100_000, "null", "{}"):
+            with pytest.raises(StorageError, match="token") as caught:
+                backend.upload("k", 9, resume=text)
+            assert type(caught.value) is StorageError  # begun anew then
 
 
 def test_an_answer_that_was_cut_off_may_come_whole_the_next_time() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import socket
 import threading
@@ -24,6 +25,7 @@ from tierstore.regular import open_regular
 
 NAME = ".tierstore-tmp"
 _FOREIGN_AGE = 3600.0  # where flock is local to a host, only age tells about other hosts
+_NAME = re.compile(r"[^/\0]{1,200}-[0-9a-f]{16}")
 _log = logger(__name__)
 
 
@@ -100,7 +102,9 @@ class Scratch:
             FileNotFoundError: it is gone.
         """
         self._used = True
-        path = os.path.join(self._path, os.path.basename(name))
+        if not _NAME.fullmatch(name):  # a journal says it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        path = os.path.join(self._path, name)
         fd = open_regular(path, os.O_RDWR | os.O_NOFOLLOW)
         _lock(fd, wait=False)  # for the sweep; two that write alike do no harm
         return fd, path
