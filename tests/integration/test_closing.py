@@ -140,14 +140,67 @@ def test_pauses_turns_and_shares_of_bandwidth_end_with_the_saver(
         assert not memory._space.uploads  # what was begun is aborted before it ends
 
 
-def test_a_tier_waits_no_longer_for_its_turn(tmp_path: Path, gate: threading.Event) -> None:
+@pytest.fixture
+def behind_a_stuck_one(tmp_path: Path, gate: threading.Event) -> list[OpenTier]:
     memory = MemoryBackend(f"memory://{tmp_path.name}")
     stuck = Faulty(memory, Fault("upload", action=lambda _: (gate.wait(PATIENCE), None)[1]))
-    saver = Saver([tier("slow", stuck), folder("last", tmp_path)], "run", overtake=PATIENCE)
+    return [tier("slow", stuck), folder("last", tmp_path)]
+
+
+def test_a_tier_waits_no_longer_for_its_turn(
+    behind_a_stuck_one: list[OpenTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierstore.ladder.save._TURN", PATIENCE)
+    saver = Saver(behind_a_stuck_one, "run", overtake=PATIENCE)
     save = saver.submit(*stage(FIRST, launch()))
     until(lambda: save.status()["slow"].state == "writing")
     saver.close(timeout=SECONDS)
     assert save.failed.keys() == {"slow", "last"}
+
+
+@pytest.mark.parametrize("told", ["by SIGTERM", "by close"])
+def test_a_stuck_tier_is_overtaken_in_time_where_there_is_an_end(
+    told: str,
+    behind_a_stuck_one: list[OpenTier],
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tierstore.ladder.save._TURN", 1e-4)
+    left: list[float] = []
+    saver = Saver(
+        behind_a_stuck_one, "run", overtake=PATIENCE, time_left=lambda: min(left, default=None)
+    )
+    save = saver.submit(*stage(FIRST, launch()))
+    until(lambda: save.status()["slow"].state == "writing")
+    closing = threading.Thread(target=saver.close, args=[PATIENCE])
+    if told == "by close":
+        closing.start()
+    else:
+        left.append(PATIENCE)
+    save.wait("last", timeout=PATIENCE / 4)
+    gate.set()
+    save.wait(timeout=PATIENCE)
+    if told == "by SIGTERM":
+        closing.start()
+    closing.join()
+
+
+def test_an_interrupted_close_gives_up_what_is_not_done(
+    behind_a_stuck_one: list[OpenTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> bool:
+        raise KeyboardInterrupt
+
+    saver = Saver(behind_a_stuck_one, "run", overtake=PATIENCE)
+    save = saver.submit(*stage(FIRST, launch()))
+    until(lambda: save.status()["slow"].state == "writing")
+    monkeypatch.setattr(Saver, "_busy", interrupt)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        saver.close(timeout=PATIENCE)
+    assert time.monotonic() - began < PATIENCE / 10
+    assert save.failed.keys() == {"slow", "last"}
+    saver.close()
 
 
 def test_what_is_left_may_shrink_while_it_closes(tmp_path: Path, gate: threading.Event) -> None:

@@ -69,9 +69,11 @@ def claim(stores: Sequence[RunStore], launch: Launch) -> Launch:
         CheckpointError: a hundred are taken, which no race explains.
         StorageError: a store refuses.
     """
-    return _first_free(
-        stores[0].keys.run, launch, lambda each: all([_claimed(store, each) for store in stores])
-    )
+
+    def free(claimed: Launch) -> bool:
+        return False not in [_claimed(store, claimed) for store in stores]
+
+    return _first_free(stores[0].keys.run, launch, free)
 
 
 def claim_where_answered(tiers: Sequence[OpenTier], run: str, launch: Launch) -> Launch:

@@ -33,6 +33,7 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
+_LOOK = 0.2  # seconds after which to ask again
 _SETTLED = frozenset({State.COMMITTED, State.FAILED, State.BEHIND, State.SKIPPED})
 _WRITTEN = _SETTLED | {State.WRITTEN}
 
@@ -138,6 +139,14 @@ class SaveHandle:
             if error is not None:
                 raise error
 
+    def wait_anywhere(self, timeout: float) -> bool:
+        """Wait until some tier has committed, or none is at it; return whether one has."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._committed() or self._reached(self._tiers, _SETTLED), timeout
+            )
+            return self._committed()
+
     def goes_to(self, tier: str) -> bool:
         """Whether the save was meant for this tier."""
         return self._tiers[tier].state != State.SKIPPED
@@ -146,15 +155,17 @@ class SaveHandle:
         """Whether nothing more will happen on a tier, unless it catches up."""
         return self._reached([tier], _SETTLED)
 
-    def wait_turn(self, tier: str, timeout: float, stopped: Callable[[], bool]) -> None:
-        """Wait until no tier above `tier` has writing to do, or until `timeout` seconds passed.
+    def wait_turn(self, tier: str, enough: Callable[[float], bool]) -> None:
+        """Wait until no tier above `tier` has writing to do, or `enough` seconds have passed.
 
-        `stopped` ends it too; `wake` has it asked.
+        `enough` is asked again and again, as less may be enough by then; `wake` has it asked.
         """
         names = list(self._tiers)
         above = names[: names.index(tier)]
+        begun = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: stopped() or self._reached(above, _WRITTEN), timeout)
+            while not (self._reached(above, _WRITTEN) or enough(time.monotonic() - begun)):
+                self._changed.wait(_LOOK)
 
     def wake(self) -> None:
         """Have whoever waits for a turn look whether it is to stop."""
@@ -186,6 +197,9 @@ class SaveHandle:
         with self._changed:
             status = self._tiers[tier]
             self._tiers[tier] = replace(status, nbytes=status.nbytes + nbytes)
+
+    def _committed(self) -> bool:
+        return any(status.state == State.COMMITTED for status in self._tiers.values())
 
     def _reached(self, names: Iterable[str], states: Collection[State]) -> bool:
         return all(self._tiers[name].state in states for name in names)

@@ -82,7 +82,11 @@ class _Waiting:
 
 
 class Lane:
-    """See the module. `changed` is called after every change of a save's state on this tier."""
+    """See the module.
+
+    `changed` is called after every change of a save's state on this tier; `enough` tells whether a
+    save has waited so many seconds for its turn that the tiers above it are overtaken.
+    """
 
     def __init__(
         self,
@@ -90,14 +94,14 @@ class Lane:
         run: str,
         *,
         backlog: int,
-        overtake: float,
+        enough: Callable[[float], bool],
         commit_timeout: float,
         changed: Callable[[Save, str, BaseException | None], None],
     ) -> None:
         self.tier = tier
         self._keys = RunKeys(run)
         self._store = RunStore(tier.backend, run)
-        self._overtake = overtake
+        self._enough = enough
         self._commit_timeout = commit_timeout
         self._changed = changed
         self._claims = Claims(self._store)
@@ -164,6 +168,9 @@ class Lane:
         if not save.handle.settled(self.tier.name):
             self._fail(save, self._closed())
 
+    def _has_waited(self, seconds: float) -> bool:
+        return self._stopped.is_set() or self._enough(seconds)
+
     def _begin(self) -> None:
         GIVEN_UP.set(self._stopped)
 
@@ -199,7 +206,7 @@ class Lane:
             patience = self._commit_timeout
             try:
                 if not late:
-                    save.handle.wait_turn(self.tier.name, self._overtake, self._stopped.is_set)
+                    save.handle.wait_turn(self.tier.name, self._has_waited)
                     self._advance(save, State.WRITING)
                     self._write(save)
                     self._advance(save, State.WRITTEN)

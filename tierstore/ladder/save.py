@@ -35,6 +35,7 @@ _log = logger(__name__)
 _FAILURES_KEPT = 100
 _EXIT_SECONDS = 60.0
 _GRACE = 1.0  # seconds, or a tenth of all there are: for uploads to be aborted
+_TURN = 0.25  # of what is left, for tiers that may be stuck to be overtaken in time
 _LOOK = 0.2  # seconds after which to ask again how many are left
 
 
@@ -60,7 +61,8 @@ class Saver:
         pool: where `acquire` gets images from; it stays the caller's to close.
         commit_timeout: seconds to wait for the other ranks' fragments on a tier.
         backlog: saves that may wait for one tier.
-        overtake: seconds a tier waits for its turn behind the tiers above it.
+        overtake: seconds a tier waits for its turn behind the tiers above it; while there is an
+            end, when closing or after SIGTERM, no longer than a quarter of what is left.
         time_left: tells the seconds until this process has to end, or None while nobody says so.
     """
 
@@ -86,6 +88,8 @@ class Saver:
         self._wanted = 0
         self._submitted = 0
         self._closed = False
+        self._end = float("inf")  # when it has to be closed, once that is asked for
+        self._overtake = overtake
         self._failures: deque[SaveFailure] = deque(maxlen=_FAILURES_KEPT)
         _open.add(self)
         self._lanes = {
@@ -93,7 +97,7 @@ class Saver:
                 tier,
                 run,
                 backlog=backlog,
-                overtake=overtake,
+                enough=self._turn_is_over,
                 commit_timeout=commit_timeout,
                 changed=self._changed,
             )
@@ -167,7 +171,7 @@ class Saver:
         return save.handle
 
     def close(self, timeout: float | None = 600.0) -> None:
-        """Wait for all saves, then end the threads. Idempotent.
+        """Wait for all saves, then end the threads. Idempotent; interrupted, it gives them up.
 
         Args:
             timeout: seconds after which what is not done has failed; less if `time_left` says so.
@@ -178,23 +182,42 @@ class Saver:
         longest = threading.TIMEOUT_MAX
         end = time.monotonic() + (longest if timeout is None else min(timeout, longest))
         grace = min(_GRACE, 0.1 * self._left(end))
-        with self._idle:
+        with self._lock:
             already, self._closed = self._closed, True
             if already:
                 return
-            while self._busy() and (left := self._left(end) - grace) > 0:
+            self._end = end
+        try:
+            self._wait_idle(grace)
+        except BaseException:  # whoever interrupts it wants no more waiting
+            self._end = min(end, time.monotonic() + _GRACE)
+            raise
+        finally:
+            self._end_lanes(grace)
+
+    def _wait_idle(self, grace: float) -> None:
+        with self._idle:
+            while self._busy() and (left := self._left(self._end) - grace) > 0:
                 self._idle.wait(min(left, _LOOK))
+
+    def _end_lanes(self, grace: float) -> None:
+        with self._lock:
             unsettled = [*self._unsettled]
         for lane in self._lanes.values():
             lane.stop()
         for save in unsettled:
             save.handle.wake()
         for name, lane in self._lanes.items():
-            ended = lane.close(max(0.0, self._left(end) - grace / 4))  # the caller closes more
+            # The caller closes more.
+            ended = lane.close(max(0.0, self._left(self._end) - grace / 4))
             if unsettled and not ended:
                 _log.warning("tier %s does not answer: what it does is left to itself", name)
                 for save in unsettled:
                     lane.abandon(save)
+
+    def _turn_is_over(self, waited: float) -> bool:
+        """Whether a tier has waited long enough for those above it: see `overtake`."""
+        return waited >= min(self._overtake, _TURN * self._left(self._end))
 
     def _busy(self) -> bool:
         return bool(self._unsettled) or any(lane.catching_up for lane in self._lanes.values())
