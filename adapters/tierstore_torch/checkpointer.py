@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -274,15 +274,17 @@ class Checkpointer:
         """Wait for the saves that are under way, then free everything. Idempotent.
 
         It takes `deadline` seconds at most, after SIGTERM what is left of `sigterm_deadline`, also
-        if that comes meanwhile; what is not done by then has failed. In a forked child it does
-        nothing: the saves are the parent's.
+        if that comes meanwhile; what is not done by then, or when it is interrupted, has failed.
+        In a forked child it does nothing: the saves are the parent's.
         """
         if os.getpid() != self._pid:
             return
-        self._saver.close(self._deadline)
-        self._closing.close()
-        self._shard = None
-        self._closed = True
+        try:
+            self._saver.close(self._deadline)
+        finally:
+            self._closed = True
+            self._shard = None
+            self._closing.close()
 
     def _begin(self, parent: AttemptId | None) -> None:
         """Let the next save begin a launch that goes on from there."""
@@ -390,11 +392,9 @@ class Checkpointer:
 
     def _settle(self) -> None:
         """Let the saves under way be found by a restore; their failures are their own."""
+        end = time.monotonic() + self._patience
         for save in self._pending:
-            for name in save.status():
-                with suppress(Exception):
-                    save.wait(name, self._patience)
-                    break
+            save.wait_anywhere(max(0.0, end - time.monotonic()))
 
     def _choose(
         self, step: int | None, failed: list[AttemptId], *, allow_older: bool

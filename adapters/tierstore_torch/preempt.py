@@ -15,6 +15,8 @@ from tierstore.errors import ConfigError
 class StopSignal:
     """Remembers that a SIGTERM came, and when; a forked child is ended by one, as without it.
 
+    There is one handler for all that are open, whatever the order in which they are closed.
+
     Args:
         seconds: how long after the signal this process may expect to live.
 
@@ -31,16 +33,13 @@ class StopSignal:
         self._seconds = seconds
         self._came: float | None = None
         self._pid = os.getpid()
-        self._handler = lambda _number, _frame: self._handle()
-        self._previous: Any = signal.signal(signal.SIGTERM, self._handler)
         _open.add(self)
+        _install()
 
-    def _handle(self) -> None:
-        if os.getpid() == self._pid:
-            self.note()
-        else:  # it came before the child could put the earlier handler back
-            self.close()
-            signal.raise_signal(signal.SIGTERM)
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this process's, and not of the one that forked it."""
+        return os.getpid() == self._pid
 
     def note(self) -> None:
         """Count from now, if no signal came before."""
@@ -60,20 +59,48 @@ class StopSignal:
         return max(0.0, self._came + self._seconds - time.monotonic())
 
     def close(self) -> None:
-        """Put the earlier handler back. Idempotent; does nothing outside the main thread."""
-        if (
-            threading.current_thread() is threading.main_thread()
-            and signal.getsignal(signal.SIGTERM) is self._handler
-        ):
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        """Put the earlier handler back, after the last of them. Idempotent.
+
+        Outside the main thread, where Python allows no handlers, the next signal does that.
+        """
+        _open.discard(self)
+        if not _open:
+            _restore()
 
 
 _open: weakref.WeakSet[StopSignal] = weakref.WeakSet()
+_previous: Any = None  # the handler before the first of them
 
 
-def _close_all() -> None:
-    for each in list(_open):
-        each.close()
+def _handle(_number: int, _frame: object) -> None:
+    """Tell all who are open: a process may have several runs, and stops with all of them."""
+    told = [each for each in list(_open) if each.is_ours]
+    for each in told:
+        each.note()
+    if not told and _restore():  # as when a child gets it that was forked just now
+        signal.raise_signal(signal.SIGTERM)
 
 
-os.register_at_fork(after_in_child=_close_all)
+def _install() -> None:
+    global _previous  # noqa: PLW0603 - one per process, as the handler is
+    if signal.getsignal(signal.SIGTERM) is not _handle:
+        _previous = signal.signal(signal.SIGTERM, _handle)
+
+
+def _restore() -> bool:
+    """Put the earlier handler back, where that is allowed and nobody has put another one there."""
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is _handle
+    )
+    if ours:
+        signal.signal(signal.SIGTERM, _previous or signal.SIG_DFL)
+    return ours
+
+
+def _in_child() -> None:
+    _open.clear()
+    _restore()
+
+
+os.register_at_fork(after_in_child=_in_child)
