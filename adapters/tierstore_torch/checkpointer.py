@@ -89,7 +89,7 @@ class Checkpointer:
 
     Raises:
         ConfigError: the configuration is wrong.
-        StorageError: a tier cannot be used. On every rank if on any.
+        CheckpointError: another rank could not open the ladder; all ranks raise.
     """
 
     def __init__(

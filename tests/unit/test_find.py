@@ -28,7 +28,6 @@ from tierstore.errors import (
     ConfigError,
     FormatError,
     NotFoundError,
-    StorageError,
     UnreachableError,
 )
 from tierstore.keys import Attempt
@@ -427,18 +426,33 @@ def test_a_rank_that_cannot_open_its_ladder_stops_all(
         assert "rank 1 could not open the ladder" in str(error)
 
 
-def test_a_tier_that_cannot_be_written_stops_all(
-    tmp_path: Path, ranks: Callable[..., list[Any]]
+def test_a_tier_that_cannot_be_written_stops_nobody(
+    tmp_path: Path,
+    ranks: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Ranks 0 and 1 on one node, 2 on the other; its folder is not theirs, nor 3's."""
     (tmp_path / "file").write_text("not a folder")
+    machine = threading.local()
+    monkeypatch.setattr("tierstore.ladder.tiers._machine", lambda: machine.name)
 
     def work(rank: int, exchange: Exchange) -> object:
-        config = Config((TierConfig("t", f"file://{tmp_path}/file/below"),))
-        return open_ladder(config, rank=rank, world_size=2, exchange=exchange)
+        machine.name = ("node", str(rank // 2))
+        bad = TierConfig("bad", f"file://{tmp_path}/file/{'own' if rank == 3 else 'below'}")
+        good = TierConfig("good", f"file://{tmp_path}/good")
+        tiers = open_ladder(Config((bad, good)), rank=rank, world_size=4, exchange=exchange)
+        close_ladder(tiers)
+        return [one.ranks for one in tiers]
 
-    first, second = ranks(2, work)
-    assert isinstance(first, StorageError)
-    assert "rank 0 could not open the ladder" in str(second)
+    everyone = (0, 1, 2, 3)
+    assert ranks(4, work) == [
+        [(0, 1), everyone],
+        [(0, 1), everyone],
+        [(2,), everyone],
+        [(3,), everyone],
+    ]
+    assert "tier bad cannot be written" in caplog.text
 
 
 def test_a_single_process_needs_no_exchange(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -258,6 +259,22 @@ def test_the_last_writer_commits_for_all(make: Make, tmp_path: Path) -> None:
     for save in saves:
         save.wait(timeout=PATIENCE)
     assert_restores(choose([folder("t", tmp_path)], "run"), FIRST)
+
+
+def test_a_commit_of_other_ranks_is_no_success(make: Make, tmp_path: Path) -> None:
+    line = launch(world=2)
+    savers = [make(folder("t", tmp_path, (rank,))) for rank in range(2)]  # each believes it alone
+    first, second = (
+        saver.submit(*stage(FIRST, line, rank=rank, world=2)) for rank, saver in enumerate(savers)
+    )
+    with contextlib.suppress(CheckpointError):
+        first.wait(timeout=PATIENCE)
+    with contextlib.suppress(CheckpointError):
+        second.wait(timeout=PATIENCE)
+    errors = [*first.failed.values(), *second.failed.values()]
+    assert [str(error).partition(" (")[0] for error in errors] in (
+        [f"tier 't': the commit of step 1 covers only ranks [{rank}]"] for rank in range(2)
+    )
 
 
 def test_a_last_writer_that_dies_before_its_commit_is_replaced(make: Make, tmp_path: Path) -> None:

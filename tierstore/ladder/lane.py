@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.fragment import FileEntry, Fragment
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import (
@@ -304,7 +305,9 @@ class Lane:
         save = waiting.save
         try:
             shard = save.shard
-            if self._store.try_commit(shard.attempt, shard.launch.nonce, self.tier.ranks):
+            commit = self._store.try_commit(shard.attempt, shard.launch.nonce, self.tier.ranks)
+            if commit is not None:
+                self._check_covered(commit)
                 self._commit(waiting)
                 return True
         except TransientError as error:
@@ -321,6 +324,15 @@ class Lane:
         waiting.due = now + waiting.pause * random.uniform(0.75, 1.25)
         waiting.pause = min(2 * waiting.pause, _LONGEST_PAUSE)
         return False
+
+    def _check_covered(self, commit: Commit) -> None:
+        """Raise if a commit is of other ranks, who did not know that they share the tier."""
+        if commit.ranks != self.tier.ranks:
+            raise CheckpointError(
+                f"tier {self.tier.name!r}: the commit of step {commit.attempt.step} covers only "
+                f"ranks {list(commit.ranks)}",
+                hint="who shares this tier could not be told when the job began; restart it",
+            )
 
     def _commit(self, waiting: _Waiting) -> None:
         save, name = waiting.save, self.tier.name

@@ -2,7 +2,8 @@
 
 Whether a folder is shared is discovered, not configured: on every machine one process writes a
 probe, and after a barrier every process opens the exact names. So a node-local disk, a shared file
-system and a path that is wrongly believed to be shared are all told apart.
+system and a path that is wrongly believed to be shared are all told apart. Where no probe can be
+written the tier is taken to be its machine's own, and saves to it fail or succeed as they can.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from typing import cast
 
 from tierstore.backend import Backend
 from tierstore.config import Config, TierConfig
-from tierstore.errors import CheckpointError, NotFoundError, TierstoreError
+from tierstore.errors import CheckpointError, TierstoreError
+from tierstore.logs import logger
 from tierstore.wrappers import open_tier
+
+_log = logger(__name__)
 
 Exchange = Callable[[object], Sequence[object]]
 """Gathers one small picklable object of every rank at every rank, in the order of ranks."""
@@ -66,7 +70,6 @@ def open_ladder(
 
     Raises:
         ConfigError: a tier's URL or options are wrong.
-        StorageError: a probe could not be written.
         CheckpointError: another rank could not open the ladder; all ranks raise.
     """
     if world_size > 1 and exchange is None:
@@ -118,45 +121,68 @@ def _discover(
         return [everyone for _ in tiers]
     folders = [n for n, tier in enumerate(tiers) if tier.url.startswith("file:")]
     first_of_machine = machines.index(machines[rank]) == rank
-    views = _probe([backends[n] for n in folders], gather, writes=first_of_machine)
+    places = [tiers[n] for n in folders]
+    views = _probe(places, [backends[n] for n in folders], gather, writes=first_of_machine)
     shared = []
     for number, tier in enumerate(tiers):
         if number in folders:
             at = folders.index(number)
-            mine = views[rank][at]
-            # Who sees nothing at all shares with nobody.
-            shared.append(
-                tuple(r for r in everyone if r == rank or (mine and views[r][at] == mine))
-            )
+            shared.append(_sharing(rank, [view[at] for view in views], machines))
         else:
             shared.append((rank,) if tier.url.startswith("memory:") else everyone)
     return shared
 
 
+def _sharing(rank: int, views: Sequence[_View], machines: Sequence[object]) -> tuple[int, ...]:
+    """Return the ranks that see the same of a folder as `rank`.
+
+    Who sees nothing at all shares with nobody but those who look at the same path of one machine.
+    """
+    mine = views[rank]
+    return tuple(
+        other
+        for other, view in enumerate(views)
+        if view == mine and (mine.probes or machines[other] == machines[rank])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one rank sees of a folder: the probes, or, without any, which folder it is."""
+
+    probes: tuple[str, ...]
+    url: str
+
+
 def _probe(
-    backends: Sequence[Backend], gather: Exchange, *, writes: bool
-) -> list[list[tuple[str, ...]]]:
-    """Return by rank and backend the probes that are visible there."""
+    tiers: Sequence[TierConfig], backends: Sequence[Backend], gather: Exchange, *, writes: bool
+) -> list[list[_View]]:
+    """Return by rank and tier the probes that are visible there.
+
+    A tier that cannot be used is seen by nobody: it is reported, and it is the saves that fail.
+    """
     probe = f"probes/{secrets.token_hex(8)}"
-    error: TierstoreError | None = None
-    views: list[tuple[str, ...]] = []
+    written: list[Backend] = []
     try:
-        try:
-            for backend in backends if writes else ():
+        for tier, backend in zip(tiers, backends, strict=True) if writes else ():
+            try:
                 backend.create(probe, b"probe")
-        except TierstoreError as failed:
-            error = failed
-        _agree(gather, error)
+                written.append(backend)
+            except TierstoreError as error:
+                _log.warning(
+                    "tier %s cannot be written, so it is taken to be shared by the ranks of this "
+                    "machine only: %s",
+                    tier.name,
+                    str(error),
+                )
         names = [name for name in gather(probe if writes else None) if isinstance(name, str)]
-        try:
-            views = [tuple(n for n in names if _exists(backend, n)) for backend in backends]
-        except TierstoreError as failed:
-            error = failed
-        everyones = cast("list[list[tuple[str, ...]]]", list(gather(views)))
-        _agree(gather, error)
-        return everyones
+        views = []
+        for tier, backend in zip(tiers, backends, strict=True):
+            seen = tuple(name for name in names if _exists(backend, name))
+            views.append(_View(seen, "" if seen else tier.url))
+        return cast("list[list[_View]]", list(gather(views)))
     finally:
-        for backend in backends if writes else ():
+        for backend in written:
             with suppress(TierstoreError):
                 backend.delete([probe])
 
@@ -164,7 +190,7 @@ def _probe(
 def _exists(backend: Backend, key: str) -> bool:
     try:
         backend.stat(key)
-    except NotFoundError:
+    except TierstoreError:
         return False
     return True
 
