@@ -263,3 +263,23 @@ def test_dcp_says_what_is_wrong(command: Command) -> None:
     done = command("import", "d", "r", 1, "--from", "dcp")
     assert done.code == 1
     assert ".metadata is missing" in done.err
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("quantised", "said"),
+    [
+        (False, "m.0.s: this value is stored as a pickle and holds tensors of its own"),
+        (True, "m.0.s: torch cannot save this value: Cannot serialize qtensor"),
+    ],
+)
+def test_a_pickle_that_torch_files_cannot_have_is_named(
+    command: Command, said: str, *, quantised: bool
+) -> None:
+    ones = torch.ones(2)
+    value = torch.quantize_per_tensor(ones, 0.1, 0, torch.qint8) if quantised else ones.to_sparse()
+    torch.save({"t": ones, "m": [{"ok": 1, "s": value}]}, "in.pt")
+    assert command("import", "in.pt", "r", "1", "--allow-pickle").code == 0
+    done = command("export", "r", "out.pt", "--allow-pickle")
+    assert done.code == 1
+    assert said in done.err

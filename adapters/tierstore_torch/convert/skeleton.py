@@ -36,21 +36,44 @@ def skeleton(state: Any) -> list[bytes | Stored]:
     sink = _Sink()
     shown = _Shown(_nbytes(state)).state(state, holes)
     try:
-        with torch.serialization.skip_data():
-            torch.save(shown, cast("Any", sink))
+        _save(shown, sink)
     except Exception as error:
-        raise PlanError(f"torch cannot save a value: {error}") from error
+        raise PlanError(
+            f"{_culprit(state)}: torch cannot save this value: {error}",
+            hint="leave it out with --exclude",
+        ) from error
     filled = [item for item in holes if item.chunk.nbytes]
     sizes = [item.chunk.nbytes for item in filled]
     if sink.holes != sizes:
         raise PlanError(
-            "a value that is stored as a pickle holds tensors of its own",
+            f"{_culprit(state)}: this value is stored as a pickle and holds tensors of its own",
             hint="leave it out with --exclude",
         )
     pieces: list[bytes | Stored] = [sink.literals[0]]
     for item, literal in zip(filled, sink.literals[1:], strict=True):
         pieces += [item, literal]
     return pieces
+
+
+def _save(state: Any, sink: _Sink) -> None:
+    with torch.serialization.skip_data():
+        torch.save(state, cast("Any", sink))
+
+
+def _culprit(state: Any, name: str = "") -> str:
+    """Return the name of the first value that cannot be saved or has tensors; "" if none."""
+    if type(state) in (dict, list):
+        pairs = state.items() if type(state) is dict else enumerate(state)
+        below = (_culprit(value, f"{name}.{key}" if name else str(key)) for key, value in pairs)
+        return next(filter(None, below), "")
+    if isinstance(state, Stored):
+        return ""
+    sink = _Sink()
+    try:
+        _save(state, sink)
+    except Exception:
+        return name
+    return name if sink.holes else ""
 
 
 def _nbytes(value: Any) -> int:
