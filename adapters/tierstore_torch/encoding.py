@@ -42,10 +42,15 @@ def saveable(name: str, action: Callable[[], T]) -> T:
     except TierstoreError:
         raise
     except Exception as error:
-        raise PlanError(
-            f"{name} cannot be saved: {type(error).__name__}: {error}",
-            hint="leave it out, or put plain values and tensors in its place",
-        ) from error
+        raise unsaveable(name, error) from error
+
+
+def unsaveable(name: str, error: Exception) -> PlanError:
+    """Return the error that says which value failed when it was looked at to save it."""
+    return PlanError(
+        f"{name} cannot be saved: {type(error).__name__}: {error}",
+        hint="leave it out, or put plain values and tensors in its place",
+    )
 
 
 def check_name(name: str) -> str:

@@ -83,7 +83,7 @@ class Leaf:
 
 @dataclass(slots=True)
 class Node:
-    """The shape of one container or leaf."""
+    """The shape of one container or leaf; of an object, also its name, for errors."""
 
     kind: Literal["leaf", "array", "dict", "list", "tuple", "stateful", "rank"]
     cls: type[Any]
@@ -91,6 +91,7 @@ class Node:
     key_types: dict[Any, type] | None = None
     children: list[Node] = field(default_factory=list)
     held: Any = None
+    name: str = ""
 
 
 _LEAF = Node("leaf", object)  # one for all: a state may have a million
@@ -182,12 +183,13 @@ class Tree:
             inner = self._scan(value.value, name, path, own=True)
             return Node("rank", PerRank, children=[inner])
         if is_stateful(value):
-            state = _state_of(value)
+            full = self._full(name, path, own=own)
+            state = _state_of(value, full[0])
             if self._lay_out is not None:
-                state = self._lay_out(value, state, *self._full(name, path, own=own))
+                state = self._lay_out(value, state, *full)
             inner = self._scan(state, name, path, own=own)
             held = state if self._hold else None
-            return Node("stateful", type(value), children=[inner], held=held)
+            return Node("stateful", type(value), children=[inner], held=held, name=full[0])
         if isinstance(value, dict) and (value or not path):  # an empty one inside is a value
             plain = all(type(key) is str for key in value)
             children = [
@@ -242,9 +244,13 @@ def is_stateful(value: object) -> bool:
     return hasattr(kind, "load_state_dict") and hasattr(kind, "state_dict")
 
 
-def _state_of(value: Any) -> Any:
+def _state_of(value: Any, name: str) -> Any:
     with torch.no_grad():
-        return saveable(f"the state of a {type(value).__name__}", value.state_dict)
+        return saveable(f"{_of(name)}the state of a {type(value).__name__}", value.state_dict)
+
+
+def _of(name: str) -> str:
+    return f"{name}: " if name else ""  # the whole state is an object
 
 
 def _step(key: Any) -> Step:
@@ -269,7 +275,7 @@ def _match(node: Node, value: Any, out: list[Any]) -> bool:
         out.append(value)
         return is_large(value) and value.dtype.str == node.held
     if node.kind in ("rank", "stateful"):
-        inner = value.value if node.kind == "rank" else _state_of(value)
+        inner = value.value if node.kind == "rank" else _state_of(value, node.name)
         return _match(node.children[0], inner, out)
     if node.kind == "dict":
         if value.keys() != node.keys.keys():
@@ -316,7 +322,7 @@ def _stays(node: Node, value: Any) -> bool:
     return node.kind != "tuple" or all(map(_stays, node.children, value))
 
 
-def _load(value: Any, state: Any) -> None:
+def _load(value: Any, state: Any, name: str) -> None:
     # What an optimizer makes of its state is for training, in whatever mode this is called.
     inference = torch.is_inference_mode_enabled() and isinstance(value, torch.optim.Optimizer)
     try:
@@ -326,7 +332,9 @@ def _load(value: Any, state: Any) -> None:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"a {type(value).__name__} did not take its state: {type(error).__name__}: {error}"
+            f"{_of(name)}a {type(value).__name__} did not take its state: "
+            f"{type(error).__name__}: {error}",
+            hint="what came before it is restored already; make it as it was when it was saved",
         ) from error
 
 
@@ -337,7 +345,7 @@ def _fill(node: Node, value: Any, replaced: Iterator[Any]) -> Any:
         inner = _fill(node.children[0], value.value, replaced)
         return value if inner is value.value else PerRank(inner)
     if node.kind == "stateful":
-        _load(value, _fill(node.children[0], node.held, replaced))
+        _load(value, _fill(node.children[0], node.held, replaced), node.name)
         return value
     if node.kind == "dict":
         for key, child in zip(node.keys, node.children, strict=True):

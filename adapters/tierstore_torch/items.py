@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Partial
+from torch.nn.parameter import is_lazy
 
 from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk
@@ -59,7 +60,9 @@ def is_storable(value: Any) -> bool:
         return hasattr(value, "local_shards") and hasattr(value, "metadata")
     if isinstance(value, DTensor) or private.local_shards(value) is not None:
         return True
-    return _is_dense(value) and (private.is_fake(value) or not private.is_wrapper(value))
+    if is_lazy(value) or private.is_fake(value):
+        return True  # an error with its name
+    return _is_dense(value) and not private.is_wrapper(value)
 
 
 def tensor_chunks(
@@ -153,7 +156,22 @@ def _shared(numbers: tuple[int, ...]) -> tuple[int, ...]:
     return numbers
 
 
+def global_shape(name: str, value: Any) -> tuple[int, ...]:
+    """Return the shape of the whole tensor that a leaf is, or is a part of.
+
+    Raises:
+        PlanError: it has none yet.
+    """
+    if is_lazy(value):
+        raise PlanError(
+            f"{name}: a lazy module's parameter has no shape before its first input",
+            hint="run the module once before saving or restoring",
+        )
+    return tuple(getattr(value, "global_shape", None) or value.shape)
+
+
 def _check(name: str, value: torch.Tensor) -> None:
+    global_shape(name, value)
     if isinstance(value, DTensor):
         if any(isinstance(placement, Partial) for placement in value.placements):
             raise PlanError(

@@ -139,10 +139,19 @@ def _checkpointable_shards(value: Any) -> list[tuple[tuple[int, ...], torch.Tens
 
 
 def is_wrapper(value: torch.Tensor) -> bool:
-    """Whether a tensor subclass keeps its numbers in other tensors (torchao, float8, fake)."""
+    """Whether a subclass keeps its numbers in other tensors (torchao, float8, masked, fake)."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    return is_traceable_wrapper_subclass(value)
+    return not _has_storage(value) or is_traceable_wrapper_subclass(value)
+
+
+def _has_storage(value: torch.Tensor) -> bool:
+    """Whether a tensor has a place for numbers of its own, be it freed at the moment."""
+    try:
+        value.untyped_storage().data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_fake(value: torch.Tensor) -> bool:

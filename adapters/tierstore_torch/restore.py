@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,9 @@ from tierstore.transfer.read import ReadReport
 from tierstore_torch.arrays import array_type, new_array
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
-from tierstore_torch.items import is_storable, tensor_chunks
+from tierstore_torch.items import global_shape, is_storable, tensor_chunks
 from tierstore_torch.overlap import wants, whole_want
-from tierstore_torch.stored import Stored
+from tierstore_torch.stored import Entry, Stored
 from tierstore_torch.targets import Target, Twins, check_memory, check_twins, read_wants
 
 _log = logger(__name__)
@@ -127,29 +127,42 @@ class _Plan:
         ):
             if entry is None:
                 continue
-            kind = array_type(entry.path) if isinstance(entry, Tensor) else None
-            if isinstance(entry, Tensor) and kind and not isinstance(value, torch.Tensor):
-                self._values[index], tensor = new_array(entry, kind)
-                targets += _targets(leaf, tensor, entry, files)
-            elif (
-                isinstance(entry, Tensor) and (want := whole_want(entry, files, value)) is not None
-            ):
-                targets.append(Target(leaf.name, entry, None, value, (want,)))
-            elif isinstance(entry, ValueEntry) != (not is_storable(value)):
-                wrong.append(f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here")
-            elif isinstance(entry, ValueEntry):
-                self._values[index] = _decoded(entry, rules)
-            elif tuple(entry.shape) != _global_shape(value):
-                wrong.append(
-                    f"{leaf.name}: shape {tuple(entry.shape)} was saved, "
-                    f"{_global_shape(value)} is here"
-                )
+            try:
+                found = self._targets_of(index, leaf, value, entry, files, rules)
+            except TierstoreError:
+                raise
+            except Exception as error:  # torch does not let it be looked at
+                raise _unusable(leaf.name, error) from error
+            if isinstance(found, str):
+                wrong.append(found)
             else:
-                targets += _targets(leaf, value, entry, files)
+                targets += found
         if wrong:
             raise PlanError(f"{len(wrong)} keys do not fit: {_listed(wrong)}")
         self._check_same()
         self.targets, self.twins = check_memory(targets)
+
+    def _targets_of(
+        self, index: int, leaf: Leaf, value: Any, entry: Entry, files: Sequence[str], rules: Rules
+    ) -> Iterable[Target] | str:
+        """Return what to fill of one leaf, or why it does not fit; note its value if it is one."""
+        if isinstance(entry, ValueEntry):
+            if is_storable(value):
+                return f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here"
+            self._values[index] = _decoded(entry, rules)
+            return ()
+        kind = array_type(entry.path)
+        if kind and not isinstance(value, torch.Tensor):
+            self._values[index], tensor = new_array(entry, kind)
+            return _targets(leaf, tensor, entry, files)
+        if (want := whole_want(entry, files, value)) is not None:
+            return (Target(leaf.name, entry, None, value, (want,)),)
+        if not is_storable(value):
+            return f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here"
+        shape = global_shape(leaf.name, value)
+        if tuple(entry.shape) != shape:
+            return f"{leaf.name}: shape {tuple(entry.shape)} was saved, {shape} is here"
+        return _targets(leaf, value, entry, files)
 
     def _check_same(self) -> None:
         """Check that values that go to one place are equal."""
@@ -170,12 +183,18 @@ class _Plan:
         return (self._values.get(i, value) for i, value in enumerate(self.matched.values))
 
 
-def _targets(
-    leaf: Leaf, value: torch.Tensor, saved: Tensor, files: Sequence[str]
-) -> Iterator[Target]:
-    for chunk, tensor in tensor_chunks(leaf.name, value, leaf.path):
-        reads = list(wants(saved, files, chunk, tensor))
-        yield Target(leaf.name, saved, chunk, tensor, reads)
+def _targets(leaf: Leaf, value: torch.Tensor, saved: Tensor, files: Sequence[str]) -> list[Target]:
+    return [
+        Target(leaf.name, saved, chunk, tensor, list(wants(saved, files, chunk, tensor)))
+        for chunk, tensor in tensor_chunks(leaf.name, value, leaf.path)
+    ]
+
+
+def _unusable(name: str, error: Exception) -> PlanError:
+    return PlanError(
+        f"{name} cannot be restored into: {type(error).__name__}: {error}",
+        hint="put a plain tensor in its place, or leave it out",
+    )
 
 
 def _unexpected(stored: Stored, matched: _Match, group: Group) -> list[str]:
@@ -224,10 +243,6 @@ def _decoded(entry: ValueEntry, rules: Rules) -> Any:
         raise PlanError(f"{entry.name}: its pickle cannot be loaded: {error!r}") from error
 
 
-def _global_shape(value: Any) -> tuple[int, ...]:
-    return tuple(getattr(value, "global_shape", None) or value.shape)
-
-
 def _is_empty(value: object) -> bool:
     """DCP stores no empty containers; one that is here loses nothing by staying empty."""
     return isinstance(value, (dict, list, tuple)) and not value
@@ -238,7 +253,10 @@ def _kind(entry: Tensor | ValueEntry) -> str:
 
 
 def _kind_of(value: object) -> str:
-    return f"a {type(value).__name__}"
+    kind = f"a {type(value).__name__}"
+    if not isinstance(value, torch.Tensor) or value.layout is torch.strided:
+        return f"{kind} that is quantised" if getattr(value, "is_quantized", False) else kind
+    return f"{kind} of layout {str(value.layout).removeprefix('torch.')}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,10 +11,11 @@ from torch.distributed.tensor import DTensor
 
 from tierstore.blocks import crc32c, crc32c_of
 from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.errors import TierstoreError
 from tierstore.image.layout import Chunk, plan_layout
 from tierstore_torch import plan, private
 from tierstore_torch.arrays import tensor_of
-from tierstore_torch.encoding import encode_value
+from tierstore_torch.encoding import encode_value, unsaveable
 from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
 from tierstore_torch.items import byte_view, is_storable, local_tensor, tensor_chunks
@@ -106,18 +107,28 @@ class _Scan:
         self.places: list[tuple[int, int]] = []  # leaf, position among its chunks
         kinds: dict[_Signature, _Signature] = {}  # of many tensors there are few
         for index, (leaf, value) in enumerate(zip(self.tree.leaves, self.values, strict=True)):
-            held = tensor_of(value) if leaf.array else value
-            if not is_storable(held):
-                self.signatures.append(None)
-                continue
-            chunks = tensor_chunks(leaf.name, held, leaf.stored_path)
-            signature = _Signature.of(held, chunks)
-            self.signatures.append(kinds.setdefault(signature, signature))
-            for position, (chunk, tensor) in enumerate(chunks):
-                self.chunks.append(chunk)
-                self.tensors.append(tensor)
-                self.places.append((index, position))
+            try:
+                signature = self._look(index, leaf, value)
+            except TierstoreError:
+                raise
+            except Exception as error:  # torch does not let it be looked at
+                raise unsaveable(leaf.name, error) from error
+            if signature is not None:
+                signature = kinds.setdefault(signature, signature)
+            self.signatures.append(signature)
         self.encoded = _encoded(self.tree, self.values, self.value_leaves)
+
+    def _look(self, index: int, leaf: Leaf, value: Any) -> _Signature | None:
+        """Note one leaf's chunks and return what must stay as it is; None if it is a value."""
+        held = tensor_of(value) if leaf.array else value
+        if not is_storable(held):
+            return None
+        chunks = tensor_chunks(leaf.name, held, leaf.stored_path)
+        for position, (chunk, tensor) in enumerate(chunks):
+            self.chunks.append(chunk)
+            self.tensors.append(tensor)
+            self.places.append((index, position))
+        return _Signature.of(held, chunks)
 
     @property
     def value_leaves(self) -> list[int]:

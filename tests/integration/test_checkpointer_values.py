@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.integration import checkpointer_cases as cases
@@ -69,7 +70,12 @@ UNSAVEABLE: dict[str, tuple[Any, str]] = {
     "attribute": ({"a": Fails(AttributeError("no x"))}, "a cannot be saved: AttributeError: no x"),
     "in a tuple": ({"a": (1, Fails(ValueError("v")))}, "a cannot be saved: ValueError: v"),
     "own": ({"a": per_rank(Fails(OSError("o")))}, "rank00000/a cannot be saved: OSError: o"),
-    "state": ({"a": Stateful(RuntimeError("r"))}, "the state of a Stateful cannot be .*Error: r"),
+    "state": ({"a": Stateful(RuntimeError("r"))}, "^a: the state of a Stateful cannot .*Error: r"),
+    "own state": (
+        {"a": per_rank({"b": Stateful(ValueError("v"))})},
+        "^rank00000/a.b: the state of a Stateful cannot be .*Error: v",
+    ),
+    "lazy": ({"a": nn.LazyLinear(2)}, r"a\.weight: a lazy module's .*run the module once"),
     "endless": (endless(), "contains itself"),
     "key": ({"x": {LONE: 1}}, r"the key 'a\\ud800b' cannot be stored"),
     "key of a tensor": ({LONE: torch.ones(1)}, r"the key 'a\\ud800b' cannot be stored"),
@@ -91,6 +97,62 @@ def test_what_cannot_be_stored_is_refused_by_name(checkpointer: Checkpointer, ki
         with pytest.raises(PlanError, match=message):
             checkpointer.save(step, state | bad)
         checkpointer.save(step, state).wait()
+
+
+class Odd(torch.Tensor):
+    """Torch does not let it be looked at."""
+
+    @property
+    def layout(self) -> torch.layout:  # type: ignore[override]
+        raise RuntimeError("not today")
+
+
+def test_what_torch_refuses_to_look_at_is_named(checkpointer: Checkpointer) -> None:
+    odd, plain = torch.ones(2).as_subclass(Odd), torch.ones(2)
+    with pytest.raises(PlanError, match=r"^a\.b cannot be saved: RuntimeError: not today"):
+        checkpointer.save(1, {"a": {"b": odd}})
+    checkpointer.save(1, {"a": {"b": plain}}).wait()
+    with pytest.raises(PlanError, match=r"^a\.b cannot be restored into: RuntimeError: not today"):
+        checkpointer.restore({"a": {"b": odd}})
+    with pytest.raises(PlanError, match=r"a lazy module's parameter has no shape .*run the module"):
+        checkpointer.restore({"a": {"b": nn.UninitializedParameter()}})
+
+
+class Masked(torch.Tensor):
+    """Its numbers are in other tensors, as those of torch's MaskedTensor are."""
+
+    numbers: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor) -> Masked:
+        made: Masked = torch.Tensor._make_wrapper_subclass(cls, numbers.shape)  # type: ignore[attr-defined]
+        made.numbers = numbers
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any) -> Any:
+        return NotImplemented
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        return Masked, (self.numbers,)
+
+
+def test_a_tensor_without_numbers_of_its_own_is_a_pickle(
+    tmp_path: Path,
+) -> None:
+    with Checkpointer(tmp_path.as_uri(), run="run", allow_pickle=True) as checkpointer:
+        checkpointer.save(1, {"m": Masked(torch.ones(3))}).wait()
+        state = {"m": Masked(torch.zeros(3))}
+        checkpointer.restore(state)
+        assert state["m"].numbers.tolist() == [1, 1, 1]
+
+
+def test_a_target_that_is_stored_as_a_pickle_is_told_apart(checkpointer: Checkpointer) -> None:
+    checkpointer.save(1, {"a": torch.ones(3, 3)}).wait()
+    with pytest.raises(
+        PlanError, match=r"a: a tensor of .* saved, a Tensor of layout sparse_coo is"
+    ):
+        checkpointer.restore({"a": torch.eye(3).to_sparse()})
 
 
 def test_what_one_rank_cannot_store_no_rank_stores(ranks: Ranks, tmp_path: Path) -> None:
