@@ -5,10 +5,14 @@ step (LBFGS), and a step taken to find out would change what it should not. So w
 little about what was saved: the state is laid out from the checkpoint, and only its tensors are
 like their parameters, in device, strides and sharding. What the optimizer has already is filled
 where it is.
+
+A scheduler has the learning rates too, as numbers or as tensors, which it takes over as they come.
+Those that are here are never filled: one scheduler's may be another's at the moment.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -34,10 +38,10 @@ _LIKE_PARAMETER = frozenset(
 
 
 def laid_out(owner: object, state: Any, name: str, saved: Callable[[], Any]) -> Any:
-    """Return an object's state with that of optimizers in it as a checkpoint has it.
+    """Return an object's state with that of optimizers and schedulers in it as it was saved.
 
     Args:
-        owner: the object: an optimizer, or what has one inside.
+        owner: the object: an optimizer or a scheduler, or what has one inside.
         state: what its `state_dict` returned; it is not changed.
         name: of the object.
         saved: returns what the checkpoint has of it: nested dicts and lists of entries.
@@ -45,15 +49,13 @@ def laid_out(owner: object, state: Any, name: str, saved: Callable[[], Any]) -> 
     Raises:
         PlanError: the checkpoint is of an optimizer of other parameters.
     """
-    if not _has_optimizer(state):
-        return state
-    return _laid_out(owner, state, name, saved())
+    return _laid_out(owner, state, name, saved()) if _has_any(state) else state
 
 
-def _has_optimizer(state: Any) -> bool:
+def _has_any(state: Any) -> bool:
     if not isinstance(state, dict):
-        return isinstance(state, (list, tuple)) and any(map(_has_optimizer, state))
-    return _is_optimizers(state) or any(map(_has_optimizer, state.values()))
+        return isinstance(state, (list, tuple)) and any(map(_has_any, state))
+    return _is_optimizers(state) or _is_schedulers(state) or any(map(_has_any, state.values()))
 
 
 def _is_optimizers(state: Mapping[Any, Any]) -> bool:
@@ -66,18 +68,58 @@ def _is_optimizers(state: Mapping[Any, Any]) -> bool:
     )
 
 
+def _is_schedulers(state: Mapping[Any, Any]) -> bool:
+    """Whether it is what the `state_dict` of a scheduler of learning rates returns."""
+    return _are_rates(state.get("_last_lr"))
+
+
+def _are_rates(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(rate, (float, int, torch.Tensor)) for rate in value)
+    )
+
+
 def _laid_out(owner: object, state: Any, name: str, saved: Any) -> Any:
+    if not _has_any(state):
+        return state  # as it is: a Counter stays one
     if isinstance(state, dict) and isinstance(saved, dict):
         if _is_optimizers(state):
             return _Optimizer(owner, state, name).laid_out(saved)
-        return {
-            key: _laid_out(owner, inner, f"{name}.{key}", saved.get(key, saved.get(str(key))))
-            for key, inner in state.items()
-        }
-    if isinstance(state, list) and isinstance(saved, list):
+        laid = copy.copy(state)
+        rated = _is_schedulers(state)
+        for key, inner in state.items():
+            was = saved.get(key, saved.get(str(key)))
+            if rated and _are_rates(inner) and was is not None:
+                laid[key] = _rates(inner, was)
+            else:
+                laid[key] = _laid_out(owner, inner, f"{name}.{key}", was)
+        return laid
+    if isinstance(state, (list, tuple)) and isinstance(saved, list):
         pairs = zip(state, [*saved, *[None] * len(state)], strict=False)
-        return [_laid_out(owner, s, f"{name}.{i}", w) for i, (s, w) in enumerate(pairs)]
+        items = [_laid_out(owner, s, f"{name}.{i}", w) for i, (s, w) in enumerate(pairs)]
+        return items if isinstance(state, list) else _tuple_like(state, items)
+    if isinstance(state, (list, tuple)) and isinstance(saved, ValueEntry):
+        return None  # without a tensor in it it was a value
     return state
+
+
+def _tuple_like(here: tuple[Any, ...], items: list[Any]) -> Any:
+    return getattr(type(here), "_make", type(here))(items)
+
+
+def _rates(here: Sequence[Any], saved: Any) -> Any:
+    """Return new tensors where tensors were saved, and None for values."""
+    if not isinstance(saved, list):
+        return None
+    device = next((r.device for r in here if isinstance(r, torch.Tensor)), torch.device("cpu"))
+    return [
+        torch.empty(was.shape, dtype=dtype_named(was.dtype), device=device)
+        if isinstance(was, Tensor)
+        else None
+        for was in saved
+    ]
 
 
 class _Optimizer:
@@ -216,9 +258,7 @@ def _like(saved: Any, here: Any, place: _Place = _NOWHERE, key: Any = None) -> A
     known = [*here] if isinstance(here, (list, tuple)) else []
     known += [None] * (len(saved) - len(known))
     items = [_like(was, one, place) for was, one in zip(saved, known, strict=False)]
-    if not isinstance(here, tuple):
-        return items
-    return getattr(type(here), "_make", type(here))(items)
+    return _tuple_like(here, items) if isinstance(here, tuple) else items
 
 
 def _is_distributed() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn, optim
+from torch.optim import lr_scheduler
 
 from tests.integration import checkpointer_cases as cases
 from tests.ranks import Ranks
@@ -197,6 +199,76 @@ def test_a_learning_rate_of_either_kind(checkpointer: Checkpointer, saved: Any, 
     check_restored(first, second)
 
 
+@pytest.mark.parametrize("saved", [0.5, torch.tensor(0.5)], ids=["float", "tensor"])
+@pytest.mark.parametrize("here", [0.25, torch.tensor(0.25)], ids=["into float", "into tensor"])
+@pytest.mark.parametrize("steps", [(0, 3), (3, 0)], ids=["from before", "from behind"])
+def test_a_schedulers_rates_of_either_kind(
+    checkpointer: Checkpointer, saved: Any, here: Any, steps: tuple[int, int]
+) -> None:
+    """Its own are those of the scheduler that is in charge, another one after two steps."""
+
+    def training(rate: Any) -> tuple[Training, lr_scheduler.SequentialLR]:
+        made = Training(lambda p: optim.SGD(p, lr=copy.deepcopy(rate), momentum=0.9))
+        parts = [
+            lr_scheduler.ConstantLR(made.optimizer),
+            lr_scheduler.ExponentialLR(made.optimizer, 0.9),
+        ]
+        return made, lr_scheduler.SequentialLR(made.optimizer, parts, [2])
+
+    first, second = training(saved), training(here)
+    for (made, schedule), count in zip((first, second), steps, strict=True):
+        for _ in range(count):
+            made.step(0, 1, 2)
+            schedule.step()
+    checkpointer.save(1, {**first[0].state, "schedule": first[1]}).wait()
+    checkpointer.restore({**second[0].state, "schedule": second[1]})
+    for _ in range(3):
+        left, right = first[1].state_dict(), second[1].state_dict()
+        assert list(differences(left, right)) == []
+        check_restored(first[0], second[0])
+        first[1].step()
+        second[1].step()
+
+
+class Experiment:
+    """An object that has an optimizer's state in some place, and other things beside it."""
+
+    def __init__(self, place: Callable[[Any], Any], optimizer: optim.Optimizer) -> None:
+        self.place, self.optimizer, self.loaded = place, optimizer, None
+
+    def state_dict(self) -> Any:
+        return self.place(self.optimizer.state_dict())
+
+    def load_state_dict(self, state: Any) -> None:
+        self.loaded = state
+
+
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "beside a Counter": lambda o: {"o": o, "seen": Counter("aab"), "d": defaultdict(int, a=1)},
+    "in an OrderedDict": lambda o: OrderedDict(o=o, k=1),
+    "in a tuple": lambda o: {"x": (o, {"k": 1}), "y": 2},
+    "in a tuple of a list": lambda o: {"all": [(o,)]},
+    "beside a model": lambda o: {"o": o, "model": nn.BatchNorm1d(2).state_dict()},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("steps", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_what_an_optimizer_is_in_keeps_its_type(
+    checkpointer: Checkpointer, place: str, steps: tuple[int, int]
+) -> None:
+    first, second = Training(KINDS["adam"]), Training(KINDS["adam"])
+    for training, count in zip((first, second), steps, strict=True):
+        for _ in range(count):
+            training.step(0)
+    saved, here = (Experiment(PLACES[place], made.optimizer) for made in (first, second))
+    checkpointer.save(1, {"x": saved}).wait()
+    checkpointer.restore({"x": here})
+    assert list(differences(saved.state_dict(), here.loaded)) == []
+    if place == "beside a model":
+        assert hasattr(here.loaded["model"], "_metadata")
+
+
 def test_state_in_another_dtype_than_its_parameters(checkpointer: Checkpointer) -> None:
     first, second = Training(KINDS["adam"]), Training(KINDS["adam"])
     first.step(0, 1, 2)
@@ -291,7 +363,9 @@ def test_what_other_objects_lack_is_named(
     checkpointer.save(1, {"lazy": saved, "n": 1}).wait()
     with pytest.raises(PlanError, match=r"no place here: lazy\.w .*it must be given before"):
         checkpointer.restore({"lazy": Lazy(), "n": 0})
-    with pytest.raises(CheckpointError, match="a Lazy did not take its state: KeyError: 'w'"):
+    with pytest.raises(
+        CheckpointError, match=r"^lazy: a Lazy did not take its state: KeyError: 'w'"
+    ):
         checkpointer.restore({"lazy": Lazy(), "n": 0}, strict=False)
     assert "not restored: 1 saved keys have no place here: lazy.w" in caplog.text
 
