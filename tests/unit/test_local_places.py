@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from itertools import product
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -117,6 +118,36 @@ def test_a_file_system_without_inodes(tmp_path: Path) -> None:
                 backend.create("f/x", b"abc")
             assert "df -i" in caught.value.hint
             assert "bytes needed" not in str(caught.value)
+
+
+def test_a_small_file_that_does_not_fit_says_how_large_it_is(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 1), closing(LocalBackend(str(disk))) as backend:
+        for durable in (True, False):
+            with pytest.raises(OutOfSpaceError, match="2,000,000 bytes needed"):
+                backend.create("x", bytes(2_000_000), if_absent=True, durable=durable)
+
+
+def test_what_a_sync_of_the_root_does_not_reach_is_synced_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else --delete-source would rely on what a crash of the host takes away."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    root = tmp_path / "t"
+    (root / "m").mkdir(parents=True)
+    with small_disk(root / "m", 1), closing(LocalBackend(str(root))) as backend:
+        monkeypatch.setattr(os, "fsync", noting)
+        for replaces, key in product((False, True), ("a", "f/b", "m/c", "m/f/d")):
+            synced.clear()
+            backend.create(key, b"x", if_absent=not replaces, durable=False)
+            files = [path for path in synced if Path(path).is_relative_to(root / "m")]
+            assert bool(files) == key.startswith("m/"), key
 
 
 @pytest.mark.parametrize("root", ["t", "./t", "a/../t", "t/"])

@@ -222,10 +222,11 @@ class LocalBackend:
         """See `tierstore.backend.Backend.create`."""
         size = memoryview(buffer).nbytes
         path = self.local_path(key)
-        with self._translated(key):
-            if not durable and if_absent and (status := self._hasty.create(path, buffer)):
+        with self._translated(key, size):
+            hasty = not durable and self._hasty.reaches(path)
+            if hasty and if_absent and (status := self._hasty.create(path, buffer)):
                 return told(key, status)
-            site = self._site if durable else self._hasty.site()
+            site = self._hasty.site() if hasty else self._site
         upload = LocalUpload(site, key, path, size, "never")
         try:
             if size:
@@ -281,5 +282,5 @@ class LocalBackend:
             return self._direct == "always"
         return length >= _DIRECT_FROM and not is_cached(fd, offset, length)
 
-    def _translated(self, key: str) -> AbstractContextManager[None]:
-        return translated(self.url, key, self._root)
+    def _translated(self, key: str, needed: int = 0) -> AbstractContextManager[None]:
+        return translated(self.url, key, self._root, needed)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from tierstore.backends.direct_io import sync_file_system, sync_tells
 from tierstore.backends.folders import Folders
 from tierstore.backends.local_upload import Site
+from tierstore.backends.scratch import existing
 from tierstore.blocks import Buffer
 
 
@@ -39,6 +40,15 @@ class Flushed:
                     self._site.folders.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 )
         return self._hasty
+
+    def reaches(self, path: str) -> bool:
+        """Whether `flush` makes a file durable: not where something is mounted below the root."""
+        self.site()
+        try:
+            device = os.stat(existing(os.path.dirname(path))).st_dev
+        except FileNotFoundError:  # pruned meanwhile
+            return False
+        return self._fd < 0 or device == os.fstat(self._fd).st_dev
 
     def create(self, path: str, buffer: Buffer) -> os.stat_result | None:
         """Create a small file that has no name until it is whole (O_TMPFILE, open(2)).

@@ -53,9 +53,9 @@ class Scratch:
                 return self._beside(path)
 
     def _beside(self, path: str) -> Scratch:
-        folder = _existing(os.path.dirname(path))
+        folder = existing(os.path.dirname(path))
         mount = _mount(folder)
-        if len(folder) <= len(self._top) or mount == _mount(_existing(self._top)):
+        if len(folder) <= len(self._top) or mount == _mount(existing(self._top)):
             return self
         while mount == _mount(above := os.path.dirname(folder)):
             folder = above
@@ -143,7 +143,7 @@ class Scratch:
             os.close(fd)
 
 
-def _existing(folder: str) -> str:
+def existing(folder: str) -> str:
     """Return the folder, or the nearest above it that there is."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
