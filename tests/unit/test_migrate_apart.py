@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import Done, tierstore
+from tests.disks import small_disk
 from tests.files import contents, put
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.backends.local import LocalBackend
@@ -166,6 +168,19 @@ def test_one_file_onto_itself(src: Path, tmp_path: Path) -> None:
         for words in (["cp", "--conflict", "overwrite"], ["migrate", "--delete-source"]):
             done = tierstore(words[0], f"{src}/a", target, *words[1:])
             refuses(done, src, "SRC and DST are the same place")
+
+
+def test_a_dry_run_refuses_too_what_cannot_be_told_where_nothing_may_be_written(
+    src: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 4):
+        shutil.copytree(src, disk, dirs_exist_ok=True)
+        (disk / "old").touch()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for words in (["--dry-run"], []):
+            done = tierstore("sync", str(src), str(disk), "--delete", *words)
+            assert (done.code, "nobody can tell whether" in done.err) == (2, True), words
 
 
 def test_a_dry_run_finds_it_too_and_writes_nothing(src: Path) -> None:

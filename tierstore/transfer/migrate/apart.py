@@ -27,6 +27,7 @@ from tierstore.errors import (
 )
 from tierstore.logs import logger
 from tierstore.registry import parse_url
+from tierstore.scan import place_check
 from tierstore.transfer.migrate.listing import Ends
 from tierstore.transfer.migrate.mounts import share_folders
 
@@ -82,7 +83,7 @@ def holds(whole: Backend, end: Backend, key: str) -> bool:
     """
     info = end.stat(key)
     places = [place for place in _places(end.url) if _see(whole, place, info)]
-    return _shown_at(Ends(whole, end), places, "", info, writes=False) is not None
+    return any(_is_alike(Ends(whole, end), place, "", info) for place in places)
 
 
 def stays(ends: Ends, key: str) -> str:
@@ -148,17 +149,20 @@ def _shown_at(
         info: of an object that is below it, and below each of `places`; None if it is empty.
         writes: whether it is tried out; else equal versions count.
     """
-    if not writes:
-        return next((each for each in places if _is_alike(ends, each, at_target, info)), None)
     if not places:
         return None
     mark = _Mark(ends)
     try:
-        ends.target.create(at_target + mark.name, mark.content)
+        if writes:
+            ends.target.create(at_target + mark.name, mark.content)
+        else:
+            place_check(ends.target)(at_target + mark.name)
     except (AccessError, UnsupportedError) as error:
         if info is None:
             return None  # nothing can be written there, so nothing will
         raise _unclear(ends, str(error)) from error
+    if not writes:
+        return next((each for each in places if _is_alike(ends, each, at_target, info)), None)
     try:
         place = next((each for each in places if mark.seen(ends.source, each)), None)
         if place is None and not mark.seen(ends.target, at_target):
