@@ -153,7 +153,7 @@ def answered(answer: Response, *, doing: str, who: Who) -> TierstoreError:
             error, hint = meaning, advice
             break
     if "(is not a directory)" in said and doing.startswith(_MAKES):
-        error, hint = UnsupportedError, _CLASH
+        error, hint = BlockedError, _CLASH
     hint = _INSTEAD[who].get(hint, hint)
     if who == "token" and _NOBODY in said:
         hint = _IGNORED

@@ -23,6 +23,7 @@ from tierstore.config import TierConfig
 from tierstore.errors import (
     AccessError,
     AlreadyExistsError,
+    BlockedError,
     ConfigError,
     InvalidKeyError,
     NotFoundError,
@@ -30,7 +31,6 @@ from tierstore.errors import (
     StorageError,
     TransientError,
     TruncatedFileError,
-    UnsupportedError,
 )
 from tierstore.ladder.diagnosis import diagnose
 from tierstore.testing.contract_base import noise
@@ -215,9 +215,9 @@ def test_a_folder_and_a_file_of_one_name(hdfs_root: HdfsRoot, user: str) -> None
         backend.create("d/x", b"x")
         for key in ("d", "d/x/y"):
             for if_absent in (False, True):
-                with pytest.raises(UnsupportedError, match="folder"):
+                with pytest.raises(BlockedError, match="folder"):
                     backend.create(key, b"y", if_absent=if_absent)
-                with pytest.raises(UnsupportedError, match="folder"):
+                with pytest.raises(BlockedError, match="folder"):
                     send(backend, key).commit(if_absent=if_absent)
             with pytest.raises(NotFoundError):
                 backend.stat(key)

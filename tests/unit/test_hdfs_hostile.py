@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from tests.loopback import answer, read_request, serving
-from tierstore.errors import StorageError, TransientError
+from tierstore.errors import BlockedError, StorageError, TransientError
+from tierstore.http import Response
 from tierstore.http.transport import WHOLE_BODY
 from tierstore_hdfs import HdfsBackend, HdfsOptions, open_hdfs
+from tierstore_hdfs.errors import answered
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -260,3 +262,11 @@ def test_a_namenode_that_repeats_the_request_tells_no_token(
             text = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
             text += caplog.text + repr(backend) + repr(vars(backend))
             assert [each for each in (own[:16], given[:16]) if each in text] == []
+
+
+@pytest.mark.parametrize("doing", ["CREATE", "MKDIRS", "PUT at 10.0.0.7:9864", "RENAME"])
+def test_a_file_in_the_place_of_a_folder_is_told_from_what_hdfs_cannot_do(doing: str) -> None:
+    """Else a mirror takes it for a failure, and never frees the place."""
+    why = {"exception": "ParentNotDirectoryException", "message": "/t/n (is not a directory)"}
+    refusal = Response(403, {}, json.dumps({"RemoteException": why}).encode())
+    assert isinstance(answered(refusal, doing=doing, who="name"), BlockedError)
