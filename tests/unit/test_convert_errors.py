@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from tests.command import Done, tierstore
+from tierstore.errors import PlanError
+from tierstore_torch.convert.tree import nested
 
 pytestmark = [
     pytest.mark.torch,
@@ -60,6 +63,29 @@ def test_dcps_metadata_is_not_unpickled(command: Command, tmp_path: Path, name: 
     assert done.code == 1
     assert f".{name}" in done.err
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_torch_file_is_not_decompressed(command: Command, tmp_path: Path) -> None:
+    """1.5 MB became 1.5 GB; a compressed tensor's bytes would be taken as they lie."""
+    torch.save({"w": torch.ones(20)}, "in.pt")
+    for packed in ("data.pkl", "data/0"):
+        with zipfile.ZipFile("in.pt") as was, zipfile.ZipFile("packed.pt", "w") as new:
+            for info in was.infolist():
+                kind = zipfile.ZIP_DEFLATED if info.filename.endswith(packed) else None
+                new.writestr(info.filename, was.read(info), kind)
+        done = command("import", "packed.pt", "r", 1)
+        assert done.code == 1
+        assert "is no archive that torch.save writes: it is compressed" in done.err
+    assert not (tmp_path / "tier").exists()
+
+
+def test_a_path_of_any_depth_is_no_raw_error() -> None:
+    """Whoever writes a manifest writes its paths."""
+    for depth in (3000, 100_000):
+        with pytest.raises(PlanError, match="too deep"):
+            nested([("x", json.dumps(["a"] * depth), 1)])
+        with pytest.raises(PlanError, match="too deep"):
+            nested([("x", json.dumps([{"item": 0}] * depth), 1)])
 
 
 def test_dcps_values_are_not_unpickled(command: Command, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import IO
 
 from tierstore.errors import FormatError
 
+# OverflowError and ValueError are of places that no file has, the latter also of names.
+_UNREADABLE = (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError)
 _LOCAL_HEADER = 30  # bytes, the last four of which are the lengths of name and extra field
 
 
@@ -23,13 +25,18 @@ def check_archive(file: IO[bytes], where: str) -> None:
         where: its place, for errors.
 
     Raises:
-        FormatError: it is no archive, or was written on a machine of other byte order.
+        FormatError: it is no archive, or a compressed one, or was written on a machine of other
+            byte order.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            records = [info for info in archive.infolist() if info.filename.endswith("/byteorder")]
+            known = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in known):
+            # A little would become very much, and tensors are read as they lie there.
+            raise FormatError(f"{where} is no archive that torch.save writes: it is compressed")
+        records = [info for info in known if info.filename.endswith("/byteorder")]
         orders = {_content(file, record) for record in records}
-    except (zipfile.BadZipFile, OSError, struct.error) as error:
+    except (*_UNREADABLE, OSError, struct.error) as error:
         raise FormatError(
             f"{where} is no archive that torch.save writes",
             hint="one from before torch 1.6 can be loaded with torch.load and saved again",

@@ -29,7 +29,7 @@ def nested(entries: Iterable[tuple[str, str, Any]]) -> Any:
             rank's own part, the name is the key.
 
     Raises:
-        PlanError: something is both a leaf and a container.
+        PlanError: something is both a leaf and a container, or nested far too deep.
     """
     root = _Node()
     for name, path, leaf in entries:
@@ -42,7 +42,10 @@ def nested(entries: Iterable[tuple[str, str, Any]]) -> Any:
         if steps[-1] in node:
             raise PlanError(f"two things are called {name}", hint="use --only or --exclude")
         node[steps[-1]] = leaf
-    return _finished(root)
+    try:
+        return _finished(root)
+    except RecursionError:
+        raise PlanError("its state is nested too deep", hint="use --only or --exclude") from None
 
 
 def _steps(name: str, path: str) -> list[tuple[bool, Any]]:
