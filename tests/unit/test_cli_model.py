@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -45,6 +46,27 @@ def test_bench_prints_points_and_laws_and_writes_them(tmp_path: Path) -> None:
     again = tierstore("predict", "--params", "1e9", *JOB, "-p", str(out))
     assert again.code == 0, again.err
     assert "no tier outlives a lost node" in again.out
+
+
+def test_bench_measures_nothing_that_it_cannot_write(tmp_path: Path) -> None:
+    """A named pipe would be waited for, after minutes."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder", "missing/points.json"):
+        done = tierstore("bench", "-c", "memory://cli/no", *BENCH, "-p", str(tmp_path / name))
+        assert (done.code, done.out) == (2, "")
+        assert str(tmp_path / name) in done.err
+
+
+def test_bench_shows_what_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("tierstore.cli.bench.open_regular", full)
+    done = tierstore("bench", "-c", "memory://cli/full", *BENCH, "-p", str(tmp_path / "p"))
+    assert done.code == 1
+    assert "put" in done.out
+    assert f"{tmp_path}/p cannot be written: no space" in done.err
 
 
 def test_a_terminal_sees_how_far_it_is() -> None:

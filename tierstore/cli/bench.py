@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tierstore.cli.output import (
     table,
 )
 from tierstore.errors import ConfigError, ModelError, TierstoreError
+from tierstore.regular import open_regular
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig
@@ -78,14 +80,14 @@ def run(
         _plan(tiers, bounds, as_json=as_json)
         return
     measured, failed = _measure(tiers, bounds)
-    if points is not None:
-        points.write_text(json.dumps(measured.to_json(), indent=1))
     found = {tier.name: _fitted(tier) for tier in measured.tiers}
     if as_json:
         print_json({**measured.to_json(), "fits": found})
     else:
         for tier in measured.tiers:
             _print_tier(tier, found[tier.name])
+    if points is not None:  # last: if it cannot be written, all of it has been shown
+        _write(points, json.dumps(measured.to_json(), indent=1))
     _judge(failed)
 
 
@@ -159,6 +161,19 @@ def _check_writable(points: Path | None) -> None:
     """Find out before minutes of measuring that there is no place for the result."""
     if points is not None and not points.parent.is_dir():
         raise ConfigError(f"{points}: there is no folder {points.parent}")
+    if points is not None and points.exists() and not points.is_file():
+        raise ConfigError(f"{points} is no file that could be replaced")
+
+
+def _write(points: Path, text: str) -> None:
+    try:
+        fd = open_regular(points, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise TierstoreError(
+            f"{points} cannot be written: {error.strerror}", hint="--json prints the same"
+        ) from error
 
 
 def _planned(tier: TierConfig, limits: Limits) -> dict[str, Any]:
