@@ -117,9 +117,9 @@ class Session:
         try:
             yield
         except Exception as error:  # of a malformed token the library's parsers raise many
-            raise AccessError(
-                f"no ticket for {self._name}: {masked(str(error))}", hint=TICKET
-            ) from error
+            text = masked(str(error))
+            cause = error if text == str(error) else None  # a traceback would show what is masked
+            raise AccessError(f"no ticket for {self._name}: {text}", hint=TICKET) from cause
 
 
 def _offer(answer: Response) -> str | None:

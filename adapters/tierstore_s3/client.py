@@ -275,19 +275,20 @@ def _text(value: str | bytes) -> str:
 def _raise(error: Exception) -> NoReturn:
     """Raise what a failure before any answer means."""
     text = masked(str(error))
+    cause = error if text == str(error) else None  # a traceback would show what is masked here
     wrong = boto.ProfileNotFound | boto.InvalidConfigError | boto.EndpointProviderError | ValueError
     if isinstance(error, wrong):
-        raise ConfigError(text) from None  # its own text may hold what is masked here
+        raise ConfigError(text) from None  # what it was raised from may show it, too
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or anonymous = true"
-        raise AccessError(text, hint=hint) from error
+        raise AccessError(text, hint=hint) from cause
     if isinstance(error, boto.CredentialRetrievalError | boto.TokenRetrievalError | boto.SSOError):
-        raise AccessError(text, hint=RENEW) from error
+        raise AccessError(text, hint=RENEW) from cause
     if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" in text:
         hint = "give the authority's certificate as ca_bundle"
-        raise AccessError("the server's certificate is not trusted", hint=hint) from error
+        raise AccessError("the server's certificate is not trusted", hint=hint) from cause
     if isinstance(error, boto.ConnectTimeoutError | boto.ReadTimeoutError):
-        raise DeadlineError(text) from error
+        raise DeadlineError(text) from cause
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-        raise UnreachableError(text) from error
-    raise StorageError(text) from error
+        raise UnreachableError(text) from cause
+    raise StorageError(text) from cause

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -260,6 +262,22 @@ def test_a_server_that_repeats_the_request_tells_no_secret(
     secrets = [TOKEN, TOKEN[:20], "never-sent", *signatures]
     assert [secret for secret in secrets if secret in text] == []
     assert "400" in str(caught.value)
+
+
+def test_a_process_that_gives_no_credentials_tells_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    command = f"sh -c 'echo token={TOKEN} >&2; exit 1'"
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {command}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    options = S3Options(region="us-east-1", endpoint_url="http://127.0.0.1:1")
+    with caplog.at_level(logging.DEBUG), contextlib.closing(open_s3("s3://b", options)) as backend:
+        with pytest.raises(AccessError, match=r"token=\*\*\*") as caught:
+            backend.stat("k")
+    assert TOKEN not in shown(caught.value, caplog.text)
 
 
 def test_a_path_of_the_endpoint_is_doubted_before_rights_are() -> None:
