@@ -32,6 +32,7 @@ from tierstore.regular import open_regular
 CONFIG_VARIABLE = "TIERSTORE_CONFIG"
 DEFAULT_PATH = Path("tierstore.toml")
 _LARGEST = 1024**2  # bytes of a configuration
+_MOST_DOTS = 200  # in a line, and so many lines full of them: tomllib keeps all beginnings of a key
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
@@ -188,6 +189,9 @@ def _read(path: Path) -> dict[str, object]:
             text = file.read(_LARGEST + 1)
         if len(text) > _LARGEST:
             raise ConfigError(f"{path} has more than {_LARGEST:,} bytes: it is no configuration")
+        dots = max(line.count(b".") for line in text.split(b"\n"))
+        if dots > _MOST_DOTS or text.count(b".") > _MOST_DOTS**2:
+            raise ConfigError(f"{path} has keys of very many parts: it is no configuration")
         return tomllib.loads(text.decode())
     except FileNotFoundError:
         new = f"for a tier in a new folder write {path.absolute().as_uri()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from dataclasses import dataclass
 
 import pytest
@@ -132,6 +133,21 @@ def test_each_mistake_is_named(toml, text, message):
         load_config(toml(text))
     assert "hidden" not in str(caught.value)
     assert str(caught.value).count("tierstore.toml") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 20_000 + "a=1", "[" + "a." * 20_000 + "a]", ("a." * 199 + "a{}=1\n") * 2000]
+)
+def test_keys_of_very_many_parts_are_not_parsed(toml, text):
+    """40 KB became 1.5 GB."""
+    path = toml(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="very many parts: it is no configuration"):
+            load_config(path)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 1024**2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
