@@ -15,7 +15,7 @@ import pytest
 
 from tests.fired import fired
 from tests.patience import PATIENCE
-from tests.shards import Image, assert_restores, folder, launch, stage, tier
+from tests.shards import Image, assert_restores, folder, launch, stage, tier, until
 from tierstore.backends.memory import MemoryBackend
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.tombstone import bury
@@ -38,6 +38,7 @@ from tierstore.ladder.save import Saver
 from tierstore.ladder.tiers import OpenTier
 from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
+from tierstore.wrappers.retry import Retrying
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
@@ -193,6 +194,34 @@ def test_the_image_is_given_up_once_another_save_wants_it_and_one_tier_has_its_b
     gate.set()
     save.wait("slow", timeout=PATIENCE)
     assert_restores(choose([slow], "run"), FIRST)  # read back from the fast tier, not the image
+    second.release()
+    pool.close()
+
+
+def test_a_request_that_is_repeated_does_not_keep_the_image(make: Make, tmp_path: Path) -> None:
+    gate = threading.Event()
+
+    def refuse(_: Call) -> None:
+        if not gate.is_set():
+            raise UnreachableError("gone")
+
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    down = Retrying(Faulty(memory, Fault("write", times=10**6, action=refuse)), seconds=PATIENCE)
+    fast, slow = folder("fast", tmp_path), tier("slow", down)
+    pool = StagingPool(str(tmp_path / "staging"))
+    saver = make(fast, slow, pool=pool)
+    shard, staged = stage(FIRST, launch())
+    image = saver.acquire(shard.layout.size, timeout=PATIENCE)
+    image.buffer[: len(staged.buffer)] = staged.buffer
+    save = saver.submit(shard, image)
+    save.wait("fast", timeout=PATIENCE)
+    until(lambda: "write" in [call.operation for call in down.inner.calls])  # type: ignore[attr-defined]
+    second = saver.acquire(shard.layout.size, timeout=PATIENCE / 10)
+    assert states(save)["slow"] == "writing"
+    second.buffer[:] = b"\xee" * len(second.buffer)
+    gate.set()
+    save.wait("slow", timeout=PATIENCE)
+    assert_restores(choose([slow], "run"), FIRST)
     second.release()
     pool.close()
 

@@ -42,7 +42,7 @@ from tierstore.transfer.read import Replica, Want, fetch
 from tierstore.transfer.source import AlignedBuffers, Lease, RevokedError
 from tierstore.transfer.workers import DaemonPool
 from tierstore.transfer.write import Crcs, FileWrite, write_files
-from tierstore.wrappers.stop import GIVEN_UP
+from tierstore.wrappers.stop import GIVEN_UP, EitherOf
 
 _log = logger(__name__)
 
@@ -108,7 +108,7 @@ class Lane:
         self._claims = Claims(self._store)
         self._turns: Turns[Save] = Turns(backlog)
         self._commits: queue.Queue[_Waiting | None] = queue.Queue()
-        self._stopped = threading.Event()
+        self.stopped = threading.Event()
         concurrency = tier.backend.capabilities.concurrency
         size = tier.backend.capabilities.part_size
         self._buffers = AlignedBuffers(size, max(1, min(concurrency, _READ_BACK_BYTES // size)))
@@ -146,7 +146,7 @@ class Lane:
 
     def stop(self) -> None:
         """Give up what is not done: transfers end before their next part, pauses at once."""
-        self._stopped.set()
+        self.stopped.set()
         self._turns.close()
 
     def close(self, timeout: float) -> bool:
@@ -170,10 +170,10 @@ class Lane:
             self._fail(save, self._closed())
 
     def _has_waited(self, seconds: float) -> bool:
-        return self._stopped.is_set() or self._enough(seconds)
+        return self.stopped.is_set() or self._enough(seconds)
 
     def _begin(self) -> None:
-        GIVEN_UP.set(self._stopped)
+        GIVEN_UP.set(self.stopped)
 
     def _closed(self) -> CheckpointError:
         return CheckpointError(f"the saver was closed before tier {self.tier.name!r} was done")
@@ -194,7 +194,7 @@ class Lane:
         else:
             self._end(save, State.FAILED, error)
         again = again or (isinstance(error, StorageError) and not _is_final(error))
-        self._turns.settle(save, again=again and not self._stopped.is_set())
+        self._turns.settle(save, again=again and not self.stopped.is_set())
         if late:
             self._changed(save, self.tier.name, None)
 
@@ -227,7 +227,7 @@ class Lane:
 
     def _write(self, save: Save) -> None:
         shard = save.shard
-        if self._stopped.is_set():
+        if self.stopped.is_set():
             raise self._closed()
         self._claims.claim(shard.launch)
         keys = self._keys.attempt(shard.attempt, shard.launch.nonce)
@@ -242,7 +242,7 @@ class Lane:
                 for segment, crc in zip(segments, known or [None] * len(segments), strict=True)
             ],
             pool=self._pool,
-            cancelled=self._stopped.is_set,
+            cancelled=self.stopped.is_set,
             progress=lambda nbytes: save.handle.count(self.tier.name, nbytes),
         )
         save.entries = tuple(
@@ -315,10 +315,10 @@ class Lane:
         except BaseException as error:
             self._fail(save, error)
             return True
-        if self._stopped.is_set():
+        if self.stopped.is_set():
             waiting.trouble += "; the saver was closed before its deadline"
         now = time.monotonic()
-        if self._stopped.is_set() or now >= waiting.deadline:
+        if self.stopped.is_set() or now >= waiting.deadline:
             self._fail(save, self._incomplete(waiting), again=True)
             return True
         waiting.due = now + waiting.pause * random.uniform(0.75, 1.25)
@@ -388,4 +388,20 @@ class _Source:
             except RevokedError:
                 back = self._lane.read_back(self._save, self._segment, offset, length)
                 part = stack.enter_context(back)
+            else:
+                stack.enter_context(self._until_revoked())
             yield part
+
+    @contextmanager
+    def _until_revoked(self) -> Iterator[None]:
+        """Give up what waits or is repeated once the image is wanted: its store may be down."""
+        lease = self._save.lease
+        token = GIVEN_UP.set(EitherOf(lease.over, self._lane.stopped))
+        try:
+            yield
+        except StorageError as error:
+            if lease.held:
+                raise
+            raise RevokedError from error
+        finally:
+            GIVEN_UP.reset(token)

@@ -36,7 +36,12 @@ class BlockSource(Protocol):
     """The bytes of one file."""
 
     def view(self, offset: int, length: int) -> AbstractContextManager[memoryview]:
-        """Lend `length` bytes from `offset`; the view is valid inside the `with` only."""
+        """Lend `length` bytes from `offset`; the view is valid inside the `with` only.
+
+        Raises:
+            RevokedError: at the end of the `with`, if a request failed and the bytes were wanted
+                back meanwhile; the next view is of others.
+        """
         ...
 
 
@@ -71,12 +76,13 @@ class Lease:
         self._image: Staged | None = image
         self._lock = threading.Lock()
         self._views = 0
-        self._revoked = False
+        self.over = threading.Event()
+        """Happens when views can be had no more."""
 
     @property
     def held(self) -> bool:
         """Whether views can still be had."""
-        return not self._revoked
+        return not self.over.is_set()
 
     @contextmanager
     def view(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -86,7 +92,7 @@ class Lease:
             RevokedError: the image is needed elsewhere.
         """
         with self._lock:
-            if self._revoked or self._image is None:
+            if self.over.is_set() or self._image is None:
                 raise RevokedError
             buffer = self._image.buffer
             self._views += 1
@@ -100,12 +106,12 @@ class Lease:
     def revoke(self) -> None:
         """Lend no more; release the image as soon as the last open view closes. Idempotent."""
         with self._lock:
-            self._revoked = True
+            self.over.set()
         self._give_back()
 
     def _give_back(self) -> None:
         with self._lock:
-            if not self._revoked or self._views:
+            if not self.over.is_set() or self._views:
                 return
             image, self._image = self._image, None
         if image is not None:

@@ -28,7 +28,7 @@ from tierstore.blocks import (
     parts,
 )
 from tierstore.errors import CheckpointError, IntegrityError, TierstoreError
-from tierstore.transfer.source import AlignedBuffers, BlockSource
+from tierstore.transfer.source import AlignedBuffers, BlockSource, RevokedError
 from tierstore.transfer.workers import run_all
 
 Crcs = Sequence[int] | npt.NDArray[np.uint32]
@@ -115,18 +115,27 @@ class _File:
         return list(parts(self.plan.size, self.backend.capabilities.part_size_for(self.plan.size)))
 
     def send(self, offset: int, length: int) -> None:
-        upload = self._open()
-        with self.plan.source.view(offset, length) as part:
-            crcs = block_crcs(part)
-            first = offset // BLOCK_SIZE
-            self._compare(first, crcs, "the source")
-            self.crcs[first : first + len(crcs)] = crcs
-            upload.write(offset, part, combine_blocks(crcs, length))
+        while not self._written(offset, length):
+            pass  # the memory was wanted elsewhere, and the source has others now
         with self.lock:
             self.left -= length
             last = not self.left
         if last:
             self.finish()
+
+    def _written(self, offset: int, length: int) -> bool:
+        """Write one part; False if its bytes were wanted back before it could be repeated."""
+        upload = self._open()
+        try:
+            with self.plan.source.view(offset, length) as part:
+                crcs = block_crcs(part)
+                first = offset // BLOCK_SIZE
+                self._compare(first, crcs, "the source")
+                self.crcs[first : first + len(crcs)] = crcs
+                upload.write(offset, part, combine_blocks(crcs, length))
+        except RevokedError:
+            return False
+        return True
 
     def finish(self) -> None:
         """Make the file visible."""

@@ -9,14 +9,46 @@ from __future__ import annotations
 import threading
 import time
 from contextvars import ContextVar
+from typing import Protocol
 
 from tierstore.errors import StorageError
 
-GIVEN_UP: ContextVar[threading.Event | None] = ContextVar("tierstore-given-up", default=None)
-"""Of the thread that it is set in: when it happens, this thread's work is given up."""
-
 LOOK = 0.2
 """Seconds after which to look again, where nothing else wakes who waits."""
+
+
+class Stop(Protocol):
+    """What may happen, as a `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Return whether it has."""
+        ...
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for it; return whether it has happened."""
+        ...
+
+
+class EitherOf:
+    """Happens when one of two events does; the first may be noticed a moment later."""
+
+    def __init__(self, first: threading.Event, second: threading.Event) -> None:
+        self._first, self._second = first, second
+
+    def is_set(self) -> bool:
+        """See `Stop.is_set`."""
+        return self._first.is_set() or self._second.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """See `Stop.wait`."""
+        end = time.monotonic() + timeout
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
+            self._second.wait(min(left, LOOK))
+        return self.is_set()
+
+
+GIVEN_UP: ContextVar[Stop | None] = ContextVar("tierstore-given-up", default=None)
+"""Of the thread that it is set in: when it happens, this thread's work is given up."""
 
 
 def given_up() -> bool:
