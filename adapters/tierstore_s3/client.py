@@ -86,7 +86,8 @@ class S3Client:
         check_supported(bucket)
         self.bucket = bucket
         self.options = options
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for no longer than to look or to exchange
+        self._finding = threading.Lock()  # while credentials are looked for, which may take long
         self._session: Session | None = None
         self._login: _Login | None = None
         self._transport: Transport | None = None
@@ -152,11 +153,15 @@ class S3Client:
         with self._lock:
             if self._pid != os.getpid():  # the connections are those of the process we come from
                 self._pid, self._login = os.getpid(), None
-            if self._login is None:
-                self._login = self._log_in()
-            if self._transport is None:
-                self._transport = self._connect()
-            return self._login
+            login, transport = self._login, self._transport
+        if login is not None and transport is not None:
+            return login
+        with self._finding:
+            found = self._login or self._log_in()
+            with self._lock:
+                self._login = self._login or found
+                self._transport = self._transport or self._connect()
+                return self._login
 
     def _log_in(self) -> _Login:
         options = self.options
@@ -257,13 +262,17 @@ class S3Client:
         Raises:
             TransientError: there are some; the request is worth repeating.
         """
-        with self._lock:
+        with self._finding:
             if self._login is used:
                 fresh = self._log_in()
                 if fresh.frozen() == used.frozen():
                     fresh.boto.close()
                     return
-                self._login = fresh
+                with self._lock:
+                    closed = self._login is not used
+                    self._login = self._login if closed else fresh
+                if closed:
+                    fresh.boto.close()
         used.boto.close()
         raise TransientError("the credentials were renewed meanwhile")
 
