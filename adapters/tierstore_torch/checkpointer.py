@@ -25,6 +25,7 @@ from tierstore.image.layout import SEGMENT_BYTES
 from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt, AttemptId, RunKeys, check_run
 from tierstore.ladder.find import Found, choose, open_attempt
+from tierstore.ladder.handle import SaveHandle
 from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import close_ladder, open_ladder
@@ -114,7 +115,7 @@ class Checkpointer:
         self._tries: Counter[int] = Counter()
         self._count = 0
         self._shard: RankShard | None = None
-        self._pending: list[Save] = []
+        self._pending: list[SaveHandle] = []
         self._stopping = False
         self._told: set[str] = set()  # values that are pickles
         self._closed = False
@@ -125,7 +126,7 @@ class Checkpointer:
             if stop is not None:
                 undo.callback(stop.close)
             config = load_config(*tiers)
-            self._group = Group(process_group, timeout=deadline)
+            self._group = Group(process_group, timeout=deadline, time_left=lambda: self.time_left)
             undo.callback(self._group.close)
             self._tiers = open_ladder(
                 config,
@@ -191,11 +192,10 @@ class Checkpointer:
             ready.shard.release()
         handle = self._saver.submit(work, ready.image, tiers=ready.tiers, behind=ready.behind)
         stall = time.perf_counter() - started
-        save = Save(stall, ready.shard.nbytes, handle, places, keys)
         if not self._allow_pickle:
             tell_pickled(work.values, self._told)
-        self._pending = [*(other for other in self._pending if not other.done), save]
-        return save
+        self._pending = [*(other for other in self._pending if not other.done), handle]
+        return Save(stall, ready.shard.nbytes, handle, places, keys)
 
     def restore(
         self,
@@ -393,8 +393,8 @@ class Checkpointer:
     def _settle(self) -> None:
         """Let the saves under way be found by a restore; their failures are their own."""
         end = time.monotonic() + self._patience
-        for save in self._pending:
-            save.wait_anywhere(max(0.0, end - time.monotonic()))
+        for handle in self._pending:
+            handle.wait_anywhere(max(0.0, end - time.monotonic()))
 
     def _choose(
         self, step: int | None, failed: list[AttemptId], *, allow_older: bool

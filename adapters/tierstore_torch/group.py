@@ -17,9 +17,10 @@ import torch.distributed as dist
 
 from tierstore.errors import CheckpointError, TierstoreError
 from tierstore.text import printable
-from tierstore_torch import forking
+from tierstore_torch import forking, private
 
 T = TypeVar("T")
+_LEAST = 1.0  # seconds that a collective has, also when no time is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,22 @@ class Group:
     Args:
         process_group: whose ranks; the default group if None. Made by every one of its ranks.
         timeout: seconds after which a rank that does not take part is given up.
+        time_left: tells the seconds until this process has to end, if anybody has said so: no
+            collective takes longer.
 
     Raises:
         CheckpointError: this process was forked from a rank of several.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None, *, timeout: float) -> None:
+    def __init__(
+        self,
+        process_group: dist.ProcessGroup | None,
+        *,
+        timeout: float,
+        time_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._group: Any = None
+        self._timeout, self._time_left = timeout, time_left
         self.rank, self.size = 0, 1
         if not (dist.is_available() and dist.is_initialized()):
             return
@@ -155,7 +165,10 @@ class Group:
         raise first.error
 
     def _call(self, what: str, action: Callable[[], object]) -> None:
+        left = self._time_left()
         try:
+            if left is not None:
+                private.set_timeout(self._group, max(_LEAST, min(left, self._timeout)))
             action()
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(

@@ -67,13 +67,6 @@ class Save:
         """
         self._handle.wait(tier, timeout, until=until)
 
-    def wait_anywhere(self, timeout: float) -> bool:
-        """Wait until the checkpoint is durable on some tier; return whether it is.
-
-        It ends as soon as no tier is at it any more, or when `timeout` seconds have passed.
-        """
-        return self._handle.wait_anywhere(timeout)
-
     def status(self) -> dict[str, TierStatus]:
         """Return how far it is on each tier, in the order of the ladder."""
         return self._handle.status()

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Bucket
 from tests.damage import flip_last_byte
 from tests.integration import checkpointer_cases as cases
-from tests.integration import reshard_cases
+from tests.integration import reshard_cases, stopping_cases
 from tests.ranks import Ranks
 
 pytestmark = pytest.mark.torch
@@ -171,6 +171,13 @@ def test_a_part_of_a_ranks_own_is_missed_at_another_size(ranks: Ranks, url: str)
 
 def test_replicas_are_written_once_and_balanced(ranks: Ranks, url: str) -> None:
     assert ranks.run(4, cases.replicas, url) == [8000] * 4
+
+
+def test_no_rank_waits_for_another_beyond_its_end(ranks: Ranks, url: str, tmp_path: Path) -> None:
+    assert ranks.run(2, stopping_cases.sigterm_without_the_others, url, str(tmp_path)) == [
+        True,
+        True,
+    ]
 
 
 def test_sigterm_on_one_rank_saves_on_all(ranks: Ranks, url: str) -> None:
