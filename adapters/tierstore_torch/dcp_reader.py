@@ -34,6 +34,7 @@ from tierstore_torch.dcp_id import CheckpointId, parse_id
 from tierstore_torch.dcp_ladder import Ladder
 from tierstore_torch.dcp_metadata import metadata_failing, metadata_of
 from tierstore_torch.dcp_session import note_loaded
+from tierstore_torch.items import check_numbers, is_storable
 from tierstore_torch.overlap import wants
 from tierstore_torch.targets import Target, check_memory, check_twins, read_wants
 
@@ -252,6 +253,13 @@ def _target(
             f"{index.fqn}: the planner gave a tensor of shape {tuple(tensor.shape)} for a part of "
             f"shape {tuple(item.lengths)}"
         )
+    if not is_storable(tensor):
+        raise PlanError(
+            f"{item.dest_index.fqn}: a {type(tensor).__name__} of layout {tensor.layout} has no "
+            "plain memory to load into",
+            hint="load into a dense tensor",
+        )
+    check_numbers(item.dest_index.fqn, tensor)
     start = tuple(a + b for a, b in zip(index.offset, item.storage_offsets, strict=True))
     part = Chunk(index.fqn, saved.dtype, saved.shape, start, tuple(item.lengths))
     reads = list(wants(saved, files, part, tensor))

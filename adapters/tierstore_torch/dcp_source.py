@@ -21,7 +21,7 @@ from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk, ImageLayout
 from tierstore.transfer.source import AlignedBuffers
 from tierstore_torch import private
-from tierstore_torch.items import byte_view, dtype_name, is_storable
+from tierstore_torch.items import byte_view, check_numbers, dtype_name, is_storable
 
 
 @dataclass(slots=True)
@@ -77,6 +77,7 @@ class Piece:
                 f"holds {dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}",
                 hint="plan caching does not notice a new dtype: save once without it",
             )
+        check_numbers(chunk.name, tensor)
         plain = private.copyable(tensor.resolve_conj().resolve_neg()).cpu().contiguous()
         return plain.view(-1).view(torch.uint8)
 

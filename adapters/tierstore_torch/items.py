@@ -170,6 +170,19 @@ def global_shape(name: str, value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "global_shape", None) or value.shape)
 
 
+def check_numbers(name: str, value: torch.Tensor) -> None:
+    """Check that a tensor has numbers, or room for them.
+
+    Raises:
+        PlanError: it has none.
+    """
+    if private.is_fake(value):
+        raise PlanError(
+            f"{name}: a meta tensor has no numbers to save or to restore into",
+            hint="materialise the module first, with to_empty(device=...)",
+        )
+
+
 def _check(name: str, value: torch.Tensor) -> None:
     global_shape(name, value)
     if isinstance(value, DTensor):
@@ -179,11 +192,8 @@ def _check(name: str, value: torch.Tensor) -> None:
                 hint="redistribute it to Replicate() or Shard(dim) before saving",
             )
         value = value.to_local()
-    if isinstance(value, torch.Tensor) and private.is_fake(value):
-        raise PlanError(
-            f"{name}: a meta tensor has no numbers to save or to restore into",
-            hint="materialise the module first, with to_empty(device=...)",
-        )
+    if isinstance(value, torch.Tensor):
+        check_numbers(name, value)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -26,7 +26,7 @@ from tierstore.checkpoint.manifest import Tensor
 from tierstore.checkpoint.values import decode
 from tierstore.errors import PlanError
 from tierstore_torch.arrays import array_type
-from tierstore_torch.items import dtype_named, is_storable
+from tierstore_torch.items import dtype_named, global_shape, is_storable
 
 _LIKE_PARAMETER = frozenset(
     [
@@ -224,16 +224,16 @@ class _Place:
         if like is None or not is_storable(like):
             device = torch.device("cpu") if like is None else like.device
             return torch.empty(shape, dtype=dtype, device=device)
-        if key in _LIKE_PARAMETER and tuple(like.shape) != shape:
+        its_shape = global_shape(f"{self._name}.{key}", like)
+        if key in _LIKE_PARAMETER and its_shape != shape:
             raise PlanError(
-                f"{self._name}.{key}: shape {shape} was saved, {tuple(like.shape)} is its "
-                "parameter's",
+                f"{self._name}.{key}: shape {shape} was saved, {its_shape} is its parameter's",
                 hint="make the optimizer with the same parameters in the same order",
             )
         if key == "step":
             device = like.device if self._on_device else torch.device("cpu")
             return torch.empty(shape, dtype=dtype, device=device)
-        if tuple(like.shape) == shape:
+        if its_shape == shape:
             return torch.empty_like(like, dtype=dtype, requires_grad=False)
         if isinstance(like, DTensor) and shape:
             everywhere = [Replicate()] * like.device_mesh.ndim

@@ -324,6 +324,7 @@ def test_other_parameters_are_refused(checkpointer: Checkpointer, *, strict: boo
             optim.Adam([one]),
             "2 parameters were saved, 1 are here .*same parameters in the same order",
         ),
+        (optim.Adam([nn.UninitializedParameter(), two]), r"o\.state\.0\.\w+: a lazy module's"),
         (optim.Adam([two, one]), r"o\.state\.0\.exp_avg.*: shape \(3,\) was saved, \(4,\) is its"),
     ]:
         with pytest.raises(PlanError, match=message):

@@ -188,16 +188,27 @@ def test_a_planner_that_transforms_is_obeyed_on_both_sides(tmp_path: Path) -> No
     assert Halving.committed == ["w"]
 
 
-@pytest.mark.parametrize("kind", ["sparse", "quantised"])
+ODD = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "meta": lambda: torch.ones(2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Sparse")
 def test_a_tensor_without_plain_bytes_is_an_error_by_name(tmp_path: Path, kind: str) -> None:
-    if kind == "sparse":
-        odd = torch.eye(3).to_sparse()
-    else:
-        odd = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    with pytest.raises(PlanError, match=r"odd: a Tensor of layout|quantised dtype 'qint8'"):
-        save(tmp_path.as_uri(), "run/1", {"odd": odd, "w": torch.ones(2)})
+    said = r"^odd: a (Tensor of layout|.* dtype 'qint8'|meta tensor)"
+    with pytest.raises(PlanError, match=said):
+        save(tmp_path.as_uri(), "run/1", {"odd": ODD[kind](), "w": torch.ones(2)})
     assert committed(tmp_path.as_uri(), "run") == []
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_target_without_plain_memory_is_an_error_by_name(tmp_path: Path) -> None:
+    save(tmp_path.as_uri(), "run/1", {"odd": torch.ones(3, 3)})
+    with pytest.raises(PlanError, match=r"^odd: a Tensor of layout torch.sparse_coo has"):
+        load(tmp_path.as_uri(), "run/1", {"odd": ODD["sparse"]()})
 
 
 # what is loaded

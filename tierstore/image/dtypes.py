@@ -80,8 +80,12 @@ NATIVE = {stored.tag: dtype for dtype, stored in reversed(_STORED.items())}
 """The torch dtype that each safetensors dtype stands for in everybody's files."""
 
 
-def stored_type(dtype: str) -> StoredType:
+def stored_type(dtype: str, name: str = "") -> StoredType:
     """Return how `dtype`, torch's name without "torch.", is stored.
+
+    Args:
+        dtype: the dtype.
+        name: of a tensor that has it, for errors.
 
     Raises:
         PlanError: tierstore cannot store it: it is quantised (its scale is not in its bytes), or
@@ -91,15 +95,16 @@ def stored_type(dtype: str) -> StoredType:
         return _STORED[dtype]
     except KeyError:
         pass
+    whose = f"{name}: " if name else ""
     if dtype.startswith(("qint", "quint")):
         raise PlanError(
-            f"a tensor of the quantised dtype {dtype!r} cannot be stored as plain bytes",
+            f"{whose}a tensor of the quantised dtype {dtype!r} cannot be stored as plain bytes",
             hint="save its int_repr(), scale and zero point",
         )
     near = get_close_matches(dtype, _STORED, n=1)
     nearest = f"; the nearest known one is {near[0]!r}" if near else ""
     raise PlanError(
-        f"tierstore does not know the dtype {dtype!r}{nearest}",
+        f"{whose}tierstore does not know the dtype {dtype!r}{nearest}",
         hint="save the tensor as a view of torch.uint8",
     )
 

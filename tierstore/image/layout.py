@@ -131,7 +131,8 @@ def plan_layout(
         PlanError: a chunk is there twice or does not lie in its tensor, a name is not valid
             Unicode, a dtype cannot be stored, or there are more than 1,000 segments.
     """
-    types = {dtype: stored_type(dtype) for dtype in {chunk.dtype for chunk in chunks}}
+    first = {chunk.dtype: chunk.name for chunk in reversed(chunks)}
+    types = {dtype: stored_type(dtype, name) for dtype, name in first.items()}
     order = sorted(
         range(len(chunks)),
         key=lambda i: (-types[(c := chunks[i]).dtype].itemsize, c.name, c.offsets),
