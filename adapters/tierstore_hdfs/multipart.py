@@ -67,7 +67,7 @@ class ResumeToken:
 
         A journal holds the token, and a CRC says that it is what somebody wrote.
         """
-        sized = type(self.part_size) is int and 0 < self.part_size and self.count <= _MOST
+        sized = type(self.part_size) is int and self.part_size > 0 and self.count <= _MOST
         own = is_hidden(self.outer.rpartition("/")[2]) and self.inner.startswith(f"{self.outer}/")
         return sized and own and upload_key(self.outer, self.inner) == self.key
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from itertools import product
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -136,7 +136,7 @@ def test_what_a_sync_of_the_root_does_not_reach_is_synced_by_itself(
     fsync = os.fsync
 
     def noting(fd: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        synced.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
         fsync(fd)
 
     root = tmp_path / "t"

@@ -33,10 +33,10 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.ClickException as error:
+        except click.UsageError as error:
             # A word too many is repeated as it is, and may be a file's name that a shell put in.
-            error.message = printable(error.message, keep="\n")
-            raise
+            said = printable(error.format_message(), keep="\n")
+            raise click.UsageError(said, error.ctx) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(_INTERRUPTED) from None
 
