@@ -81,6 +81,20 @@ def test_by_default_the_umask_decides(tmp_path: Path, umask: int) -> None:
     assert modes(tmp_path / "tier") == ({0o666 & ~umask}, {0o777 & ~umask})
 
 
+def test_a_folder_is_never_open_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even until it gets its mode."""
+    begun: list[int] = []
+    chmod = os.chmod
+
+    def noted(path: str, mode: int) -> None:
+        begun.append(stat.S_IMODE(os.stat(path).st_mode))
+        chmod(path, mode)
+
+    monkeypatch.setattr(os, "chmod", noted)
+    write_all(LocalBackend(str(tmp_path / "tier"), LocalOptions(mode="0600")))
+    assert set(begun) == {0o700}
+
+
 def test_what_is_there_keeps_its_mode(tmp_path: Path) -> None:
     root = tmp_path / "tier"
     (root / "a").mkdir(parents=True)

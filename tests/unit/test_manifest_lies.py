@@ -198,3 +198,14 @@ def test_that_of_a_node_need_not_fill_a_tensor() -> None:
     _, commit = truth()
     part = replace(commit, ranks=(1,), tensors=1, chunks=1, files=1)
     assert len(Manifest.open(merged.buffer).checked(part)) == 1
+
+
+def test_a_file_before_the_first_is_not_the_last() -> None:
+    """There the chunks have room, and NumPy takes -1 for it."""
+    table, commit = truth()
+    columns = Columns.of(table.tensors)
+    last = columns.file.max()
+    lies = columns._replace(file=np.where(columns.file == last, -1, columns.file).astype(np.int32))
+    manifest = Manifest.open(write_table(table._replace(tensors=lies.arrow())))
+    with pytest.raises(FormatError, match="of file -1, outside"):
+        manifest.checked(commit)

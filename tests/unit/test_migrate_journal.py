@@ -107,6 +107,16 @@ def test_the_journal_of_another_migration(tmp_path: Path) -> None:
         Journal(tmp_path / "journal", "from", "elsewhere")
 
 
+def test_nobody_else_reads_it(tmp_path: Path) -> None:
+    """It has the names of all objects, also after it was written anew."""
+    old = os.umask(0)
+    try:
+        write(tmp_path / "journal", *RECORDS)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "journal").stat().st_mode & 0o777 == 0o600
+
+
 def test_no_journal(tmp_path: Path) -> None:
     text = json.dumps(["something", "else"]).encode()
     (tmp_path / "journal").write_bytes(b"%08x %s\n" % (crc32c(text), text))

@@ -81,9 +81,11 @@ def refused(backend: S3Backend, work: Callable[[S3Backend], object]) -> StorageE
         pages(said("<EncodingType>url</EncodingType>" + one("p/dir/%FF"))),
         pages(b"<!DOCTYPE x [<!ENTITY a 'aaaaaaaaaa'>]>" + said(one("p/dir/&a;"))),
         pages(said("<a>" * 400_000)),
+        pages(said("<a/>" * 400_000)),
+        pages(said("<a " + " ".join(f"b{n}=''" for n in range(400_000)) + "/>")),
         pages(said(one("p/dir/k")).decode().encode("utf-16")),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_a_listing_that_goes_wrong_ends(reply: Reply, request: pytest.FixtureRequest) -> None:
     prefix = "dir/" if "p/dir" in str(request.node.callspec.id) else ""
