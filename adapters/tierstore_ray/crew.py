@@ -70,7 +70,8 @@ def open_crew(recipe: Recipe, ends: Ends, cluster: Cluster) -> RayCrew:
     Raises:
         ConfigError: there is none, or an end cannot be seen from other machines.
     """
-    probe = Probe(ends.target)
+    mode = recipe.target.options.get("mode")
+    probe = Probe(ends.target, None if mode is None else str(mode))
     try:
         sight = sight_of(ends, probe)
         _connect(cluster.address)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tierstore.backend import Backend
 from tierstore.backends.folders import Folders
+from tierstore.backends.local import LocalOptions
 from tierstore.backends.scratch import Scratch
 from tierstore.errors import ConfigError, NotFoundError, TierstoreError
 from tierstore.registry import parse_url
@@ -61,13 +62,18 @@ class Probe:
     """The file at the destination, held while the migration lasts.
 
     It lies among the unfinished files, locked: after a kill the next writer there removes it.
+
+    Args:
+        target: the destination.
+        mode: of its files, as in `LocalOptions`: it may be the first of them, and make the folder.
     """
 
-    def __init__(self, target: Backend) -> None:
+    def __init__(self, target: Backend, mode: str | None = None) -> None:
         self.path, self._fd = "", -1
         address = parse_url(target.url)
         if address.scheme == "file":
-            self._scratch = Scratch(Folders(address.path, sync=False))
+            bits = LocalOptions(mode=mode).bits
+            self._scratch = Scratch(Folders(address.path, sync=False, mode=bits))
             try:
                 self._fd, self.path = self._scratch.open()
             except OSError as error:

@@ -261,6 +261,16 @@ def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) ->
         assert f"{tmp_path}/dst is another folder there" in trouble("src", "dst")
 
 
+def test_a_folder_that_the_probe_makes_is_for_whom_the_tier_says(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from tierstore_ray.sight import Probe
+
+    target = load_config(f"file://{tmp_path}/dst?mode=0600").tiers[0]
+    ends = Recipe(target, target).open()
+    with closing(ends.source), closing(ends.target), closing(Probe(ends.target, "0600")):
+        assert (tmp_path / "dst").stat().st_mode & 0o777 == 0o700
+
+
 def test_memory_is_in_one_process_only(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from tierstore_ray import open_crew as open_ray
