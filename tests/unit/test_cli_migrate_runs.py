@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,21 @@ def test_damage_at_the_source_does_not_become_a_checkpoint(src: Path, tmp_path: 
     assert "1 file that it relies on did not arrive" in done.err
     assert f"the source has lost {SEGMENT}" in done.err
     assert steps(tmp_path / "dst") == [3]
+
+
+def test_a_manifest_that_cannot_be_true_does_not_become_a_checkpoint(
+    src: Path, tmp_path: Path
+) -> None:
+    """It could not be restored there, and --delete-source would bury its original."""
+    attempt = Attempt(2, 1, 1)
+    commit = store(src).read_commit(attempt)
+    path = src / store(src).keys.commit(attempt)
+    path.write_bytes(replace(commit, tensors=commit.tensors + 1).to_bytes())
+    before = contents(src)
+    done = migrate(tmp_path, "--step", "2", "--delete-source", "--grace", "0")
+    assert (done.code, "is not what its commit says" in done.err) == (1, True), done.err
+    assert contents(src) == before
+    assert steps(tmp_path / "dst") == []
 
 
 def test_a_file_that_fails_keeps_the_commit_back(src: Path, tmp_path: Path) -> None:

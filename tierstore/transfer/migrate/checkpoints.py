@@ -168,7 +168,7 @@ class _Run:
                 raise AttemptDeletedError(DELETED)
             commit = self._source.read_commit(attempt)
             seal = replace(seal, partial=not commit.whole)
-            manifest = self._source.open_manifest(commit)
+            manifest = self._source.open_manifest(commit).checked(commit)
             files: dict[str, FileEntry | None] = {f.name: f for f in manifest.files}
             root = self._keys.attempt(attempt, commit.nonce).root
             only = None if commit.whole else frozenset(files)  # others change when it is joined
