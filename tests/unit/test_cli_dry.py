@@ -19,6 +19,7 @@ from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
 from tierstore.transfer.migrate.journal import Journal
+from tierstore.transfer.migrate.mirror import Extra, Mirror
 from tierstore.transfer.migrate.records import Begun, Version
 
 OUTCOMES = {"copy": "copied", "same": "same", "keep": "kept", "wait": "blocked", "fail": "failed"}
@@ -219,6 +220,24 @@ def test_an_upload_that_was_begun_is_left_alone(tmp_path: Path) -> None:
     assert state(tmp_path) == before
     assert tierstore("migrate", "./src", "./dst", "--journal", "journal").code == 0
     assert not (tmp_path / "dst" / ".tierstore-tmp").exists(), "the real run frees it"
+
+
+def test_a_source_that_goes_away_once_it_was_counted_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was a disk is an empty folder once it is unmounted, and its mirror all too much."""
+    src, dst, count = tmp_path / "src", tmp_path / "dst", Mirror.extra
+    half_is_extra(src, dst)
+
+    def then_unmounted(mirror: Mirror, coming: int = 0) -> Extra:
+        extra = count(mirror, coming)
+        shutil.rmtree(src)
+        return extra
+
+    monkeypatch.setattr(Mirror, "extra", then_unmounted)
+    done = tierstore("sync", str(src), str(dst), "--delete")
+    assert (done.code, "more is missing at SRC" in done.said) == (1, True), done
+    assert len(list(dst.iterdir())) == 6
 
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may read and write everything")

@@ -51,7 +51,7 @@ def test_nothing_is_removed(which: str) -> None:
     with pytest.raises(UnsupportedError, match="in no order"):
         mirror.extra()
     with pytest.raises(UnsupportedError, match="in no order"):
-        list(mirror.remove())
+        list(mirror.remove(100))
     with pytest.raises(UnsupportedError, match="in no order"):
         list(objects(Ends(source, target), Selection()))
     assert len(list(target.inner.list(""))) == len(KEYS)

@@ -64,10 +64,10 @@ def run(options: Options) -> None:
                 mirror.check_places(moved.blocked)
             done = 0
             if moved.blocked and not options.dry_run:
-                done = _remove(mirror.remove(in_the_way(moved.blocked)), options)
+                done = _remove(mirror.remove(extra.objects, in_the_way(moved.blocked)), options)
                 moved = mirrored("overwrite")
             if not options.dry_run:
-                done += _remove(mirror.remove(), options)
+                done += _remove(mirror.remove(extra.objects - done), options)
             _say(extra, done, options)
     leave(moved, options)
 

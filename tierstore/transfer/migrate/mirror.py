@@ -84,17 +84,25 @@ class Mirror:
                 hint = "it is excluded, or no file that can be named: move it yourself"
                 raise BlockedError(message, url=target.url, key=name, hint=hint)
 
-    def remove(self, only: Callable[[str], bool] = lambda _key: True) -> Iterator[list[str]]:
+    def remove(
+        self, most: int, only: Callable[[str], bool] = lambda _key: True
+    ) -> Iterator[list[str]]:
         """Remove it; yield the keys of each batch that is gone.
 
         Args:
+            most: objects that were counted; the source may be away by now, and all seem too much.
             only: tells which of it.
 
         Raises:
-            StorageError: something cannot be removed; the rest stays.
+            StorageError: something cannot be removed, or there is more of it; the rest stays.
         """
         gone = (held for held in self._compared() if held.gone and only(held.key))
         while batch := list(islice(gone, _BATCH)):
+            most -= len(batch)
+            if most < 0:
+                message = "more is missing at SRC than was counted a moment ago; the rest stays"
+                url = self._ends.source.url
+                raise StorageError(message, url=url, hint="see whether all is there, and try again")
             for held in batch:
                 if held.commit:
                     bury(self._ends.target, held.key)
