@@ -209,16 +209,10 @@ def move(
     from tierstore.transfer.migrate.messages import Outcome
 
     view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
-    needed: list[str] = []  # links that failed, so what they lead to stays
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
     forecast = Forecast(ends.source) if options.dry_run else None
     path, dry = options.journal or _default_journal(between), options.dry_run
-
-    def told(report: Report) -> None:
-        view.report(report)
-        if only_links and _may_be_link(ends, report):
-            needed.append(report.key)
-
+    told = _Told(view, ends)
     with ExitStack() as opened:
         if crew is not None:
             opened.enter_context(closing(crew))
@@ -232,7 +226,7 @@ def move(
             conflict=conflict,
             removes="links" if only_links else removal.delete_source,
             grace=removal.grace,
-            report=told if forecast is None else view.planning(forecast.add),
+            report=told.report if forecast is None else view.planning(forecast.add),
             tick=view.tick,
         )
         with view, _signals(migration) as stopped:
@@ -242,14 +236,11 @@ def move(
     if options.dry_run:
         view.plan_summary(totals, seconds)
     else:
-        cost = {
-            "seconds": time.monotonic() - begun,
-            "cpu_seconds": time.process_time() - used,
-            "retries": retries_of(ends),
-        }
+        seconds, cpu = time.monotonic() - begun, time.process_time() - used
+        cost = {"seconds": seconds, "cpu_seconds": cpu, "retries": retries_of(ends)}
         cost = cost if crew is None else _with_workers(cost, crew.effort)
         view.summary(totals, cost, complete=migration.complete, journal=str(path))
-    _judge(migration, view, between, stopped, goes_on=only_links and not needed)
+    _judge(migration, view, between, stopped, goes_on=only_links and not told.needed)
     remaining = totals.found - totals.removed - totals.settled[Outcome.LEFT_OUT]
     coming = totals.created if options.dry_run else 0
     return Moved(view.left_out, view.blocked, remaining, coming)
@@ -274,16 +265,32 @@ def _with_workers(cost: dict[str, float], effort: Effort) -> dict[str, float]:
     }
 
 
-def _may_be_link(ends: Ends, report: Report) -> bool:
-    """Whether what failed is a link, or may hold some."""
-    from tierstore.transfer.migrate.apart import is_link
+@dataclass(slots=True)
+class _Told:
+    """Shows how objects end.
 
-    if report.outcome.value != "failed":
-        return False
-    try:
-        return report.key.endswith("/") or is_link(ends.source, report.key)
-    except InvalidKeyError:  # a name that only stands for it
-        return True
+    Attributes:
+        view: where.
+        ends: both.
+        needed: a link failed, or what may hold some: what they lead to is needed still.
+    """
+
+    view: View
+    ends: Ends
+    needed: bool = False
+
+    def report(self, report: Report) -> None:
+        """Show how an object ended."""
+        self.view.report(report)
+        self.needed = self.needed or (report.outcome.value == "failed" and self._leads(report.key))
+
+    def _leads(self, key: str) -> bool:
+        from tierstore.transfer.migrate.apart import is_link
+
+        try:
+            return key.endswith("/") or is_link(self.ends.source, key)
+        except InvalidKeyError:  # a name that only stands for it
+            return True
 
 
 def _judge(
