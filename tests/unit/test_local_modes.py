@@ -87,7 +87,7 @@ def test_a_folder_is_never_open_to_others(tmp_path: Path, monkeypatch: pytest.Mo
     chmod = os.chmod
 
     def noted(path: str, mode: int) -> None:
-        begun.append(stat.S_IMODE(os.stat(path).st_mode))
+        begun.append(stat.S_IMODE(Path(path).stat().st_mode))
         chmod(path, mode)
 
     monkeypatch.setattr(os, "chmod", noted)
