@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -300,6 +301,18 @@ def test_something_in_a_tiers_place_is_no_empty_tier(tmp_path: Path) -> None:
             life(bad, good)
         assert life(bad, good, allow_older=True) == 1
     assert life(bad, good) == 2
+
+
+@pytest.mark.parametrize("kind", [Path.touch, os.mkfifo])
+def test_something_in_place_of_the_commits_is_no_tier_without_any(
+    tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
+    life(tmp_path, saves=(1,))
+    commits = tmp_path / "runs" / "run" / "commits"
+    commits.rename(tmp_path / "commits")
+    kind(commits)
+    with pytest.raises(BlockedError):
+        life(tmp_path)
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -87,19 +87,19 @@ def holdings(store: RunStore, *, commit_complete: bool = False) -> Holdings:
     alive = {a: entry for a, entry in entries.items() if a not in found.deleted}
     _attribute(store, alive, folders, found)
     _claimed(store, found)
-    if not (found.saved or found.numbers):
+    if not found.saved:
         _check_empty(store)
     return found
 
 
 def _check_empty(store: RunStore) -> None:
-    """Tell a tier without anything from one in whose place something else lies.
+    """Tell a tier without commits from one where something else lies in place of their folder.
 
     Raises:
         BlockedError: it is one.
     """
     try:
-        place_check(store.backend)(store.keys.clock)
+        place_check(store.backend)(store.keys.commit(Attempt(0, 1, 1)))
     except BlockedError:
         raise
     except TierstoreError:
