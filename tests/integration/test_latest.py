@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,12 +20,16 @@ from tests.command import tierstore
 from tests.integration import latest_cases
 from tests.patience import PATIENCE
 from tests.ranks import Ranks
+from tests.shards import folder
 from tierstore.backends.local import LocalBackend
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import BlockedError, StorageError, UnreachableError
 from tierstore.ladder import claim as claiming
 from tierstore.ladder import survey as surveying
+from tierstore.ladder.tiers import OpenTier
 from tierstore_torch import Checkpointer
+from tierstore_torch.launch import claim_launch
 
 pytestmark = pytest.mark.torch
 
@@ -219,6 +225,27 @@ def test_a_clock_that_is_behind_while_the_tier_of_what_was_seen_is_away(
             ckpt.save(20, state(20)).wait(timeout=PATIENCE)
         ckpt.save(25, state(25)).wait(timeout=PATIENCE)
     assert life(shared) == 25
+
+
+def test_a_launch_is_newer_than_what_any_of_its_ranks_sees(tmp_path: Path) -> None:
+    """Rank 1 has a disk of its own, and on it the launches of another life."""
+    own = folder("own", tmp_path / "own", (1,))
+    store = RunStore(own.backend, "run")
+    for number in (1, 2, 3):
+        store.claim_launch(Launch(number, f"{number:016x}", None, 1, 3e9 + number))
+    offers: list[Any] = []
+
+    def launch_as(rank: int, *tiers: OpenTier) -> Launch:
+        def centrally(offer: Callable[[], Any], decide: Callable[[list[Any]], list[Launch]]) -> Any:
+            offers.insert(0, offer())
+            return decide(offers)[rank]
+
+        return claim_launch(tiers, "run", Mock(rank=rank, size=2, centrally=centrally), None)
+
+    launch_as(1, own)
+    launch = launch_as(0, folder("shared", tmp_path / "shared", (0, 1)))
+    assert launch.number == 4
+    assert launch.started > 3e9 + 3
 
 
 # Damage

@@ -260,6 +260,18 @@ def test_a_checkpoint_of_one_node_is_not_the_whole(tmp_path: Path) -> None:
         choose([local], "run")
 
 
+def test_any_commit_of_a_launch_tells_what_it_went_on_from(tmp_path: Path) -> None:
+    one = folder("one", tmp_path)
+    for step in (10, 20):
+        save([one], step)
+    for step in (11, 12):
+        save([one], step, on=2, parent=Attempt(10, 1, 1))
+    keys = RunStore(one.backend, "run").keys
+    rotten(one, keys.commit(Attempt(12, 2, 1)))
+    one.backend.delete([keys.launch(2)])
+    assert [this.step for this in survey([one], "run").timeline] == [12, 11, 10]
+
+
 @pytest.mark.parametrize("line", ["on", "anew"])
 def test_what_only_one_node_has_hides_no_checkpoint(
     tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture

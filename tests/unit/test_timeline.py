@@ -64,6 +64,14 @@ def test_of_two_tries_the_one_that_was_restored() -> None:
     assert found == [(60, 2, 1), (50, 1, 2), (50, 1, 1)]
 
 
+def test_no_more_of_a_line_than_every_launch_on_it_kept() -> None:
+    """One that went on from step 30 with step 20, and was gone on from there."""
+    one, two = launch_of(1), launch_of(2, Attempt(30, 1, 1))
+    three = launch_of(3, Attempt(20, 2, 1))
+    saved = [(10, 1, 1), (30, 1, 1), (20, 2, 1), (25, 3, 1)]
+    assert line(one, two, three, saved=saved) == [(25, 3, 1), (20, 2, 1), (10, 1, 1)]
+
+
 def test_a_launch_that_restored_nothing_begins_a_line_of_its_own() -> None:
     assert line(launch_of(1), launch_of(2), saved=[(50, 1, 1), (10, 2, 1)]) == [(10, 2, 1)]
 
