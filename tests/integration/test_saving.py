@@ -52,6 +52,18 @@ def test_what_fails_before_it_is_handed_over_gives_its_memory_back(
     checkpointer.save(3, {"w": torch.ones(1)}).wait()
 
 
+def test_what_fails_while_ranks_agree_gives_its_memory_back(
+    checkpointer: Checkpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"w": torch.ones(1)}
+    checkpointer.save(1, state).wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer._group, "all_max", _no_memory)
+        with pytest.raises(MemoryError):
+            checkpointer.save(2, state)
+    checkpointer._pool.acquire(1, timeout=0).release()
+
+
 def test_one_sigterm_stops_every_run_of_a_process(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     first, second = (
