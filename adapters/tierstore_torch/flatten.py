@@ -315,7 +315,7 @@ def _holds(value: Any) -> bool:
 
 def _stays(node: Node, value: Any) -> bool:
     """Whether `_fill` returns the value itself."""
-    if node.kind == "leaf":
+    if node.kind in ("leaf", "array"):  # an array is replaced, though it is stored as a tensor
         return is_storable(value)
     if node.kind == "rank":
         return _stays(node.children[0], value.value)

@@ -70,6 +70,18 @@ def test_a_mode_at_one_save_or_restore_does_not_hurt_the_next(
             here["optimizer"].step()
 
 
+def test_what_an_optimizer_converts_for_inference_is_for_training(tmp_path: Path) -> None:
+    """Into the dtype of its parameters, and while it loads."""
+    here = training(1.0)
+    here["model"].bfloat16()
+    with Checkpointer(tmp_path.as_uri(), run="run") as checkpointer:
+        checkpointer.save(1, training(2.0)).wait()
+        with torch.inference_mode():
+            checkpointer.restore(here)
+    here["model"](torch.ones(1, 3).bfloat16()).sum().backward()
+    here["optimizer"].step()
+
+
 def test_a_target_that_was_made_for_inference(tmp_path: Path) -> None:
     with Checkpointer(tmp_path.as_uri(), run="run") as checkpointer:
         with torch.inference_mode():

@@ -54,6 +54,11 @@ def reinterpreted() -> State:
     return {"buffer": buffer, "part": torch.view_as_real(buffer)[:, 1]}
 
 
+def conjugate() -> State:
+    buffer = torch.zeros(6, dtype=torch.complex64)
+    return {"buffer": buffer, "part": buffer.conj()}
+
+
 def expanded() -> State:
     part = torch.zeros(3, 1).expand(3, 5)
     return {"buffer": torch.zeros(2), "part": part}
@@ -68,6 +73,7 @@ SHARED: dict[str, tuple[Callable[[], State], str]] = {
     "transposed": (transposed, "buffer and part share memory"),
     "columns": (columns, "buffer and part share memory"),
     "reinterpreted": (reinterpreted, "buffer and part share memory"),
+    "conjugate": (conjugate, "buffer and part share memory"),
     "expanded": (expanded, "part: several of its elements are the same memory"),
     "windows": (windows, "part: several of its elements are the same memory"),
 }

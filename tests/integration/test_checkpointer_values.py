@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
@@ -234,7 +235,11 @@ def test_what_can_be_saved_can_be_restored(
     assert str(here) == str(saved)
 
 
-@pytest.mark.parametrize("state", [5, None, (1, 2), (torch.ones(1), 3), per_rank(5)], ids=repr)
+LARGE = np.zeros(20_000)
+IN_PLACE_NEVER = [5, None, (1, 2), (torch.ones(1), 3), per_rank(5), LARGE, (torch.ones(1), LARGE)]
+
+
+@pytest.mark.parametrize("state", IN_PLACE_NEVER, ids=lambda state: f"{state!r:.30}")
 def test_what_cannot_be_restored_cannot_be_saved(checkpointer: Checkpointer, state: Any) -> None:
     with pytest.raises(PlanError, match="put it into a dict"):
         checkpointer.save(1, state)
