@@ -82,6 +82,16 @@ def test_what_an_optimizer_converts_for_inference_is_for_training(tmp_path: Path
     here["optimizer"].step()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_tied_targets_are_compared_under_any_mode(tmp_path: Path, mode: str) -> None:
+    one = torch.zeros(3)
+    with Checkpointer(tmp_path.as_uri(), run="run") as checkpointer:
+        checkpointer.save(1, {"a": torch.ones(3), "b": torch.ones(3)}).wait()
+        with MODES[mode]():
+            checkpointer.restore({"a": one, "b": one})
+    assert one.tolist() == [1, 1, 1]
+
+
 def test_a_target_that_was_made_for_inference(tmp_path: Path) -> None:
     with Checkpointer(tmp_path.as_uri(), run="run") as checkpointer:
         with torch.inference_mode():
