@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.command import Done, folders, save, stored, tierstore
+from tests.disks import small_disk
 from tierstore.backends.local import LocalBackend
 from tierstore.blocks import crc32c
 from tierstore.checkpoint.collect import delete
@@ -238,6 +240,17 @@ def test_a_source_that_goes_away_once_it_was_counted_takes_nothing_with_it(
     done = tierstore("sync", str(src), str(dst), "--delete")
     assert (done.code, "more is missing at SRC" in done.said) == (1, True), done
     assert len(list(dst.iterdir())) == 6
+
+
+def test_a_source_from_which_nothing_may_be_removed(tmp_path: Path) -> None:
+    disk = tmp_path / "src"
+    with small_disk(disk, 4):
+        put(disk, a=b"a", sub__b=b"b")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        words = ["migrate", str(disk), str(tmp_path / "dst"), "--delete-source", "--json"]
+        dry, real = tierstore(*words, "-n"), tierstore(*words)
+        assert dry.code == real.code == 1
+        assert last(dry, "plan")["fail"]["objects"] == last(real, "summary")["failed"] == 2
 
 
 @pytest.mark.skipif(not os.geteuid(), reason="root may read and write everything")
