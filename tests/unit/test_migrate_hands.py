@@ -1,12 +1,16 @@
-"""How one command to go on with an upload is answered, whatever the store says of it."""
+"""How one command is answered, whatever the stores say of what it is about."""
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tierstore.backend import Upload
+from tierstore.backends.local import LocalBackend
 from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.errors import AccessError, NotFoundError, StorageError
 from tierstore.transfer.migrate import messages as m
@@ -67,3 +71,24 @@ def test_an_upload_that_is_new_is_opened() -> None:
     assert (answer.job, len(list(target._space.uploads))) == (7, 1)
     assert working.carry_out(m.Discard(7, "k", 10, answer.token)) == m.Discarded(7)
     assert not list(target._space.uploads)
+
+
+@pytest.mark.parametrize("now", [b"edited", b"longer than it was", b"copied"])
+def test_what_changed_since_it_was_copied_is_not_removed(tmp_path: Path, now: bytes) -> None:
+    """Whatever changed of it; what was only touched has its bytes at the destination, and goes."""
+    (tmp_path / "src").mkdir()
+    path = tmp_path / "src" / "k"
+    path.write_bytes(b"copied")
+    with (
+        closing(LocalBackend(str(tmp_path / "src"))) as source,
+        closing(LocalBackend(str(tmp_path / "dst"))) as target,
+    ):
+        entry = m.Entry("k", Version.of(source.stat("k")))
+        target.create("k", b"copied")
+        path.unlink()
+        path.write_bytes(now)
+        os.utime(path, (1, 1))
+        working = Hands(Ends(source, target), Buffers(4096, 1, 1), Core())
+        answer = working.carry_out(m.Remove(7, entry))
+    assert answer == m.Removed(7, changed=now != b"copied")
+    assert path.exists() == (now != b"copied")
