@@ -80,9 +80,12 @@ class Mirror:
         for found in scan(target, Ways(follow=False)):
             if meant(found.key) and found.key not in gone:
                 name = found.name if isinstance(found, LeftOut) else found.key
-                message = "it is in the place of something else, and stays; nothing was deleted"
-                hint = "it is excluded, or no file that can be named: move it yourself"
-                raise BlockedError(message, url=target.url, key=name, hint=hint)
+                key = next(each for each in blocked if in_the_way([each])(found.key))
+                raise BlockedError(
+                    f"failed: {key}: {target.url}/{name} is in its place and stays, so nothing was "
+                    "deleted",
+                    hint="it is excluded, or no file that can be named: move it yourself",
+                )
 
     def remove(
         self, most: int, only: Callable[[str], bool] = lambda _key: True
