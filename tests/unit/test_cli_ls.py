@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.command import folders, ladder_file, save, tierstore
-from tests.shards import folder
+from tests.shards import folder, launch, stage
 from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
+from tierstore.ladder.save import Saver
 from tierstore.testing.servers import free_port
 
 
@@ -70,6 +72,20 @@ def test_a_deleted_step_is_shown_only_when_asked_for(config: str, tmp_path: Path
     assert "no checkpoints\n1 abandoned or deleted" in done.err
     (row,) = tierstore("ls", "a", "-a", "--json", "-c", config).json
     assert (row["line"], row["tiers"]) == ("deleted", [])
+
+
+@pytest.mark.parametrize("part", [Attempt(8, 1, 1), Attempt(2, 2, 1)])
+def test_what_only_one_node_has_is_not_the_latest(
+    config: str, tmp_path: Path, part: Attempt
+) -> None:
+    """A restore passes it over, also if its launch began anew."""
+    with closing(Saver(folders(tmp_path, "fast"), "a")) as saver:
+        saver.submit(*stage(part, launch(part.launch, world=2), rank=0, world=2))
+    lines = [line.split() for line in tierstore("ls", "a", "-c", config).out.splitlines()[1:]]
+    assert lines == [
+        ["a", str(part.step), str(part.launch), "1", "part", "yes", "-"],
+        ["a", "7", "1", "1", "latest", "yes", "yes"],
+    ]
 
 
 def test_nothing_there(tmp_path: Path, config: str) -> None:

@@ -22,6 +22,7 @@ from tierstore.errors import CheckpointNotFoundError, StorageError, TierstoreErr
 from tierstore.keys import AttemptId
 
 if TYPE_CHECKING:
+    from tierstore.ladder.survey import Survey
     from tierstore.ladder.tiers import OpenTier
 
 Unseen = list[tuple[str, TierstoreError]]
@@ -38,7 +39,8 @@ class Row:
         launch: which launch saved it.
         number: which try.
         nonce: of the launch, which tells it from another of its number; empty if deleted.
-        line: "latest", "timeline" (what a restore can choose), "abandoned" or "deleted".
+        line: "latest", "timeline" (what a restore can choose), "part" (newer, and every tier that
+            has it holds some of its ranks), "abandoned" or "deleted".
         tiers: where it is committed.
     """
 
@@ -81,7 +83,7 @@ def run(run: str | None, config: tuple[str, ...], everything: bool, as_json: boo
             f"run {run!r} has no checkpoint on {', '.join(everyone)}",
             hint="`tierstore ls` lists every run",
         )
-    shown = [row for row in rows if everything or row.line in ("latest", "timeline")]
+    shown = [row for row in rows if everything or row.line in ("part", "latest", "timeline")]
     if as_json:
         print_json([row.to_json() for row in shown])
     else:
@@ -110,16 +112,40 @@ def _rows(tiers: Sequence[OpenTier], run: str, unseen: Unseen) -> list[Row]:
     away = [name for name, error in unseen if isinstance(error, StorageError)]
     seen = survey([tier for tier in tiers if tier.name not in away], run)
     unseen += seen.errors.items()
-    saved, line = seen.everything.saved, seen.timeline
+    saved, parts = seen.everything.saved, _parts(tiers, run, seen)
+    line = seen.line(without=parts)
     deleted = seen.everything.deleted - {this.attempt for this in saved}
-    others = saved - {*line} | {AttemptId(attempt, "") for attempt in deleted}
+    others = saved - {*line, *parts} | {AttemptId(attempt, "") for attempt in deleted}
+    kinds = dict.fromkeys(saved, "abandoned") | dict.fromkeys(line, "timeline")
+    kinds |= dict.fromkeys(parts, "part") | dict.fromkeys(line[:1], "latest")
     rows = []
-    for this in [*line, *sorted(others, reverse=True)]:
-        kind = "timeline" if this in line else "abandoned" if this in saved else "deleted"
-        kind = "latest" if line and this == line[0] else kind
+    for this in [*parts, *line, *sorted(others, reverse=True)]:
+        kind = kinds.get(this, "deleted")
         step, launch, number = this.step, this.attempt.launch, this.attempt.number
         rows.append(Row(run, step, launch, number, this.nonce, kind, seen.holders(this)))
     return rows
+
+
+def _parts(tiers: Sequence[OpenTier], run: str, seen: Survey) -> list[AttemptId]:
+    """Return what is newer than all that a restore can take, and no checkpoint: some ranks only."""
+    parts: list[AttemptId] = []
+    while (line := seen.line(without=parts)) and _is_part(tiers, run, seen, line[0]):
+        parts.append(line[0])
+    return parts
+
+
+def _is_part(tiers: Sequence[OpenTier], run: str, seen: Survey, this: AttemptId) -> bool:
+    from tierstore.checkpoint.store import RunStore
+
+    holders = seen.holders(this)
+    try:
+        return not any(
+            RunStore(tier.backend, run).read_commit(this.attempt).whole
+            for tier in tiers
+            if tier.name in holders
+        )
+    except TierstoreError:
+        return False  # a restore says what is wrong with it
 
 
 def _print(rows: list[Row], tiers: list[str], unseen: Unseen, *, hidden: int) -> None:
