@@ -5,6 +5,8 @@ A terminal obeys what is not printed: signs in a name can clear the screen, forg
 
 from __future__ import annotations
 
+_MEMBERS = 2_000_000  # a page of WebHDFS has 300,000, the index of a model two for each tensor
+
 
 def printable(text: str, *, keep: str = "") -> str:
     """Return a text with all that is not printed written out, as Python escapes it.
@@ -25,6 +27,11 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def has_too_many_members(json: bytes) -> bool:
+    """Whether JSON has more members than any that is meant; parsed, each takes up to 100 bytes."""
+    return sum(map(json.count, (b"{", b"[", b",", b":"))) > _MEMBERS
 
 
 def _written(sign: str) -> str:

@@ -9,13 +9,11 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from tierstore.errors import StorageError, UnreachableError
-from tierstore.text import is_unicode
+from tierstore.text import has_too_many_members, is_unicode
 
 OTHER = "this is not WebHDFS: the URL wants dfs.namenode.http-address, and no proxy in between"
 _MOST = 2**63  # Java's long
 _LAST = 253_402_300_800_000  # milliseconds: the end of the year 9999
-_SIGNS = (b"{", b"[", b",", b":")
-_MOST_SIGNS = 2_000_000  # a page of 10,000 files has 300,000
 _IN_URLS = "!#$%&'()*+,/:;=?@[]"  # RFC 3986: reserved, or of an escape
 
 
@@ -54,7 +52,7 @@ def decoded(body: bytes, op: str) -> dict[str, Any]:
         UnreachableError: it was cut off.
         StorageError: it is something else, or has far more members than any page.
     """
-    if sum(map(body.count, _SIGNS)) > _MOST_SIGNS:  # parsed, each takes up to 100 bytes
+    if has_too_many_members(body):
         raise StorageError(f"{op}: the answer is none of WebHDFS", hint=OTHER)
     try:
         found = json.loads(body or b"{}")

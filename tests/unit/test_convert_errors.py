@@ -195,6 +195,11 @@ def other_name(folder: Path) -> None:
     path.write_text(path.read_text().replace('"a"', '"c"'))
 
 
+def endless_index(folder: Path) -> None:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text()[:-1] + ',"x":[' + "[]," * 1_000_000 + "1]}")
+
+
 def escaping(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
     path.write_text(path.read_text().replace("model-00001", "../model-00001"))
@@ -208,6 +213,7 @@ def escaping(folder: Path) -> None:
         (cut_file, "and its header says otherwise"),
         (other_name, "the index names c, which no file has"),
         (escaping, "'..' component"),
+        (endless_index, "it has too many members"),
     ],
 )
 def test_a_damaged_model_folder(

@@ -80,6 +80,9 @@ def test_newer_and_missing_and_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     with pytest.raises(ConfigError, match=r"no such file .*tierstore bench"):
         load_points(path)
+    path.write_text(f"[{'{},' * 1_000_000}1]")
+    with pytest.raises(FormatError, match="it is too large"):
+        load_points(path)
     path.write_text("{")
     with pytest.raises(FormatError, match="cannot be read as JSON"):
         load_points(path)

@@ -31,6 +31,7 @@ from tierstore.image.header import (
 )
 from tierstore.image.layout import Chunk
 from tierstore.keys import check_key
+from tierstore.text import has_too_many_members
 
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
@@ -87,7 +88,10 @@ def _files(place: Place) -> tuple[list[str], dict[str, str] | None]:
 
 def _weight_map(place: Place, index: str) -> dict[str, str]:
     try:
-        weights: Any = json.loads(place.read(index, limit=MAX_HEADER))["weight_map"]
+        text = place.read(index, limit=MAX_HEADER)
+        if has_too_many_members(text):
+            raise ValueError("it has too many members")
+        weights: Any = json.loads(text)["weight_map"]
         if not all(type(part) is str for item in weights.items() for part in item):
             raise TypeError("weight_map is not of names")
         for file in weights.values():

@@ -15,6 +15,7 @@ from tierstore.model.checks import not_negative, positive, whole
 from tierstore.model.fit import Fit, Sample, fit
 from tierstore.registry import parse_options
 from tierstore.regular import open_regular
+from tierstore.text import has_too_many_members
 
 FORMAT = 1
 _MOST_BYTES = 1 << 24
@@ -186,8 +187,8 @@ def load_points(path: Path) -> Measured:
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise FormatError(f"{path} is no file of points: it has over {_MOST_BYTES:,} bytes")
+        if len(text) > _MOST_BYTES or has_too_many_members(text):
+            raise FormatError(f"{path} is no file of points: it is too large")
         content = json.loads(text)
     except FileNotFoundError:
         raise ConfigError(
