@@ -27,6 +27,13 @@ def checkpointer(tmp_path: Path) -> Iterator[Checkpointer]:
         yield made
 
 
+def test_its_tiers_are_closed_with_it(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path.as_uri(), run="run") as checkpointer:
+        checkpointer.save(1, {"w": torch.ones(1)}).wait()
+        assert (tmp_path / ".tierstore-tmp").exists()
+    assert not (tmp_path / ".tierstore-tmp").exists()
+
+
 def test_a_step_can_be_saved_more_than_a_hundred_times(checkpointer: Checkpointer) -> None:
     state = {"w": torch.zeros(1)}
     for number in range(1, 103):

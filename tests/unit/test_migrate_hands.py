@@ -73,22 +73,36 @@ def test_an_upload_that_is_new_is_opened() -> None:
     assert not list(target._space.uploads)
 
 
-@pytest.mark.parametrize("now", [b"edited", b"longer than it was", b"copied"])
-def test_what_changed_since_it_was_copied_is_not_removed(tmp_path: Path, now: bytes) -> None:
+LARGE = bytes(9_000_000)  # more than a part
+
+
+@pytest.mark.parametrize(
+    ("copied", "now"),
+    [
+        (b"copied", b"edited"),
+        (b"copied", b"longer than it was"),
+        (b"copied", b"copied"),
+        (LARGE, LARGE),
+        (LARGE, LARGE[:-1] + b"x"),
+    ],
+)
+def test_what_changed_since_it_was_copied_is_not_removed(
+    tmp_path: Path, copied: bytes, now: bytes
+) -> None:
     """Whatever changed of it; what was only touched has its bytes at the destination, and goes."""
     (tmp_path / "src").mkdir()
     path = tmp_path / "src" / "k"
-    path.write_bytes(b"copied")
+    path.write_bytes(copied)
     with (
         closing(LocalBackend(str(tmp_path / "src"))) as source,
         closing(LocalBackend(str(tmp_path / "dst"))) as target,
     ):
         entry = m.Entry("k", Version.of(source.stat("k")))
-        target.create("k", b"copied")
+        target.create("k", copied)
         path.unlink()
         path.write_bytes(now)
         os.utime(path, (1, 1))
-        working = Hands(Ends(source, target), Buffers(4096, 1, 1), Core())
+        working = Hands(Ends(source, target), Buffers(1 << 24, 1, 1), Core())
         answer = working.carry_out(m.Remove(7, entry))
-    assert answer == m.Removed(7, changed=now != b"copied")
-    assert path.exists() == (now != b"copied")
+    assert answer == m.Removed(7, changed=now != copied)
+    assert path.exists() == (now != copied)
