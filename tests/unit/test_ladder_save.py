@@ -172,23 +172,21 @@ def hold(event: threading.Event) -> Callable[[Call], None]:
     return lambda _: (event.wait(PATIENCE), None)[1]
 
 
-def test_the_image_is_given_up_once_another_save_wants_it_and_one_tier_has_its_bytes(
-    make: Make, tmp_path: Path
+def the_next_save_gets_the_image(
+    make: Make, tmp_path: Path, slow: OpenTier, gate: threading.Event, operation: str
 ) -> None:
-    gate = threading.Event()
-    slow_memory = MemoryBackend(f"memory://{tmp_path.name}")
-    slow = tier("slow", Faulty(slow_memory, Fault("upload", action=hold(gate))))
-    fast = folder("fast", tmp_path)
+    """One tier has the bytes, the slow one is at `operation` until the gate opens."""
     pool = StagingPool(str(tmp_path / "staging"))
-    saver = make(fast, slow, pool=pool)
+    saver = make(folder("fast", tmp_path), slow, pool=pool)
     shard, staged = stage(FIRST, launch())
     image = saver.acquire(shard.layout.size, timeout=PATIENCE)
     image.buffer[: len(staged.buffer)] = staged.buffer
     save = saver.submit(shard, image)
     save.wait("fast", timeout=PATIENCE)
-    second = saver.acquire(
-        shard.layout.size, timeout=PATIENCE
-    )  # the slow tier still wants the first
+    faulty: Any = slow.backend
+    faulty = faulty.inner if isinstance(faulty, Retrying) else faulty
+    until(lambda: operation in [call.operation for call in faulty.calls])
+    second = saver.acquire(shard.layout.size, timeout=PATIENCE / 10)
     assert states(save)["slow"] == "writing"
     second.buffer[:] = b"\xee" * len(second.buffer)
     gate.set()
@@ -196,6 +194,15 @@ def test_the_image_is_given_up_once_another_save_wants_it_and_one_tier_has_its_b
     assert_restores(choose([slow], "run"), FIRST)  # read back from the fast tier, not the image
     second.release()
     pool.close()
+
+
+def test_the_image_is_given_up_once_another_save_wants_it_and_one_tier_has_its_bytes(
+    make: Make, tmp_path: Path
+) -> None:
+    gate = threading.Event()
+    memory = MemoryBackend(f"memory://{tmp_path.name}")
+    slow = tier("slow", Faulty(memory, Fault("upload", action=hold(gate))))
+    the_next_save_gets_the_image(make, tmp_path, slow, gate, "upload")
 
 
 def test_a_request_that_is_repeated_does_not_keep_the_image(make: Make, tmp_path: Path) -> None:
@@ -207,23 +214,7 @@ def test_a_request_that_is_repeated_does_not_keep_the_image(make: Make, tmp_path
 
     memory = MemoryBackend(f"memory://{tmp_path.name}")
     down = Retrying(Faulty(memory, Fault("write", times=10**6, action=refuse)), seconds=PATIENCE)
-    fast, slow = folder("fast", tmp_path), tier("slow", down)
-    pool = StagingPool(str(tmp_path / "staging"))
-    saver = make(fast, slow, pool=pool)
-    shard, staged = stage(FIRST, launch())
-    image = saver.acquire(shard.layout.size, timeout=PATIENCE)
-    image.buffer[: len(staged.buffer)] = staged.buffer
-    save = saver.submit(shard, image)
-    save.wait("fast", timeout=PATIENCE)
-    until(lambda: "write" in [call.operation for call in down.inner.calls])  # type: ignore[attr-defined]
-    second = saver.acquire(shard.layout.size, timeout=PATIENCE / 10)
-    assert states(save)["slow"] == "writing"
-    second.buffer[:] = b"\xee" * len(second.buffer)
-    gate.set()
-    save.wait("slow", timeout=PATIENCE)
-    assert_restores(choose([slow], "run"), FIRST)
-    second.release()
-    pool.close()
+    the_next_save_gets_the_image(make, tmp_path, tier("slow", down), gate, "write")
 
 
 def test_an_image_that_no_tier_has_yet_is_not_given_up(make: Make, tmp_path: Path) -> None:
