@@ -219,6 +219,8 @@ class World:
             assert not {key for key in PARTS if key[0] in command.entry.seals} & lost
         if isinstance(command, m.Sweep):
             assert self.waited
+        if isinstance(command, m.Wait):
+            assert not self.running, "readers of the last to go have their time, too"
         if isinstance(command, m.Send):
             for record in self.journal:
                 if isinstance(record, Receipt) and record.upload == command.job:

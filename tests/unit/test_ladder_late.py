@@ -264,3 +264,17 @@ def test_what_a_tier_owes_when_it_closes_stays_failed(
         saver.close(timeout=PATIENCE)
     assert state(save, "slow") == "failed"
     assert caplog.text.count("connection refused") == 1  # said once, not at each try
+
+
+def test_another_save_that_fails_is_tried_again_soon() -> None:
+    """The pauses that had grown were of the one before."""
+    tier_turns: turns.Turns[str] = turns.Turns(2)
+    for _ in range(4):
+        tier_turns.put("a")
+        tier_turns.settle(str(tier_turns.take()), again=True)
+        tier_turns._due = 0.0
+        tier_turns.settle(str(tier_turns.take()), again=True)
+    tier_turns.put("b")
+    assert tier_turns.take() == "b"
+    tier_turns.settle("b", again=True)
+    assert tier_turns._left() <= 1.25 * turns._FIRST_PAUSE
