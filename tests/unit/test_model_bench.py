@@ -110,6 +110,26 @@ def test_whatever_ends_it_nothing_stays(
     assert keys(url) == []
 
 
+@pytest.mark.usefixtures("no_leaks")
+def test_an_interrupt_waits_for_no_store_that_is_down(
+    flaky: type[Flaky], monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    def listed(self: Flaky, *words: Any, real: Any = MemoryBackend.list, **more: Any) -> Any:
+        if flaky.reads >= 40:
+            raise UnreachableError("gone")
+        return real(self, *words, **more)
+
+    monkeypatch.setattr(bench, "_CLEANING", 0)
+    monkeypatch.setattr(flaky, "fate", KeyboardInterrupt())
+    monkeypatch.setattr(flaky, "list", listed)
+    patient = TierConfig("t", url, policy=load_config(f"{url}?retry_seconds=30").tiers[0].policy)
+    told: list[float] = []
+    monkeypatch.setattr("tierstore.wrappers.retry.Retrying._rest", lambda _, s: told.append(s))
+    with pytest.raises(KeyboardInterrupt):
+        measure(patient, SHORT)
+    assert not told
+
+
 def test_bytes_are_a_limit(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_MOST_EACH", 1)  # else so many as fill a time
     monkeypatch.setattr(bench, "_is_stable", lambda _rounds: False)

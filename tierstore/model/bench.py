@@ -31,6 +31,7 @@ from tierstore.model.probe import LISTED, OPERATIONS, Cell, Probe, Round
 from tierstore.model.tail import spread
 from tierstore.registry import parse_url
 from tierstore.wrappers import open_tier
+from tierstore.wrappers.retry import impatient
 
 SIZES = (64 << 10, 1 << 20, 8 << 20, 32 << 20)
 """Bytes of the requests that are measured, up to one part of the tier."""
@@ -44,6 +45,7 @@ _LOCAL = ("file", "memory")
 _MOST_TOGETHER = 1024  # each is a thread
 _RANKS = 8  # of a node
 _COPIES = 3  # within one look at the clock
+_CLEANING = 5.0  # seconds for repeating what removes what a failure, or an interrupt, left
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ def _probe(backend: Backend, plan: Schedule) -> Iterator[Probe]:
     try:
         yield probe
     except BaseException:
+        probe.backend = impatient(backend, _CLEANING)  # it may be down: that is why
         with contextlib.suppress(StorageError):  # the first error is the one to report
             probe.close()
         raise

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from tierstore.wrappers.stop import GIVEN_UP
+
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -16,13 +18,17 @@ def run_all(items: Iterable[T], work: Callable[[T], None], *, pool: Executor, wi
     """Call `work` for every item, in order of start, at most `width` at a time.
 
     The first error stops the start of further items and is raised when all threads have let go of
-    theirs, so no buffer is in use afterwards. The same holds for an interrupt of the caller.
+    theirs, so no buffer is in use afterwards. The same holds for an interrupt of the caller, after
+    which no request is repeated either: a store that is down would keep it waiting.
     """
     queue = _Queue(items, work)
     futures: list[Future[None]] = []
     try:
         futures += [pool.submit(queue.drain) for _ in range(width)]
         wait(futures)
+    except BaseException:
+        queue.interrupted.set()
+        raise
     finally:
         queue.stop()
         wait(futures)
@@ -33,6 +39,7 @@ def run_all(items: Iterable[T], work: Callable[[T], None], *, pool: Executor, wi
 class _Queue(Generic[T]):
     def __init__(self, items: Iterable[T], work: Callable[[T], None]) -> None:
         self.error: BaseException | None = None
+        self.interrupted = threading.Event()
         self._items = iter(items)
         self._work = work
         self._lock = threading.Lock()
@@ -40,11 +47,14 @@ class _Queue(Generic[T]):
 
     def drain(self) -> None:
         """Work until nothing is left or something failed."""
+        token = GIVEN_UP.set(GIVEN_UP.get() or self.interrupted)
         try:
             for item in iter(self._next, None):
                 self._work(item)
         except BaseException as error:
             self.stop(error)
+        finally:
+            GIVEN_UP.reset(token)
 
     def stop(self, error: BaseException | None = None) -> None:
         """Start nothing more; the first error is kept."""
