@@ -14,6 +14,8 @@ _HEAVY_FILES = (  # a third of the files' tests take two thirds of their time
     *("contract/test_local", "contract/test_s3", "unit/test_benchmark_report", "unit/test_cli_m"),
     *("unit/test_dcp_", "unit/test_http_", "unit/test_local", "unit/test_model_", "unit/test_pool"),
     *("unit/test_servers", "unit/test_transfer_", "unit/test_cli_start", "unit/test_convert_trips"),
+    *("unit/test_cli_waits", "unit/test_cli_dry", "unit/test_s3_hostile", "unit/test_hdfs_hostile"),
+    *("unit/test_migrate_special", "unit/test_values"),
 )
 _SLOWEST = 10
 
