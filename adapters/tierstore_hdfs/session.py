@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from tierstore.errors import AccessError, ConfigError, StorageError
 from tierstore.http import Response, Transport
-from tierstore.http.masking import Masked, mask, masked
+from tierstore.http.masking import Masked, as_cause, mask, masked
 from tierstore_hdfs.errors import TICKET, answered
 
 if TYPE_CHECKING:
@@ -117,9 +117,8 @@ class Session:
         try:
             yield
         except Exception as error:  # of a malformed token the library's parsers raise many
-            text = masked(str(error))
-            cause = error if text == str(error) else None  # a traceback would show what is masked
-            raise AccessError(f"no ticket for {self._name}: {text}", hint=TICKET) from cause
+            text = f"no ticket for {self._name}: {masked(str(error))}"
+            raise AccessError(text, hint=TICKET) from as_cause(error)
 
 
 def _offer(answer: Response) -> str | None:

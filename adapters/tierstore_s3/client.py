@@ -29,7 +29,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.http import Response, Transport
-from tierstore.http.masking import Masked, mask, masked
+from tierstore.http.masking import Masked, as_cause, mask, masked
 from tierstore_s3.address import check_supported, endpoint_path, find_address, region_of
 from tierstore_s3.errors import RENEW, RENEWABLE, error_code, failure
 from tierstore_s3.options import SMALL, S3Options
@@ -283,8 +283,7 @@ def _text(value: str | bytes) -> str:
 
 def _raise(error: Exception) -> NoReturn:
     """Raise what a failure before any answer means."""
-    text = masked(str(error))
-    cause = error if text == str(error) else None  # a traceback would show what is masked here
+    text, cause = masked(str(error)), as_cause(error)
     wrong = boto.ProfileNotFound | boto.InvalidConfigError | boto.EndpointProviderError | ValueError
     if isinstance(error, wrong):
         raise ConfigError(text) from None  # what it was raised from may show it, too

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tierstore.http.masking import Masked, mask, masked
+from tierstore.http.masking import Masked, as_cause, mask, masked
 
 SECRET = "FwoGZXIvYXdzEJr-h/unter2"
 
@@ -66,3 +66,10 @@ def test_masking_takes_little_time_whatever_a_server_says() -> None:
     for text in texts:
         masked(text)
     assert time.process_time() - begun < 10  # minutes, if a repetition had no bound
+
+
+def test_a_cause_is_no_way_around() -> None:
+    """A traceback shows what an error was raised from, too."""
+    harmless, telling = ValueError("no such profile"), ValueError("token=0123456789abcdef")
+    assert as_cause(harmless) is harmless
+    assert as_cause(telling) is None

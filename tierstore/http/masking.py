@@ -38,6 +38,12 @@ def masked(text: str) -> str:
     return _USER.sub(f"{STARS}@", _SPOKEN.sub(rf"\1\2\3{STARS}", text))
 
 
+def as_cause(error: Exception) -> Exception | None:
+    """Return what to raise another error from: a traceback shows a cause as it is, unmasked."""
+    text = str(error)
+    return error if masked(text) == text else None
+
+
 def without_echo(said: bytes, url: str, headers: Mapping[str, str]) -> bytes:
     """Return what a server says, without what of the request it repeats that is secret.
 
