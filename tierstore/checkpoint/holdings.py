@@ -37,12 +37,14 @@ class Holdings:
 
     Attributes:
         saved: the checkpoints that exist, readable or not.
+        whole: those of them whose commit was read and covers all ranks.
         deleted: the attempts that a tombstone stands for.
         launches: what is known of launches, also of those that saved nothing.
         numbers: of launches that left any trace.
     """
 
     saved: set[AttemptId] = field(default_factory=set)
+    whole: set[AttemptId] = field(default_factory=set)
     deleted: set[Attempt] = field(default_factory=set)
     launches: dict[LaunchId, Launch] = field(default_factory=dict)
     numbers: set[int] = field(default_factory=set)
@@ -55,6 +57,7 @@ class Holdings:
     def add(self, other: Holdings) -> None:
         """Take in what another tier holds."""
         self.saved |= other.saved
+        self.whole |= other.whole
         self.deleted |= other.deleted
         self.launches = other.launches | self.launches
         self.numbers |= other.numbers
@@ -136,8 +139,10 @@ def _attribute(
         while attempts and not isinstance(read[attempts[-1]], Commit):  # its newest is unreadable
             attempts.pop()
             read |= _read(store, entries, attempts[-1:])
-    for commit in read.values():
-        if isinstance(commit, Commit) and (launch := Launch.of(commit)) is not None:
+    commits = [commit for commit in read.values() if isinstance(commit, Commit)]
+    found.whole = {commit.id for commit in commits if commit.whole}
+    for commit in commits:
+        if (launch := Launch.of(commit)) is not None:
             found.launches[launch.id] = launch
 
 

@@ -137,6 +137,8 @@ def _parts(tiers: Sequence[OpenTier], run: str, seen: Survey) -> list[AttemptId]
 def _is_part(tiers: Sequence[OpenTier], run: str, seen: Survey, this: AttemptId) -> bool:
     from tierstore.checkpoint.store import RunStore
 
+    if this in seen.everything.whole:
+        return False
     holders = seen.holders(this)
     try:
         return not any(

@@ -13,6 +13,7 @@ from typing import Literal
 
 from tierstore.errors import CheckpointError, DeadlineError
 from tierstore.keys import Attempt
+from tierstore.wrappers.stop import LOOK
 
 
 class State(StrEnum):
@@ -33,7 +34,6 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
-_LOOK = 0.2  # seconds after which to ask again
 _SETTLED = frozenset({State.COMMITTED, State.FAILED, State.BEHIND, State.SKIPPED})
 _WRITTEN = _SETTLED | {State.WRITTEN}
 
@@ -165,7 +165,7 @@ class SaveHandle:
         begun = time.monotonic()
         with self._changed:
             while not (self._reached(above, _WRITTEN) or enough(time.monotonic() - begun)):
-                self._changed.wait(_LOOK)
+                self._changed.wait(LOOK)
 
     def wake(self) -> None:
         """Have whoever waits for a turn look whether it is to stop."""

@@ -28,6 +28,7 @@ from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
 from tierstore.transfer.source import Lease, Staged
+from tierstore.wrappers.stop import LOOK
 
 __all__ = ["SaveFailure", "Saver", "Shard"]
 
@@ -36,7 +37,6 @@ _FAILURES_KEPT = 100
 _EXIT_SECONDS = 60.0
 _GRACE = 1.0  # seconds, or a tenth of all there are: for uploads to be aborted
 _TURN = 0.25  # of what is left, for tiers that may be stuck to be overtaken in time
-_LOOK = 0.2  # seconds after which to ask again how many are left
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +198,7 @@ class Saver:
     def _wait_idle(self, grace: float) -> None:
         with self._idle:
             while self._busy() and (left := self._left(self._end) - grace) > 0:
-                self._idle.wait(min(left, _LOOK))
+                self._idle.wait(min(left, LOOK))
 
     def _end_lanes(self, grace: float) -> None:
         with self._lock:

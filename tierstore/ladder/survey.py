@@ -73,7 +73,7 @@ class Survey:
             without: what counts as not there.
         """
         saved = self.everything.saved.difference(without)
-        line = timeline(self.launches, saved)
+        line = timeline(self.launches, saved) if without else self.timeline
         if step is None:
             return line
         own = [each for each in line if each.step == step]
