@@ -82,7 +82,7 @@ class Mirror:
                 name = found.name if isinstance(found, LeftOut) else found.key
                 key = next(each for each in blocked if in_the_way([each])(found.key))
                 raise BlockedError(
-                    f"failed: {key}: {target.url}/{name} is in its place and stays, so nothing was "
+                    f"{key} has no place: {target.url}/{name} is there and stays, so nothing was "
                     "deleted",
                     hint="it is excluded, or no file that can be named: move it yourself",
                 )
@@ -105,7 +105,9 @@ class Mirror:
             if most < 0:
                 message = "more is missing at SRC than was counted a moment ago; the rest stays"
                 url = self._ends.source.url
-                raise StorageError(message, url=url, hint="see whether all is there, and try again")
+                raise StorageError(
+                    message, url=url, hint="check that SRC is complete, then try again"
+                )
             for held in batch:
                 if held.commit:
                     bury(self._ends.target, held.key)
