@@ -18,7 +18,7 @@ from typing import cast
 
 from tierstore.backend import Backend
 from tierstore.config import Config, TierConfig
-from tierstore.errors import CheckpointError, TierstoreError
+from tierstore.errors import CheckpointError, NotFoundError, TierstoreError
 from tierstore.logs import logger
 from tierstore.wrappers import open_tier
 
@@ -178,7 +178,7 @@ def _probe(
         names = [name for name in gather(probe if writes else None) if isinstance(name, str)]
         views = []
         for tier, backend in zip(tiers, backends, strict=True):
-            seen = tuple(name for name in names if _exists(backend, name))
+            seen = _seen(tier, backend, names)
             views.append(_View(seen, "" if seen else tier.url))
         return cast("list[list[_View]]", list(gather(views)))
     finally:
@@ -187,10 +187,21 @@ def _probe(
                 backend.delete([probe])
 
 
+def _seen(tier: TierConfig, backend: Backend, names: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(name for name in names if _exists(backend, name))
+    except TierstoreError as error:
+        _log.warning(
+            "tier %s cannot be read, so which machines share it is unknown: %s",
+            *(tier.name, str(error)),
+        )
+        return ()
+
+
 def _exists(backend: Backend, key: str) -> bool:
     try:
         backend.stat(key)
-    except TierstoreError:
+    except NotFoundError:
         return False
     return True
 
