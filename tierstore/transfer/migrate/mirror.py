@@ -82,7 +82,7 @@ class Mirror:
                 name = found.name if isinstance(found, LeftOut) else found.key
                 key = next(each for each in blocked if in_the_way([each])(found.key))
                 raise BlockedError(
-                    f"{key} has no place: {target.url}/{name} is there and stays, so nothing was "
+                    f"failed: {key}: {target.url}/{name} is in its place and stays, so nothing was "
                     "deleted",
                     hint="it is excluded, or no file that can be named: move it yourself",
                 )
