@@ -143,7 +143,7 @@ class Tierstore(_Library):
         upload.commit()
 
     def read(self, files: Mapping[str, memoryview], workers: int) -> None:
-        from tierstore.transfer.plan import even_size
+        from tierstore.transfer.requests import even_size
 
         wanted = sum(map(len, files.values()))
         self._step = even_size(wanted, self._backend.capabilities.read_size, self._width)

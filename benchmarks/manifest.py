@@ -15,7 +15,7 @@ import typer
 from benchmarks import machine
 from benchmarks.options import Disk, JsonFile
 from benchmarks.report import heading
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.blocks import block_count
 from tierstore.checkpoint.fragment import FileEntry, Fragment
 from tierstore.checkpoint.store import RunStore

@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[1]
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _MOST = 1 << 20
 _USED = (
-    "encodings.idna", "tierstore.backends.local", "tierstore.cli.main", "tierstore.cli.migrate",
-    "tierstore.transfer.migrate.crew", "tierstore.transfer.migrate.job", "tierstore.wrappers",
+    "encodings.idna", "tierstore.backends.local.backend", "tierstore.cli.main",
+    "tierstore.cli.migrate",
+    "tierstore.transfer.engine.crew", "tierstore.transfer.engine.one_object", "tierstore.wrappers",
     "tierstore_hdfs.backend", "tierstore_s3.backend", "tests.crash.rank",
 )  # fmt: skip
 _libc = ctypes.CDLL(None)

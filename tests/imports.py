@@ -14,11 +14,11 @@ _USED = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
-    "tierstore.backends.local",
+    "tierstore.backends.local.backend",
     "tierstore.checkpoint.merge",
     "tierstore_s3.backend",
     "tierstore_torch.checkpointer",
-    "tierstore_torch.dcp_writer",
+    "tierstore_torch.dcp.writer",
 )
 
 for name in _USED:

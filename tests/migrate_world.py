@@ -6,11 +6,11 @@ import random
 from dataclasses import dataclass, field
 
 from tierstore.blocks import crc32c
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.journal import Replay
-from tierstore.transfer.migrate.machine import Machine
-from tierstore.transfer.migrate.records import Begun, Receipt, Record, Version
-from tierstore.transfer.migrate.rules import Conflict, Rules
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.journal import Replay
+from tierstore.transfer.engine.machine import Machine
+from tierstore.transfer.engine.records import Begun, Receipt, Record, Version
+from tierstore.transfer.engine.rules import Conflict, Rules
 
 PART = 4
 PAGE = 3

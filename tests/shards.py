@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tests.patience import PATIENCE
 from tierstore.backend import Backend
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.timeline import Launch
 from tierstore.config import TierConfig

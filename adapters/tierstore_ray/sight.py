@@ -12,13 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tierstore.backend import Backend
-from tierstore.backends.folders import Folders
-from tierstore.backends.local import LocalOptions
-from tierstore.backends.scratch import Scratch
+from tierstore.backends.local.backend import LocalOptions
+from tierstore.backends.local.folders import Folders
+from tierstore.backends.local.scratch import Scratch
 from tierstore.errors import ConfigError, NotFoundError, TierstoreError
+from tierstore.migrate.listing import Ends
 from tierstore.registry import parse_url
-from tierstore.transfer.migrate.listing import Ends
-from tierstore.transfer.migrate.records import (
+from tierstore.transfer.engine.records import (
     Version,
 )
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import tierstore
 from tierstore.errors import TierstoreError
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.core import Core
-from tierstore.transfer.migrate.crew import Recipe, hands_of, retries_of
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.affinity import Affinity
+from tierstore.transfer.engine.crew import Recipe, retries_of, worker_of
 from tierstore_ray.sight import Sight
 
 
@@ -50,11 +50,11 @@ class Worker:
             self._ends = recipe.open()
         except TierstoreError as error:
             return str(error)
-        self._hands = hands_of(self._ends, Core())
+        self._worker = worker_of(self._ends, Affinity())
         self._begun = time.process_time()
         return sight.trouble(self._ends)
 
     def carry_out(self, task: m.Task) -> Answered:
         """Return the answer to a command. From any number of threads."""
-        event = self._hands.carry_out(task)
+        event = self._worker.carry_out(task)
         return Answered(event, time.process_time() - self._begun, retries_of(self._ends))

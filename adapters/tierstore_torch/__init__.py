@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tierstore_torch.checkpointer import Checkpointer
-    from tierstore_torch.dcp_errors import cause
-    from tierstore_torch.dcp_reader import TierStorageReader
-    from tierstore_torch.dcp_writer import TierStorageWriter
-    from tierstore_torch.flatten import PerRank, per_rank
+    from tierstore_torch.dcp.errors import cause
+    from tierstore_torch.dcp.reader import TierStorageReader
+    from tierstore_torch.dcp.writer import TierStorageWriter
     from tierstore_torch.save import Save
+    from tierstore_torch.state.flatten import PerRank, per_rank
 
 __all__ = [
     "Checkpointer",
@@ -25,12 +25,12 @@ __all__ = [
 
 _HOMES = {
     "Checkpointer": "checkpointer",
-    "PerRank": "flatten",
+    "PerRank": "state.flatten",
     "Save": "save",
-    "TierStorageReader": "dcp_reader",
-    "TierStorageWriter": "dcp_writer",
-    "cause": "dcp_errors",
-    "per_rank": "flatten",
+    "TierStorageReader": "dcp.reader",
+    "TierStorageWriter": "dcp.writer",
+    "cause": "dcp.errors",
+    "per_rank": "state.flatten",
 }
 
 

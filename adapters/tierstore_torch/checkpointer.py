@@ -30,13 +30,13 @@ from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import close_ladder, open_ladder
 from tierstore.logs import logger
-from tierstore_torch.encoding import tell_pickled
 from tierstore_torch.group import Group
 from tierstore_torch.launch import claim_launch
 from tierstore_torch.preempt import StopSignal
 from tierstore_torch.restore import Rules, restore_into
 from tierstore_torch.save import Save
-from tierstore_torch.shard import RankShard, plan_shard
+from tierstore_torch.state.encoding import tell_pickled
+from tierstore_torch.state.shard import RankShard, plan_shard
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.timeline import Launch

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from tierstore.errors import CheckpointError, TierstoreError
 from tierstore.text import printable
-from tierstore_torch import forking, private
+from tierstore_torch import forking, torch_private
 
 T = TypeVar("T")
 _LEAST = 1.0  # seconds that a collective has, also when no time is left
@@ -168,7 +168,7 @@ class Group:
         left = self._time_left()
         try:
             if left is not None:
-                private.set_timeout(self._group, max(_LEAST, min(left, self._timeout)))
+                torch_private.set_timeout(self._group, max(_LEAST, min(left, self._timeout)))
             action()
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(

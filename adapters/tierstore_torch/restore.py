@@ -18,13 +18,13 @@ from tierstore.errors import PlanError, TierstoreError, UnsafePickleError
 from tierstore.ladder.find import Found
 from tierstore.logs import logger
 from tierstore.transfer.read import ReadReport
-from tierstore_torch.arrays import array_type, new_array
-from tierstore_torch.flatten import Leaf, Tree
 from tierstore_torch.group import Group
-from tierstore_torch.items import global_shape, is_storable, tensor_chunks
-from tierstore_torch.overlap import wants, whole_want
-from tierstore_torch.stored import Entry, Stored
-from tierstore_torch.targets import Target, Twins, check_memory, check_twins, read_wants
+from tierstore_torch.state.arrays import array_type, new_array
+from tierstore_torch.state.flatten import Leaf, Tree
+from tierstore_torch.state.items import global_shape, is_storable, tensor_chunks
+from tierstore_torch.state.overlap import wants, whole_want
+from tierstore_torch.state.stored import Entry, Stored
+from tierstore_torch.state.targets import Target, Twins, check_memory, check_twins, read_wants
 
 _log = logger(__name__)
 _LISTED = 10  # keys an error names

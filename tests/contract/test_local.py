@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.backends.local import LocalBackend, LocalOptions, open_local
+from tierstore.backends.local.backend import LocalBackend, LocalOptions, open_local
 from tierstore.testing.contract import BackendContract
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
-from tierstore.backends.local import open_local
+from tierstore.backends.local.backend import open_local
 from tierstore.blocks import crc32c
 
 OLD, NEW = b"old" * 3000, b"new!" * 3000

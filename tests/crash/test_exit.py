@@ -29,7 +29,7 @@ if sys.argv[2] == "raises":
 
 _FORKS = """
 import multiprocessing, sys, threading, torch
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore_torch import Checkpointer
 gate, upload = threading.Event(), LocalBackend.upload
 LocalBackend.upload = lambda *a, **how: (gate.wait(), upload(*a, **how))[1]

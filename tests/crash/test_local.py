@@ -17,8 +17,8 @@ import pytest
 
 from tests.crash.instants import NEW, OLD, OPERATIONS, at_call, carry_out
 from tests.disks import small_disk
-from tierstore.backends import local_upload
-from tierstore.backends.local import LocalBackend, LocalOptions, open_local
+from tierstore.backends.local.backend import LocalBackend, LocalOptions, open_local
+from tierstore.backends.local.backend import upload as local_upload
 from tierstore.blocks import BLOCK_SIZE, crc32c
 from tierstore.errors import OutOfSpaceError, StorageError, TierstoreError
 
@@ -120,7 +120,7 @@ def test_failing_at_every_call(tmp_path: Path, operation, code):
 _LOOP = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from tierstore.backends.local import open_local
+from tierstore.backends.local.backend import open_local
 from tierstore.blocks import crc32c
 backend = open_local("file://" + sys.argv[1])
 part = 4096 * 64

@@ -127,7 +127,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 def _close_all() -> None:
     """Close what a failed example left open, before the process group that it uses is gone."""
     from tierstore_torch import Checkpointer
-    from tierstore_torch.dcp_stage import close_staging
+    from tierstore_torch.dcp.stage import close_staging
 
     close_staging()
     for thing in gc.get_objects():

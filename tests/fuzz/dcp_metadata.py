@@ -11,7 +11,7 @@ from random import Random
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 
-from tierstore_torch import private
+from tierstore_torch import torch_private
 from tierstore_torch.convert.unpickle import load_metadata
 
 _PIECES = [
@@ -34,8 +34,8 @@ def SEEDS() -> list[bytes]:
         },
         {"w": ("model", 0, "w"), "step": ("step",)},
         {
-            dcp.MetadataIndex("w", torch.Size([0, 0]), 0): private.storage_info("a", 0, 9),
-            dcp.MetadataIndex("step"): private.storage_info("b", 9, 9),
+            dcp.MetadataIndex("w", torch.Size([0, 0]), 0): torch_private.storage_info("a", 0, 9),
+            dcp.MetadataIndex("step"): torch_private.storage_info("b", 9, 9),
         },
         dcp.StorageMeta(checkpoint_id=PurePosixPath("/x"), modules=["x"]),
     )

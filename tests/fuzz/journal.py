@@ -9,11 +9,11 @@ from random import Random
 
 from tests.mutations import mutate_json
 from tierstore.blocks import crc32c
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.machine import Machine
-from tierstore.transfer.migrate.messages import Entry, Joined, Listed, Open, Opened
-from tierstore.transfer.migrate.records import Begun, Finished, Receipt, Version, Void
-from tierstore.transfer.migrate.rules import Rules
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.machine import Machine
+from tierstore.transfer.engine.messages import Entry, Joined, Listed, Open, Opened
+from tierstore.transfer.engine.records import Begun, Finished, Receipt, Version, Void
+from tierstore.transfer.engine.rules import Rules
 
 _ENDS = "file:///from", "file:///to"
 _MIB = 1024**2

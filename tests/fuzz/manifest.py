@@ -18,7 +18,7 @@ from tierstore.convert.selection import Selection
 from tierstore.image.dtypes import item_size
 from tierstore.image.layout import Chunk
 from tierstore.keys import Attempt
-from tierstore.transfer.plan import plan_requests
+from tierstore.transfer.requests import plan_requests
 
 ATTEMPT = Attempt(100, 1, 1)
 _READ = 4096  # bytes of a tensor that are asked for at a time

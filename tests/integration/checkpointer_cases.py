@@ -23,7 +23,7 @@ from tests.shards import until
 from tierstore.config import Config, TierConfig
 from tierstore.errors import CheckpointError, OutOfSpaceError, TierstoreError
 from tierstore_torch import Checkpointer, per_rank
-from tierstore_torch.flatten import PerRank
+from tierstore_torch.state.flatten import PerRank
 
 
 def outcome(action: Any) -> str:

@@ -32,8 +32,9 @@ from tests.ranks import resources
 from tierstore.errors import OutOfSpaceError, TierstoreError
 from tierstore.wrappers import open_tier
 from tierstore.wrappers.faults import Fault, Faulty
-from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, cause, dcp_ladder
-from tierstore_torch.dcp_stage import close_staging, process_staging
+from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, cause
+from tierstore_torch.dcp import ladder as dcp_ladder
+from tierstore_torch.dcp.stage import close_staging, process_staging
 
 VALUES = {"step": 7, "schedule": {"warmup": (1, 2.5), "done": False}}
 

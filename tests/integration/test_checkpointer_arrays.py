@@ -16,8 +16,9 @@ from tests.ranks import Ranks
 from tierstore.checkpoint.paths import marked, parse_path, plain_path
 from tierstore.errors import FormatError, PlanError
 from tierstore.ladder.find import choose
-from tierstore_torch import Checkpointer, arrays, per_rank
-from tierstore_torch.arrays import array_type
+from tierstore_torch import Checkpointer, per_rank
+from tierstore_torch.state import arrays
+from tierstore_torch.state.arrays import array_type
 
 pytestmark = [
     pytest.mark.torch,

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from tests.integration import checkpointer_cases as cases
 from tests.ranks import Ranks
 from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, per_rank
-from tierstore_torch.dcp_stage import close_staging
+from tierstore_torch.dcp.stage import close_staging
 
 pytestmark = [
     pytest.mark.torch,

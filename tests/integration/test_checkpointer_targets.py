@@ -13,7 +13,8 @@ import torch
 
 from tests.dcp_local import load
 from tierstore.errors import PlanError
-from tierstore_torch import Checkpointer, targets
+from tierstore_torch import Checkpointer
+from tierstore_torch.state import targets
 
 pytestmark = [
     pytest.mark.torch,

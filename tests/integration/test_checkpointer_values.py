@@ -19,7 +19,7 @@ from tests.integration import checkpointer_cases as cases
 from tests.ranks import Ranks
 from tierstore.errors import PlanError, TierstoreError
 from tierstore_torch import Checkpointer, TierStorageWriter, cause, per_rank
-from tierstore_torch.dcp_stage import close_staging
+from tierstore_torch.dcp.stage import close_staging
 
 pytestmark = [
     pytest.mark.torch,
@@ -207,7 +207,7 @@ def test_a_pickle_is_told_once_with_its_key(
 
 
 def _told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    records = [r for r in caplog.records if r.name == "tierstore_torch.encoding"]
+    records = [r for r in caplog.records if r.name == "tierstore_torch.state.encoding"]
     assert all(r.levelno == logging.WARNING and "allow_pickle" in r.message for r in records)
     return [record.message.split()[0] for record in records]
 

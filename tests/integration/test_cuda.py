@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from tests.ranks import resources
-from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, private
+from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter, torch_private
 
 pytestmark = [
     pytest.mark.torch,
@@ -125,7 +125,7 @@ def test_closing_unlocks_the_pages(
     url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[str, int]] = []
-    pin, unpin = private.pin, private.unpin
+    pin, unpin = torch_private.pin, torch_private.unpin
 
     def noted_pin(address: int, size: int) -> bool:
         done.append(("locked" if (locked := pin(address, size)) else "refused", address))
@@ -135,8 +135,8 @@ def test_closing_unlocks_the_pages(
         unpin(address)
         done.append(("unlocked", address))
 
-    monkeypatch.setattr(private, "pin", noted_pin)
-    monkeypatch.setattr(private, "unpin", noted_unpin)
+    monkeypatch.setattr(torch_private, "pin", noted_pin)
+    monkeypatch.setattr(torch_private, "unpin", noted_unpin)
     with caplog.at_level(logging.WARNING):
         for number in range(3):  # memory that is still locked could not be locked again
             with Checkpointer(url, run=f"run{number}") as checkpointer:

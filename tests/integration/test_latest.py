@@ -21,7 +21,7 @@ from tests.integration import latest_cases
 from tests.patience import PATIENCE
 from tests.ranks import Ranks
 from tests.shards import folder
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
 from tierstore.errors import BlockedError, StorageError, UnreachableError

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.s3_keys import ManyKeys, many_keys
-from tierstore.transfer.migrate.rules import Rules
+from tierstore.transfer.engine.rules import Rules
 
 KEYS = int(os.environ.get("TIERSTORE_TEST_KEYS", "30000"))
 MOST = 200 * 1000**2  # bytes

@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.fired import fired
 from tierstore.backend import Backend
-from tierstore.backends.local import LocalOptions, open_local
+from tierstore.backends.local.backend import LocalOptions, open_local
 from tierstore.backends.memory import open_memory
 from tierstore.errors import DeadlineError, UnreachableError
 from tierstore.registry import open_backend

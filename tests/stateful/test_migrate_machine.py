@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.migrate_world import ALONE, ARRIVED, COMMITS, KNOWN, PARTS, World
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.journal import Replay
-from tierstore.transfer.migrate.machine import Machine
-from tierstore.transfer.migrate.records import Begun, Finished, Void
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.journal import Replay
+from tierstore.transfer.engine.machine import Machine
+from tierstore.transfer.engine.records import Begun, Finished, Void
 
 
 def populate(world: World) -> None:

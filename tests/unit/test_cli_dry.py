@@ -15,14 +15,14 @@ import pytest
 
 from tests.command import Done, folders, save, stored, tierstore
 from tests.disks import small_disk
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.blocks import crc32c
 from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.mirror import Extra, Mirror
-from tierstore.transfer.migrate.records import Begun, Version
+from tierstore.migrate.mirror import Extra, Mirror
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.records import Begun, Version
 
 OUTCOMES = {"copy": "copied", "same": "same", "keep": "kept", "wait": "blocked", "fail": "failed"}
 Arrange = Callable[[Path, Path], None]

@@ -18,7 +18,7 @@ from tests.damage import flip
 from tests.files import contents
 from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, stage
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.commit import TOMBSTONE_SIZE
 from tierstore.checkpoint.store import RunStore

@@ -43,14 +43,14 @@ from tierstore.image.layout import Chunk, plan_layout
 from tierstore.keys import Attempt, AttemptId
 from tierstore.ladder.tiers import OpenTier
 from tierstore.transfer.source import AlignedBuffers
-from tierstore_torch import dcp_notice
-from tierstore_torch.dcp_errors import cause, portable
-from tierstore_torch.dcp_id import parse_id
-from tierstore_torch.dcp_metadata import metadata_failing, metadata_of, path_text
-from tierstore_torch.dcp_notice import Notice, Parcel
-from tierstore_torch.dcp_session import Life, session_of
-from tierstore_torch.dcp_source import gather_sources
-from tierstore_torch.regions import PIECE, region_wants
+from tierstore_torch.dcp import notice as dcp_notice
+from tierstore_torch.dcp.checkpoint_id import parse_id
+from tierstore_torch.dcp.errors import cause, portable
+from tierstore_torch.dcp.metadata import metadata_failing, metadata_of, path_text
+from tierstore_torch.dcp.notice import Notice, Parcel
+from tierstore_torch.dcp.session import Life, session_of
+from tierstore_torch.dcp.source import gather_sources
+from tierstore_torch.state.regions import PIECE, region_wants
 
 pytestmark = pytest.mark.torch
 
@@ -399,7 +399,7 @@ def test_any_part_of_a_chunk_reaches_any_tensor(
     if transposed and into.dim() > 1:
         into = torch.full(length[::-1], -1.0, dtype=dtype).permute(*range(into.dim())[::-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tierstore_torch.regions.PIECE", piece)
+        patch.setattr("tierstore_torch.state.regions.PIECE", piece)
         wants = list(region_wants("f", 20, tuple(sizes), "float32", tuple(low), into))
     fetch_from(data, wants)
     slices = tuple(slice(a, a + n) for a, n in zip(low, length, strict=True))

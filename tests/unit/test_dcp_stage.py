@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.planner import WriteItemType
 from tests.patience import PATIENCE
 from tierstore.errors import DeadlineError, PlanError, TierstoreError, UnsupportedError
 from tierstore_torch import TierStorageReader, TierStorageWriter, cause
-from tierstore_torch.dcp_stage import IMAGES, Staging, close_staging
-from tierstore_torch.dcp_standin import return_borrowed
+from tierstore_torch.dcp.stage import IMAGES, Staging, close_staging
+from tierstore_torch.dcp.standin import return_borrowed
 
 pytestmark = [
     pytest.mark.torch,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tierstore.errors import PlanError
-from tierstore_torch.flatten import Leaf, Tree, per_rank, rank_of
+from tierstore_torch.state.flatten import Leaf, Tree, per_rank, rank_of
 
 pytestmark = pytest.mark.torch
 T = torch.ones(1)

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from tierstore.errors import PlanError
-from tierstore_torch import private
-from tierstore_torch.items import byte_view, dtype_named, is_storable, tensor_chunks
+from tierstore_torch import torch_private
+from tierstore_torch.state.items import byte_view, dtype_named, is_storable, tensor_chunks
 
 pytestmark = pytest.mark.torch
 
@@ -81,7 +81,7 @@ def test_boxes_are_where_torch_puts_the_elements(
         if not isinstance(placement, Replicate):
             pieces, _ = placement._split_tensor(local, size, with_padding=False, contiguous=False)
             local = pieces[index]
-    boxes = private._boxes(
+    boxes = torch_private._boxes(
         shape, tuple(size for size, _ in axes), coordinate, tuple(p for _, p in axes)
     )
     rebuilt = torch.full(shape, -1)

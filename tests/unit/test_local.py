@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tierstore.backends import direct_io
-from tierstore.backends.direct_io import is_cached, is_direct, read_at, set_direct, write_at
-from tierstore.backends.local import LocalOptions, open_local
-from tierstore.backends.local_errors import translated
+from tierstore.backends.local.backend import LocalOptions, direct_io, open_local
+from tierstore.backends.local.direct_io import is_cached, is_direct, read_at, set_direct, write_at
+from tierstore.backends.local.errors import translated
 from tierstore.blocks import BLOCK_SIZE, crc32c
 from tierstore.errors import (
     AccessError,
@@ -87,7 +86,7 @@ def test_fetch_of_a_file_that_somebody_changes_meanwhile(tmp_path: Path, monkeyp
         os.truncate(tmp_path / "x", size)
         return read_at(fd, buffers, offset)
 
-    monkeypatch.setattr("tierstore.backends.local.read_at", change_and_read)
+    monkeypatch.setattr("tierstore.backends.local.backend.read_at", change_and_read)
     with pytest.raises(TruncatedFileError, match=f"has {size} bytes, 4 are wanted"):
         backend.fetch("x", memoryview(bytearray(4)))
 
@@ -233,7 +232,9 @@ def test_a_small_file_that_is_flushed_later_has_no_other_name(
     except OSError:
         pytest.skip("no O_TMPFILE in this file system")
     backend = open_local(f"file://{tmp_path}")
-    monkeypatch.setattr("tierstore.backends.local.LocalUpload", None)  # it has, until its commit
+    monkeypatch.setattr(
+        "tierstore.backends.local.backend.LocalUpload", None
+    )  # it has, until its commit
     for key in ("new/folder/first", "new/folder/second"):
         backend.create(key, b"x", if_absent=True, durable=False)
         assert (tmp_path / key).read_bytes() == b"x"
@@ -376,7 +377,7 @@ def test_a_short_write_does_not_pad_over_the_neighbour(monkeypatch):
 
 
 def test_direct_always_says_where_it_is_refused(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("tierstore.backends.local_upload.set_direct", lambda fd, on: False)
+    monkeypatch.setattr("tierstore.backends.local.upload.set_direct", lambda fd, on: False)
     backend = open_local(f"file://{tmp_path}", LocalOptions(direct="always"))
     with pytest.raises(UnsupportedError, match="O_DIRECT"):
         backend.upload("x", 5)

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from tests.command import tierstore
 from tests.patience import PATIENCE
 from tests.shards import launch, stage
-from tierstore.backends.local import LocalBackend, LocalOptions
-from tierstore.backends.scratch import NAME
+from tierstore.backends.local.backend import LocalBackend, LocalOptions
+from tierstore.backends.local.scratch import NAME
 from tierstore.blocks import crc32c
 from tierstore.config import TierConfig, load_config
 from tierstore.errors import ConfigError

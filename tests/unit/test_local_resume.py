@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tierstore.backends.local import LocalBackend, open_local
+from tierstore.backends.local.backend import LocalBackend, open_local
 from tierstore.blocks import crc32c
 from tierstore.errors import NotFoundError, StorageError, TruncatedFileError
 
@@ -17,7 +17,7 @@ DATA = os.urandom(20_000)
 HALF = 12_288
 WRITER = """
 import os, signal, sys
-from tierstore.backends.local import open_local
+from tierstore.backends.local.backend import open_local
 from tierstore.blocks import crc32c
 data = open(sys.argv[2], "rb").read()
 upload = open_local(f"file://{sys.argv[1]}").upload("a/x", len(data))

@@ -15,7 +15,7 @@ from tests.files import contents
 from tests.fired import fired
 from tests.patience import PATIENCE
 from tierstore.backend import ObjectInfo
-from tierstore.backends.local import open_local
+from tierstore.backends.local.backend import open_local
 from tierstore.backends.memory import open_memory
 from tierstore.errors import (
     AccessError,
@@ -25,12 +25,12 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
+from tierstore.migrate.listing import Ends, objects
 from tierstore.patterns import Selection
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.crew import Buffers, room_of, width_of
-from tierstore.transfer.migrate.engine import Migration
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import Ends, objects
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.crew import Buffers, room_of, width_of
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.run import Migration
 from tierstore.wrappers.faults import Fault, Faulty
 
 MIB = 1024**2

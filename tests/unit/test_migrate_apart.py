@@ -17,11 +17,11 @@ from tests.command import Done, tierstore
 from tests.disks import small_disk
 from tests.files import contents, put
 from tierstore.backend import Backend, ObjectInfo
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import AccessError, ConfigError, UnreachableError
-from tierstore.transfer.migrate.apart import check_apart
-from tierstore.transfer.migrate.listing import Ends
+from tierstore.migrate.apart import check_apart
+from tierstore.migrate.listing import Ends
 from tierstore.wrappers.faults import Fault, Faulty
 
 FILES = {"a": b"a", "sub/b": b"bb", "sub/deep/c": b"ccc"}

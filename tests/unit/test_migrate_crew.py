@@ -17,17 +17,17 @@ from tests.command import tierstore
 from tests.files import contents
 from tierstore.config import load_config
 from tierstore.errors import ConfigError
+from tierstore.migrate.listing import objects
 from tierstore.patterns import Selection
 from tierstore.testing.servers.process import free_port
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.core import Core
-from tierstore.transfer.migrate.crew import Cluster, Effort, Recipe, hands_of, open_crew
-from tierstore.transfer.migrate.engine import Migration
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import objects
-from tierstore.transfer.migrate.machine import Machine
-from tierstore.transfer.migrate.records import Version
-from tierstore.transfer.migrate.rules import ALONE, Rules
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.affinity import Affinity
+from tierstore.transfer.engine.crew import Cluster, Effort, Recipe, open_crew, worker_of
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.machine import Machine
+from tierstore.transfer.engine.records import Version
+from tierstore.transfer.engine.rules import ALONE, Rules
+from tierstore.transfer.engine.run import Migration
 
 PART = 8 * 1024**2  # of a folder
 LARGE = {f"large{number}": os.urandom(3 * PART + number) for number in range(3)}
@@ -79,9 +79,9 @@ class Several:
             self._ends[worker].target.close()
 
     def _work(self, worker: str) -> None:
-        hands, left = hands_of(self._ends[worker], Core()), self._lives[worker]
+        acting, left = worker_of(self._ends[worker], Affinity()), self._lives[worker]
         while (task := self._tasks[worker].get()) is not None:
-            answer = hands.carry_out(task)
+            answer = acting.carry_out(task)
             self.done.append((worker, task))
             left -= 1
             if not left:

@@ -14,11 +14,11 @@ from tierstore.backend import Capabilities
 from tierstore.backends.memory import open_memory
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.errors import AccessError, DamagedInTransitError, StorageError, UnreachableError
+from tierstore.migrate.listing import Ends, objects
 from tierstore.patterns import Selection
-from tierstore.transfer.migrate import messages as m
-from tierstore.transfer.migrate.engine import Migration
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.listing import Ends, objects
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.run import Migration
 from tierstore.wrappers.faults import Fault, Faulty
 
 CONTENT = {

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tierstore.blocks import crc32c
 from tierstore.errors import ConfigError, FormatError, NewerFormatError, StorageError
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.machine import Past
-from tierstore.transfer.migrate.records import (
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.machine import Past
+from tierstore.transfer.engine.records import (
     Begun,
     Finished,
     Held,

@@ -13,7 +13,7 @@ import pytest
 
 from tests.command import COMMAND, Done, folders, save, stored, tierstore
 from tests.files import contents
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.scan import Kind, LeftOut, Ways
 
 # Whom the modes of folders bind: root only without the capability to ignore them.

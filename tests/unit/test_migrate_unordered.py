@@ -11,13 +11,13 @@ import pytest
 from tests.command import Done, tierstore
 from tests.files import contents
 from tierstore.backend import ObjectInfo
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import UnsupportedError
+from tierstore.migrate.listing import Ends, objects
+from tierstore.migrate.mirror import Mirror
 from tierstore.patterns import Selection
 from tierstore.scan import Ways, in_order, scan
-from tierstore.transfer.migrate.listing import Ends, objects
-from tierstore.transfer.migrate.mirror import Mirror
 from tierstore.wrappers.faults import Faulty
 from tierstore.wrappers.retry import Retrying
 from tierstore_s3.backend import S3Backend

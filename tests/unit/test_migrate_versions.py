@@ -11,10 +11,10 @@ import pytest
 
 from tests.command import Done, tierstore
 from tests.files import contents
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.blocks import crc32c
-from tierstore.transfer.migrate.journal import Journal
-from tierstore.transfer.migrate.records import Begun, Receipt, Version
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.records import Begun, Receipt, Version
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_checksum_believes_no_earlier_run(src: Path, monkeypatch: pytest.MonkeyP
     assert migrate(src).code == 0
     status = (src / "a").stat()
     # As on a file system that has no ctime, or under a clock that was set back.
-    monkeypatch.setattr("tierstore.backends.local_list.tag_of", lambda _status: "the same")
+    monkeypatch.setattr("tierstore.backends.local.listing.tag_of", lambda _status: "the same")
     assert migrate(src).code == 0
     (src / "a").write_bytes(b"other")
     os.utime(src / "a", ns=(status.st_atime_ns, status.st_mtime_ns))

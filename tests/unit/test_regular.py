@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.command import tierstore
-from tierstore.backends.local import LocalBackend
-from tierstore.backends.scratch import NAME
+from tierstore.backends.local.backend import LocalBackend
+from tierstore.backends.local.scratch import NAME
 from tierstore.config import load_config
 from tierstore.errors import (
     ConfigError,
@@ -28,7 +28,7 @@ from tierstore.http.transport import Transport
 from tierstore.image.pool import open_image
 from tierstore.model.points import load_points
 from tierstore.regular import NotRegularError, open_regular
-from tierstore.transfer.migrate.journal import Journal
+from tierstore.transfer.engine.journal import Journal
 from tierstore_hdfs.client import HdfsClient
 from tierstore_hdfs.options import HdfsOptions
 

@@ -16,7 +16,7 @@ from tests.collect_rules import CollectRules
 from tests.patience import PATIENCE
 from tests.store_rules import A, StoreRules
 from tierstore.backend import Backend
-from tierstore.backends.local import open_local
+from tierstore.backends.local.backend import open_local
 from tierstore.backends.memory import open_memory
 from tierstore.checkpoint.objects import read_record
 from tierstore.checkpoint.store import RunStore
@@ -48,7 +48,7 @@ class TestLocal(StoreRules, CollectRules):
             write_rank(store, A, rank)
         code = (
             "import sys, time, pathlib\n"
-            "from tierstore.backends.local import open_local\n"
+            "from tierstore.backends.local.backend import open_local\n"
             "from tierstore.checkpoint.store import RunStore\n"
             "from tierstore.keys import Attempt\n"
             "import pyarrow.compute\n"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.patience import PATIENCE
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.config import Config, TierConfig
 from tierstore.errors import AccessError, CheckpointError, ConfigError
 from tierstore.ladder.tiers import Exchange, close_ladder, open_ladder

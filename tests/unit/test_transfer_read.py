@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tierstore.backend import Backend
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import MemoryBackend
 from tierstore.blocks import BLOCK_SIZE, block_count, block_crcs
 from tierstore.checkpoint.fragment import FileEntry
@@ -22,8 +22,8 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.keys import Attempt, RunKeys
-from tierstore.transfer.plan import even_size
 from tierstore.transfer.read import ReadReport, Replica, Want, fetch
+from tierstore.transfer.requests import even_size
 from tierstore.transfer.verify import verify_files
 from tierstore.wrappers.faults import Fault, Faulty
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.patience import PATIENCE
 from tierstore.backend import Backend, Capabilities
-from tierstore.backends.local import LocalBackend
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import MemoryBackend
 from tierstore.blocks import BLOCK_SIZE, block_crcs
 from tierstore.errors import (

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import metadata as made
 
 from tests.command import tierstore
 from tierstore.errors import FormatError, UnsafePickleError
-from tierstore_torch import private
+from tierstore_torch import torch_private
 from tierstore_torch.convert.unpickle import load_metadata
 
 pytestmark = [
@@ -52,8 +52,8 @@ def metadata(**changed: Any) -> made.Metadata:
         },
         "planner_data": {"w": ("model", 0, "w"), "step": ("step",), "odd": {"not": "a path"}},
         "storage_data": {
-            made.MetadataIndex("w", torch.Size([0, 0]), 0): private.storage_info("a", 0, 9),
-            made.MetadataIndex("step"): private.storage_info("b", 9, 9),
+            made.MetadataIndex("w", torch.Size([0, 0]), 0): torch_private.storage_info("a", 0, 9),
+            made.MetadataIndex("step"): torch_private.storage_info("b", 9, 9),
         },
         "storage_meta": made.StorageMeta(checkpoint_id=Path("/some/where"), modules=["x"]),
     }
@@ -249,7 +249,7 @@ def chunk(*told: Any) -> Told:
 
 def place(**changed: Any) -> Told:
     whole = {"relative_path": "a", "offset": 0, "length": 1}
-    return Told(type(private.storage_info("", 0, 0)), {**whole, **changed})
+    return Told(type(torch_private.storage_info("", 0, 0)), {**whole, **changed})
 
 
 WRONG: list[dict[str, Any]] = [

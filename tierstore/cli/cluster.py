@@ -11,8 +11,8 @@ from tierstore.errors import ConfigError
 from tierstore.waiting import on
 
 if TYPE_CHECKING:
-    from tierstore.transfer.migrate.crew import Crew, Recipe
-    from tierstore.transfer.migrate.listing import Ends
+    from tierstore.migrate.listing import Ends
+    from tierstore.transfer.engine.crew import Crew, Recipe
 
 _CREDENTIALS = ("AWS_", "HADOOP_")
 
@@ -53,7 +53,7 @@ class Elsewhere:
         Raises:
             ConfigError: there is no such cluster, or options are missing.
         """
-        from tierstore.transfer.migrate.crew import Cluster, find_crew, open_crew
+        from tierstore.transfer.engine.crew import Cluster, find_crew, open_crew
 
         if self.on is None:
             if self.sends:

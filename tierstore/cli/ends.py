@@ -17,8 +17,8 @@ from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig
-    from tierstore.transfer.migrate.crew import Recipe
-    from tierstore.transfer.migrate.listing import Ends
+    from tierstore.migrate.listing import Ends
+    from tierstore.transfer.engine.crew import Recipe
 
 _NUMBER = re.compile(r"[0-9._]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -175,9 +175,9 @@ def open_ends(
     Raises:
         ConfigError: one is wrong, or they are one place, or one lies within the other.
     """
+    from tierstore.migrate.apart import check_apart
     from tierstore.registry import join_url
-    from tierstore.transfer.migrate.apart import check_apart
-    from tierstore.transfer.migrate.crew import Recipe
+    from tierstore.transfer.engine.crew import Recipe
 
     named = _Named(limits.config)
     origin, goal = (Place.parse(text, named) for text in (source, target))

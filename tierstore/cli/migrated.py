@@ -17,8 +17,8 @@ from tierstore.text import printable
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from tierstore.transfer.migrate.machine import Totals
-    from tierstore.transfer.migrate.messages import Report
+    from tierstore.transfer.engine.machine import Totals
+    from tierstore.transfer.engine.messages import Report
 
 _SHOWN = 20
 """Failed objects that are listed for people; programs get all."""

@@ -33,11 +33,11 @@ from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
-    from tierstore.transfer.migrate.crew import Effort
-    from tierstore.transfer.migrate.engine import Migration
-    from tierstore.transfer.migrate.listing import Ends
-    from tierstore.transfer.migrate.messages import Item, Report
-    from tierstore.transfer.migrate.rules import Conflict
+    from tierstore.migrate.listing import Ends
+    from tierstore.transfer.engine.crew import Effort
+    from tierstore.transfer.engine.messages import Item, Report
+    from tierstore.transfer.engine.rules import Conflict
+    from tierstore.transfer.engine.run import Migration
 
 _INTERRUPTED = 128
 
@@ -202,11 +202,11 @@ def move(
         Exit: with 1 if not everything was migrated, or as the signal that stopped it wants; where
             only links are removed not for a file, which is tried again with the rest.
     """
-    from tierstore.transfer.migrate.crew import retries_of
-    from tierstore.transfer.migrate.engine import Migration
-    from tierstore.transfer.migrate.forecast import Forecast
-    from tierstore.transfer.migrate.journal import Journal
-    from tierstore.transfer.migrate.messages import Outcome
+    from tierstore.migrate.forecast import Forecast
+    from tierstore.transfer.engine.crew import retries_of
+    from tierstore.transfer.engine.journal import Journal
+    from tierstore.transfer.engine.messages import Outcome
+    from tierstore.transfer.engine.run import Migration
 
     view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
@@ -285,7 +285,7 @@ class _Told:
         self.needed = self.needed or (report.outcome.value == "failed" and self._leads(report.key))
 
     def _leads(self, key: str) -> bool:
-        from tierstore.transfer.migrate.apart import is_link
+        from tierstore.migrate.apart import is_link
 
         try:
             return key.endswith("/") or is_link(self.ends.source, key)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tierstore.checkpoint.manifest import Tensor
 from tierstore.image.dtypes import item_size
-from tierstore.transfer.plan import Want
+from tierstore.transfer.requests import Want
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """(first element, element behind the last) in each dimension."""

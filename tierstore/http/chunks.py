@@ -7,7 +7,7 @@ import re
 
 from tierstore.errors import StorageError
 from tierstore.http.head import BROKEN
-from tierstore.http.inflow import Inflow
+from tierstore.http.receive import Inflow
 
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 _MOST_TRAILERS = 100

@@ -15,10 +15,10 @@ from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util import wait_for_read
 
 from tierstore.blocks import Buffer
-from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK
 from tierstore.http.head import head
-from tierstore.http.inflow import Inflow, Tap
+from tierstore.http.receive import Inflow, Tap
+from tierstore.http.response import Answer
 from tierstore.waiting import moved
 
 SEND_SIZE = 4 * 1024 * 1024

@@ -26,11 +26,11 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
-from tierstore.http.answer import Answer
 from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
 from tierstore.http.connection import Body, Pool, TLSPool
 from tierstore.http.head import BROKEN
 from tierstore.http.masking import without_echo
+from tierstore.http.response import Answer
 from tierstore.logs import logger
 from tierstore.regular import open_regular
 from tierstore.waiting import moved, on

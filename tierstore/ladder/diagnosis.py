@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tierstore.backend import Backend, Check
-from tierstore.backends.scratch import NAME as SCRATCH
+from tierstore.backends.local.scratch import NAME as SCRATCH
 from tierstore.blocks import crc32c
 from tierstore.config import TierConfig
 from tierstore.errors import (

@@ -40,7 +40,7 @@ from tierstore.ladder.turns import Turns
 from tierstore.logs import logger
 from tierstore.transfer.read import Replica, Want, fetch
 from tierstore.transfer.source import AlignedBuffers, Lease, RevokedError
-from tierstore.transfer.workers import DaemonPool
+from tierstore.transfer.threads import DaemonPool
 from tierstore.transfer.write import Crcs, FileWrite, write_files
 from tierstore.wrappers.stop import GIVEN_UP, EitherOf
 

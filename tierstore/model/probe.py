@@ -21,7 +21,7 @@ from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, block_crcs, combine_blocks, 
 from tierstore.errors import IntegrityError, TierstoreError
 from tierstore.regular import open_regular
 from tierstore.transfer.source import AlignedBuffers
-from tierstore.transfer.workers import run_all
+from tierstore.transfer.threads import run_all
 
 OPERATIONS = ("put", "get", "range", "first", "list")
 LISTED = (1, 8, 32)

@@ -29,9 +29,9 @@ from tierstore.errors import (
 )
 from tierstore.keys import AttemptKeys
 from tierstore.logs import logger
-from tierstore.transfer.plan import Request, Want, even_size, plan_requests
+from tierstore.transfer.requests import Request, Want, even_size, plan_requests
 from tierstore.transfer.source import AlignedBuffers
-from tierstore.transfer.workers import run_all
+from tierstore.transfer.threads import run_all
 
 __all__ = ["Damage", "ReadReport", "Replica", "Want", "fetch"]
 

@@ -15,7 +15,7 @@ from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import IntegrityError, NotFoundError
 from tierstore.transfer.read import Damage, Replica
 from tierstore.transfer.source import AlignedBuffers
-from tierstore.transfer.workers import run_all
+from tierstore.transfer.threads import run_all
 
 __all__ = ["FileCheck", "verify_files"]
 

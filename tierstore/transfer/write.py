@@ -29,7 +29,7 @@ from tierstore.blocks import (
 )
 from tierstore.errors import CheckpointError, IntegrityError, TierstoreError
 from tierstore.transfer.source import AlignedBuffers, BlockSource, RevokedError
-from tierstore.transfer.workers import run_all
+from tierstore.transfer.threads import run_all
 
 Crcs = Sequence[int] | npt.NDArray[np.uint32]
 """One CRC32C for every block of a file, in order."""

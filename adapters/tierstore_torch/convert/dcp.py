@@ -39,16 +39,16 @@ from tierstore.convert.place import Place
 from tierstore.errors import FormatError, NotFoundError, PlanError, TierstoreError
 from tierstore.image.layout import Chunk
 from tierstore.keys import check_key
-from tierstore_torch import private
+from tierstore_torch import torch_private
 from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
 from tierstore_torch.convert.strided import is_row_major, strided_reader
 from tierstore_torch.convert.tree import loaded
 from tierstore_torch.convert.unpickle import MOST, load_metadata
 from tierstore_torch.convert.window import Window
-from tierstore_torch.dcp_metadata import path_of, path_text
-from tierstore_torch.encoding import encode_value
-from tierstore_torch.items import dtype_name, dtype_named
+from tierstore_torch.dcp.metadata import path_of, path_text
+from tierstore_torch.state.encoding import encode_value
+from tierstore_torch.state.items import dtype_name, dtype_named
 
 _SEAL = ".metadata"
 _OWN = re.compile(r"__\d+_\d+\.distcp|\.metadata")
@@ -130,7 +130,7 @@ class _Folder:
             check_archive(cast("Any", window), where)
         try:
             tensor = torch.load(cast("Any", window), map_location="meta", weights_only=True)
-            start = window.start + private.checkpoint_offset(tensor)
+            start = window.start + torch_private.checkpoint_offset(tensor)
         except TierstoreError:
             raise
         except Exception as error:
@@ -176,7 +176,7 @@ def _mapped(path: Path, start: int, meta: torch.Tensor) -> torch.Tensor:
     )
     if meta.is_conj():
         tensor = tensor.conj()
-    return private.neg_view(tensor) if meta.is_neg() else tensor
+    return torch_private.neg_view(tensor) if meta.is_neg() else tensor
 
 
 def write(outgoing: Outgoing, name: str) -> Layout:
@@ -235,7 +235,7 @@ class _Writer:
         index = MetadataIndex(name)
         if isinstance(entry, TensorStorageMetadata):
             index = MetadataIndex(name, entry.chunks[0].offsets, 0)
-        self._places[index] = private.storage_info(self._name(-1), self._at, plan.size)
+        self._places[index] = torch_private.storage_info(self._name(-1), self._at, plan.size)
         self._entries[name], self._paths[name] = entry, path
         self._files[-1] += pieces
         self._at += plan.size

@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from tierstore.convert.ranges import boxes
-from tierstore_torch import private
+from tierstore_torch import torch_private
 
 
 def is_row_major(tensor: torch.Tensor) -> bool:
@@ -33,7 +33,7 @@ def strided_reader(tensor: torch.Tensor) -> Callable[[int, memoryview], None]:
             box = tensor[tuple(slice(a, b) for a, b in zip(low, high, strict=True))]
             part = target[at : at + prod(lengths) * width].view(tensor.dtype).view(lengths)
             with torch.no_grad():
-                private.copyable(part).copy_(private.copyable(box))
+                torch_private.copyable(part).copy_(torch_private.copyable(box))
             at += prod(lengths) * width
         if not whole:
             into[:] = memory[begin - first * width : end - first * width]

@@ -35,14 +35,14 @@ from tierstore.convert.place import Place
 from tierstore.errors import ConfigError, FormatError, PlanError, TierstoreError, UnsafePickleError
 from tierstore.image.layout import Chunk
 from tierstore.regular import open_regular
-from tierstore_torch import private
+from tierstore_torch import torch_private
 from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
 from tierstore_torch.convert.strided import is_row_major, strided_reader
 from tierstore_torch.convert.tree import loaded, nested
-from tierstore_torch.encoding import encode_value
-from tierstore_torch.flatten import Leaf, Tree
-from tierstore_torch.items import dtype_name, is_plain, is_storable
+from tierstore_torch.state.encoding import encode_value
+from tierstore_torch.state.flatten import Leaf, Tree
+from tierstore_torch.state.items import dtype_name, is_plain, is_storable
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _load(place: Place, allow_pickle: bool) -> Any:
 
 
 def _chunk(name: str, leaf: Leaf, value: torch.Tensor) -> Chunk:
-    if private.is_fake(value):
+    if torch_private.is_fake(value):
         raise PlanError(f"{name}: a meta tensor has no numbers", hint="leave it out with --exclude")
     if not is_plain(value):
         raise PlanError(

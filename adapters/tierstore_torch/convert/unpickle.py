@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from tierstore.errors import FormatError, UnsafePickleError
-from tierstore_torch import private
+from tierstore_torch import torch_private
 from tierstore_torch.convert.pickled import Items, Made, Name, read_pickle
 
 MOST = 256 * 1024 * 1024
@@ -194,6 +194,6 @@ def _stored(item: tuple[Any, Any]) -> tuple[MetadataIndex, Any]:
         name,
         None if offset is None else _size(offset),
         None if index is None else _whole(index),
-    ), private.storage_info(
+    ), torch_private.storage_info(
         _text(place["relative_path"]), _whole(place["offset"]), _whole(place["length"])
     )

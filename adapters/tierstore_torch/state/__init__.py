@@ -1,0 +1,1 @@
+"""A state dict: its leaves, who saves which, and where stored bytes go."""

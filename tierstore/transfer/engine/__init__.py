@@ -1,0 +1,1 @@
+"""The one engine that moves objects: a state machine, its workers and its journal."""

@@ -1,0 +1,496 @@
+"""One object on its way: which command is next, and what each answer means. No I/O.
+
+An object takes one of these ways::
+
+    nothing there, small    copy
+    nothing there, large    open > send every part > commit (> check every part)
+    something there         look (> compare every part) > same, or by the policy kept, failed, sent
+    then, if it is moved    remove
+    nothing is written      try, where it would be copied
+    begun by an earlier     open; with the upload gone, all receipts there:
+      life                    look (> check every part): it was committed, only not noted
+
+Whatever goes wrong while several parts are under way waits until the last of them is answered:
+their receipts are still worth noting, and nothing runs into the next try.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container
+from dataclasses import replace
+
+from tierstore.blocks import combine, combine_blocks
+from tierstore.transfer.engine.messages import (
+    Answer,
+    Changed,
+    Check,
+    Checked,
+    Commit,
+    Committed,
+    Compare,
+    Compared,
+    Conflicted,
+    Copied,
+    Copy,
+    Discard,
+    Entry,
+    Failed,
+    Gone,
+    Look,
+    Looked,
+    Open,
+    Opened,
+    Outcome,
+    Remove,
+    Removed,
+    Send,
+    Sent,
+    Short,
+    Task,
+    Tried,
+    Try,
+    Unite,
+    United,
+)
+from tierstore.transfer.engine.records import (
+    Begun,
+    Finished,
+    Held,
+    Receipt,
+    Record,
+    Void,
+)
+from tierstore.transfer.engine.rules import (
+    ALONE,
+    CHANGED,
+    DAMAGED,
+    LOST,
+    NOT_REMOVED,
+    OTHER,
+    RIVAL,
+    STAYS,
+    Phase,
+    Rules,
+    State,
+)
+
+_TRIES = 4
+
+
+class OneObject:
+    """One try at one object; another try is another job.
+
+    Attributes:
+        number: of this try, and of its upload in the journal.
+        entry: the object.
+        tries: which one it is.
+        ours: what is there now was written by an earlier try and is to be replaced.
+        records: to be noted now; whoever reads them empties them.
+        moved: bytes that need not be moved any more.
+        sent: those of them that this job has sent.
+        outcome: once it is over, unless `again` says with which object another try begins, or it
+            only frees an abandoned upload.
+        reason: why it failed.
+        removed: it was removed from the source.
+        fatal: it failed as all others will.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        entry: Entry,
+        rules: Rules,
+        *,
+        held: Held | None = None,
+        tries: int = 1,
+        ours: bool = False,
+        state: State = State.NEW,
+    ) -> None:
+        self.number, self.entry, self.tries, self.ours = number, entry, tries, ours
+        self.records: list[Record] = []
+        self.moved = self.sent = 0
+        self.outcome: Outcome | None = None
+        self.again: Entry | None = None
+        self.reason, self.fatal, self.removed = "", False, False
+        self._rules, self._held = rules, held
+        self._size = held.begun.version.size if held else entry.version.size
+        self._part = held.begun.part if held else rules.part_size_for(self._size)
+        self._token = held.begun.token if held else ""
+        self._unnamed = held is not None and not self._token  # one may exist whose token is lost
+        self._crcs: dict[int, int] = {}
+        self._todo: deque[int] = deque()
+        self._running = self._losses = 0
+        self._recovering = False
+        self._whole_at_target: int | None = None
+        self._drained: Callable[[], Phase] | None = None
+        self._discarded: Callable[[], Phase] = lambda: Phase.OVER
+        self._unchecked: set[int] = set()
+        self._proven: set[int] = set()  # parts that were read back as they were sent
+        self._written = entry.version  # what is at the destination, once something is
+        self._verified_as = Outcome.SAME
+        match state:
+            case State.NEW:
+                self._phase = self._first()
+            case State.FINISHED:
+                self._phase = self._verified(Outcome.SAME) if rules.dry else Phase.REMOVE
+            case State.ABANDONED:
+                self._phase = self._discard(lambda: Phase.OVER)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self._phase is Phase.OVER
+
+    def next(self) -> Task | None:
+        """Return what to do now; None while answers have to come first, or when it is over."""
+        if self._drained is not None or self.over:
+            return None
+        if self._phase in (Phase.COMPARE, Phase.SEND, Phase.CHECK):
+            task = self._next_part()
+        else:
+            task = None if self._running else self._single()
+        self._running += task is not None
+        return task
+
+    def answer(self, event: Answer) -> None:
+        """Take the answer to one command."""
+        self._running -= 1
+        if isinstance(event, Sent):  # worth noting, however the others end
+            self._note_sent(event)
+        if self._drained is None:
+            self._phase = self._react(event)
+        if self._drained is not None and not self._running:
+            then, self._drained = self._drained, None
+            self._phase = then()
+
+    def lost(self) -> None:
+        """Take it that its worker is gone, with all that was under way and was open there.
+
+        A copy, a look or a discard may have been carried out, and is asked for once more: an object
+        that is there and identical counts as created.
+        """
+        self._running, self._losses = 0, self._losses + 1
+        if self._drained is not None:
+            then, self._drained = self._drained, None
+            self._phase = then()
+        elif self._losses > _TRIES:
+            self._phase = self._end(Outcome.FAILED, ALONE)
+        elif self._phase in (Phase.SEND, Phase.COMMIT):
+            self._phase = self._reopen()
+        elif self._phase in (Phase.OPEN, Phase.COPY) and self._unnamed:
+            again = self._phase  # what it may have begun is freed first
+            self._phase = self._discard(lambda: again)
+        elif self._phase is Phase.COMPARE:
+            self._todo = deque(i for i in range(self._count) if i not in self._crcs)
+        elif self._phase is Phase.CHECK:
+            self._todo = deque(sorted(self._unchecked))
+
+    # What is next
+
+    def _first(self) -> Phase:
+        target = self.entry.target
+        held = self._held
+        good = self._rules.trusts and not self._unnamed
+        if held and not (good and held.begun.version.same(self.entry.version)):
+            self.tries -= 1
+            return self._discard(lambda: self._once_more(self.entry))
+        if held:
+            return Phase.OPEN
+        if self.entry.partial:
+            return Phase.TRY if self._rules.dry else Phase.UNITE
+        if target is None or self.ours:
+            return self._transfer()
+        if target.size == self._size:
+            return Phase.LOOK
+        return self._conflict()
+
+    def _single(self) -> Task:
+        number, entry = self.number, self.entry
+        match self._phase:
+            case Phase.TRY:
+                return Try(number, entry)
+            case Phase.LOOK:
+                return Look(number, entry)
+            case Phase.COPY:
+                if not self._rules.clean_copies:
+                    self._note_begun("")
+                return Copy(number, entry, self._replaces)
+            case Phase.OPEN:
+                if not self._token:
+                    self._note_begun("")
+                return Open(number, entry, self._token)
+            case Phase.COMMIT:
+                return Commit(number, entry, self._whole(), self._replaces)
+            case Phase.UNITE:
+                return Unite(number, entry)
+            case Phase.REMOVE:
+                return Remove(number, entry, self._rules.only_links, self._rules.dry)
+            case _:
+                return Discard(number, entry.key, self._size, self._token)
+
+    def _next_part(self) -> Task | None:
+        sending = self._phase is Phase.SEND
+        if not self._todo or (sending and self._running and not self._rules.parallel):
+            return None
+        index = self._todo.popleft()
+        offset, length = self._range(index)
+        if self._phase is Phase.COMPARE:
+            both = self._whole_at_target is None
+            return Compare(self.number, self.entry, index, offset, length, both)
+        kind = Send if sending else Check
+        return kind(self.number, self.entry, index, offset, length)
+
+    # What an answer means
+
+    def _react(self, event: Answer) -> Phase:
+        match event:
+            case Failed():
+                return self._failed(event)
+            case Changed():
+                entry = replace(self.entry, version=event.version)
+                return self._drain(lambda: self._restart(entry, event.why or CHANGED))
+            case Tried():
+                return self._verified(Outcome.COPIED)
+            case Looked():
+                return self._recover(event) if self._recovering else self._look(event)
+            case Compared():
+                return self._compared(event)
+            case Opened():
+                return self._opened(event)
+            case Gone():
+                return self._gone()
+            case Sent():
+                return Phase.COMMIT if len(self._crcs) == self._count else Phase.SEND
+            case Short():
+                return self._short()
+            case Copied() | Committed():
+                return self._landed(event)
+            case Checked():
+                return self._checked(event)
+            case United():
+                return self._united(event)
+            case Removed():
+                self.removed = not (event.changed or event.kept)
+                stays = Outcome.FAILED, STAYS
+                return self._end(*stays) if event.changed else self._end(self._verified_as)
+            case Conflicted():
+                return self._discard(lambda: self._end(*self._beaten()))
+            case _:
+                self._void()
+                return self._discarded()
+
+    def _failed(self, event: Failed) -> Phase:
+        self.fatal = event.fatal
+        removing = self._phase is Phase.REMOVE
+        reason = f"{NOT_REMOVED}: {event.reason}" if removing else event.reason
+        deferred = event.outcome is not Outcome.BLOCKED or self._rules.conflict == "mirror"
+        outcome = event.outcome if deferred else Outcome.FAILED
+        return self._drain(lambda: self._end(outcome, reason))
+
+    def _look(self, event: Looked) -> Phase:
+        target = event.target
+        self.entry = replace(self.entry, target=target)
+        if target is None:
+            return self._transfer()
+        if target.size != self._size:
+            return self._conflict()
+        self._written = target
+        if not self._size:
+            return self._verified(Outcome.SAME)
+        source_crc, blocks = event.source_crc, self.entry.blocks
+        if source_crc is None and blocks:
+            source_crc = combine_blocks(blocks, self._size)
+        if source_crc is None or event.target_crc is None:
+            self._whole_at_target = event.target_crc
+            return self._every_part(Phase.COMPARE)
+        if source_crc == event.target_crc:
+            return self._verified(Outcome.SAME)
+        return self._conflict()
+
+    def _recover(self, event: Looked) -> Phase:
+        """Go on with an object that an earlier life may have committed."""
+        target, whole = event.target, self._whole()
+        if target is None or target.size != self._size or event.target_crc not in (None, whole):
+            return self._restart(replace(self.entry, target=target), LOST)
+        self._written = target
+        if event.target_crc is None:
+            self._proven.clear()  # what was read back of the upload may not be what is there
+            return self._every_part(Phase.CHECK)
+        return self._verified(Outcome.COPIED)
+
+    def _compared(self, event: Compared) -> Phase:
+        self._crcs[event.index] = event.source_crc
+        whole = self._whole_at_target
+        differs = event.target_crc not in (None, event.source_crc)
+        if not differs and len(self._crcs) < self._count:
+            return Phase.COMPARE
+        if differs or whole not in (None, self._whole()):
+            return self._drain(self._conflict)
+        return self._verified(Outcome.SAME)
+
+    def _opened(self, event: Opened) -> Phase:
+        if not event.token:
+            self._void()
+        elif not self._held:
+            self._note_begun(event.token)
+        self._token = event.token
+        known = self._held.crcs if self._held else {}
+        done = set(event.done)
+        stored = {index for index in known if self._range(index) in done}
+        self._crcs = {index: known[index] for index in stored}
+        self.moved = sum(self._range(index)[1] for index in self._crcs)
+        phase = self._every_part(Phase.SEND)
+        return phase if self._todo else Phase.COMMIT
+
+    def _gone(self) -> Phase:
+        self._crcs |= self._held.crcs if self._held else {}
+        if len(self._crcs) < self._count:
+            self._void()
+            return self._restart(self.entry, LOST)
+        self._recovering = True
+        return Phase.LOOK
+
+    def _short(self) -> Phase:
+        """Ask the destination which parts it has left."""
+        self.tries += 1
+        if not self._token or self.tries > _TRIES:
+            return self._end(Outcome.FAILED, LOST)
+        return self._reopen()
+
+    def _reopen(self) -> Phase:
+        """Go on with the upload, or begin it again if it cannot be resumed."""
+        self._todo.clear()
+        if self._token:
+            begun = Begun(self.number, self.entry.key, self.entry.version, self._part, self._token)
+            self._held = Held(begun, dict(self._crcs))
+        else:
+            self._crcs.clear()
+            self.moved = 0
+        return Phase.OPEN
+
+    def _landed(self, event: Copied | Committed) -> Phase:
+        self._written = event.target
+        if isinstance(event, Copied):
+            self.sent = self.moved = self._size
+        elif self._rules.reads_back and len(self._proven) < self._count:
+            return self._every_part(Phase.CHECK)
+        return self._verified(Outcome.COPIED)
+
+    def _united(self, event: United) -> Phase:
+        if event.target is None:
+            return self._end(Outcome.WAITING)
+        self._written = event.target
+        return self._verified(Outcome.COPIED)
+
+    def _checked(self, event: Checked) -> Phase:
+        self._unchecked.discard(event.index)
+        if event.crc != self._crcs[event.index]:
+            return self._drain(self._damaged)
+        if self._unchecked:
+            return Phase.CHECK
+        return self._verified(Outcome.COPIED)
+
+    def _damaged(self) -> Phase:
+        # What is found after a crash may be somebody else's.
+        self.ours = self.ours or not self._recovering
+        self._void()
+        return self._restart(self.entry, DAMAGED)
+
+    # Steps
+
+    def _transfer(self) -> Phase:
+        if self._rules.dry:
+            return Phase.TRY
+        return Phase.COPY if self._size <= self._part else Phase.OPEN
+
+    def _conflict(self) -> Phase:
+        if self._rules.overwrites and not self.entry.seals:
+            self._crcs.clear()
+            return self._transfer()
+        return self._end(*self._beaten())
+
+    def _beaten(self) -> tuple[Outcome, str]:
+        if self._rules.conflict == "skip":
+            return Outcome.KEPT, ""
+        return Outcome.FAILED, RIVAL if self.entry.seals else OTHER
+
+    def _every_part(self, phase: Phase) -> Phase:
+        over: Container[int] = {Phase.SEND: self._crcs, Phase.CHECK: self._proven}.get(phase, ())
+        self._todo.extend(index for index in range(self._count) if index not in over)
+        self._unchecked = set(self._todo)
+        return phase
+
+    def _note_begun(self, token: str) -> None:
+        begun = Begun(self.number, self.entry.key, self.entry.version, self._part, token)
+        self.records.append(begun)
+        self._unnamed = not token
+
+    def _note_sent(self, event: Sent) -> None:
+        length = self._range(event.index)[1]
+        self._crcs[event.index] = event.crc
+        (self._proven.add if event.checked else self._proven.discard)(event.index)
+        self.moved += length
+        self.sent += length
+        if self._token:
+            self.records.append(Receipt(self.number, event.index, event.crc))
+
+    def _verified(self, outcome: Outcome) -> Phase:
+        # What is part of a checkpoint stays until its commit is gone; see `Sweep`.
+        removes = self._rules.removes and not self.entry.group
+        if not self._rules.dry:
+            done = Finished(self.number, self.entry.key, self.entry.version, self._written)
+            self.records.append(done)
+        self._verified_as = outcome
+        return Phase.REMOVE if removes else self._end(outcome)
+
+    def _drain(self, then: Callable[[], Phase]) -> Phase:
+        """Begin nothing more, and go on with `then` once all that is under way is answered."""
+        self._todo.clear()
+        self._drained = then
+        return self._phase
+
+    def _restart(self, entry: Entry, why: str) -> Phase:
+        if self.tries >= _TRIES:
+            return self._discard(lambda: self._end(Outcome.FAILED, why))
+        return self._discard(lambda: self._once_more(entry))
+
+    def _discard(self, then: Callable[[], Phase]) -> Phase:
+        if not (self._token or self._unnamed):
+            return then()
+        self._discarded = then
+        return Phase.DISCARD
+
+    def _void(self) -> None:
+        if self._token or self._unnamed:
+            self.records.append(Void(self.number))
+        self._token, self._unnamed = "", False
+
+    def _once_more(self, entry: Entry) -> Phase:
+        self.again = entry
+        return Phase.OVER
+
+    def _end(self, outcome: Outcome, reason: str = "") -> Phase:
+        self.outcome, self.reason = outcome, reason
+        return Phase.OVER
+
+    # Numbers
+
+    @property
+    def _replaces(self) -> bool:
+        return self.ours or (self._rules.overwrites and not self.entry.seals)
+
+    @property
+    def _count(self) -> int:
+        return -(-self._size // self._part)
+
+    def _range(self, index: int) -> tuple[int, int]:
+        offset = index * self._part
+        return offset, min(self._part, self._size - offset)
+
+    def _whole(self) -> int:
+        """Return the CRC32C of the whole from those of its parts."""
+        total = 0
+        for index in range(self._count):
+            total = combine(total, self._crcs[index], self._range(index)[1])
+        return total

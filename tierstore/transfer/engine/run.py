@@ -1,0 +1,177 @@
+"""A migration under way: the machine, its journal, and the crew that carries out its commands."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+
+from tierstore import waiting
+from tierstore.errors import TierstoreError
+from tierstore.logs import logger
+from tierstore.migrate.listing import Ends, Listing
+from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.affinity import Affinity
+from tierstore.transfer.engine.crew import Crew, Threads, heavy_of
+from tierstore.transfer.engine.journal import Journal
+from tierstore.transfer.engine.machine import Machine, Totals
+from tierstore.transfer.engine.rules import Conflict, Removes, Rules
+
+_log = logger(__name__)
+
+GRACE = 0.75
+"""Seconds that parts under way are waited for when the migration is stopped."""
+_TICK = 0.1
+_AT_ONCE = 64  # events between two looks at the clock
+_TOGETHER = 0.001  # seconds: answers of small commands are taken several at once
+
+
+class Migration:
+    """Moves what was found from one end to the other; see `run`.
+
+    Args:
+        ends: from where to where.
+        journal: of this migration, open; of a dry run, which writes nothing, if that one is.
+        found: what is to be migrated; see `objects` and `checkpoints`. Read by another thread.
+        conflict: what to do where the destination has something else.
+        removes: whether what is verified at the destination is removed from the source, or what
+            of it are links, which others may lead through.
+        grace: seconds that readers of a checkpoint have before its data is removed.
+        report: told how each object ended, from the thread that calls `run`.
+        tick: called now and then by that thread.
+    """
+
+    def __init__(
+        self,
+        ends: Ends,
+        journal: Journal,
+        found: Iterable[m.Item],
+        *,
+        conflict: Conflict = "fail",
+        removes: Removes = False,
+        grace: float = 0.0,
+        report: Callable[[m.Report], None] = lambda _report: None,
+        tick: Callable[[Totals], None] = lambda _totals: None,
+    ) -> None:
+        target = ends.target.capabilities
+        rules = Rules(
+            target.part_size_for,
+            conflict=conflict,
+            reads_back=not target.server_checksum,
+            removes=bool(removes),
+            only_links=removes == "links",
+            clean_copies=target.clean_create,
+            parallel=target.parallel_parts,
+            heavy=heavy_of(ends),
+            dry=journal.dry,
+            trusts=journal.trusted,
+        )
+        self._journal, self._report, self._tick = journal, report, tick
+        self._machine = Machine(rules, journal.past())
+        self._listing = Listing(found)
+        self._ends, self._grace, self._waits_until = ends, grace, float("inf")
+        self._readers = ExitStack()  # open while they are waited for
+        self._affinity = Affinity()
+        self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+        self._pages: queue.SimpleQueue[m.List | None] = queue.SimpleQueue()
+        # A daemon: whoever stops does not wait for a store that does not answer.
+        self._lister = threading.Thread(
+            target=self._list, name="tierstore-migrate-list", daemon=True
+        )
+
+    @property
+    def totals(self) -> Totals:
+        """How far it is."""
+        return self._machine.totals
+
+    @property
+    def trouble(self) -> str:
+        """Why it ended before its end; empty if it did not, or was stopped."""
+        return self._machine.trouble
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was looked at."""
+        return self._machine.over and not self._machine.stopped
+
+    def stop(self) -> None:
+        """Begin nothing more. May be called from a signal handler."""
+        self._events.put(m.Stop())
+
+    def run(self, crew: Crew | None = None) -> Totals:
+        """Migrate; return when everything was looked at, or soon after it was stopped.
+
+        Args:
+            crew: who does it, closed at the end; threads of this process if None.
+
+        Raises:
+            StorageError: the journal cannot be written.
+        """
+        self._crew = crew or Threads(self._ends, self._affinity)
+        self._lister.start()
+        try:
+            self._crew.start(self._events.put)
+            self._perform(self._machine.begin())
+            deadline = float("inf")
+            while not self._machine.over and time.monotonic() < deadline:
+                self._step()
+                if self._machine.stopped and deadline == float("inf"):
+                    deadline = time.monotonic() + GRACE
+        finally:
+            self._readers.close()
+            self._affinity.leave()
+            self._pages.put(None)
+            # Otherwise some wait for a store.
+            patience = GRACE if self._machine.over else 0.0
+            self._crew.close(patience=patience)
+        self._lister.join(patience)
+        self._tick(self.totals)
+        return self.totals
+
+    def _step(self) -> None:
+        self._affinity.join()
+        try:
+            event = self._events.get(timeout=_TICK)
+        except queue.Empty:
+            pass
+        else:
+            self._perform(self._machine.handle(event))
+            for _ in range(_AT_ONCE):
+                if self._events.empty():
+                    time.sleep(_TOGETHER)
+                    break
+                self._perform(self._machine.handle(self._events.get()))
+        if time.monotonic() >= self._waits_until:
+            self._waits_until = float("inf")
+            self._readers.close()
+            self._perform(self._machine.handle(m.Waited()))
+        self._tick(self.totals)
+
+    def _perform(self, commands: list[m.Command]) -> None:
+        for command in commands:
+            match command:
+                case m.Note():
+                    self._journal.append(command.record)
+                case m.Report():
+                    self._report(command)
+                case m.List():
+                    self._pages.put(command)
+                case m.Wait():
+                    self._waits_until = time.monotonic() + self._grace
+                    wait = waiting.on("readers of what was deleted", "grace", most=self._grace)
+                    self._readers.enter_context(wait)
+                case _:
+                    self._crew.submit(self._machine.worker(command.job), command)
+
+    def _list(self) -> None:
+        while self._pages.get() is not None:
+            self._affinity.join()
+            try:
+                self._events.put(self._listing.next())
+            except TierstoreError as error:
+                self._events.put(m.Broken(f"cannot list: {error}"))
+            except Exception as error:
+                _log.exception("the listing failed")
+                self._events.put(m.Broken(f"{type(error).__name__}: {error}"))
