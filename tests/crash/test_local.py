@@ -17,8 +17,8 @@ import pytest
 
 from tests.crash.instants import NEW, OLD, OPERATIONS, at_call, carry_out
 from tests.disks import small_disk
+from tierstore.backends.local import upload as local_upload
 from tierstore.backends.local.backend import LocalBackend, LocalOptions, open_local
-from tierstore.backends.local.backend import upload as local_upload
 from tierstore.blocks import BLOCK_SIZE, crc32c
 from tierstore.errors import OutOfSpaceError, StorageError, TierstoreError
 

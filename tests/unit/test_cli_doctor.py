@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import ladder_file, tierstore
-from tierstore.backends.local.backend import diagnosis as local_diagnosis
+from tierstore.backends.local import diagnosis as local_diagnosis
 
 
 def test_each_tier_with_its_checks(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tierstore.blocks import crc32c
 from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
-from tierstore.migrate.mirror import Extra, Mirror
+from tierstore.migration.mirror import Extra, Mirror
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.records import Begun, Version
 

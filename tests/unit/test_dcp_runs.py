@@ -36,9 +36,9 @@ from tierstore_torch import (
     Checkpointer,
     TierStorageReader,
     TierStorageWriter,
-    dcp_ladder,
-    dcp_session,
 )
+from tierstore_torch.dcp import ladder as dcp_ladder
+from tierstore_torch.dcp import session as dcp_session
 
 pytestmark = [
     pytest.mark.torch,

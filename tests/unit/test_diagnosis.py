@@ -20,7 +20,7 @@ from tests.conftest import Bucket
 from tests.patience import PATIENCE
 from tests.shards import folder
 from tierstore.backend import Check, ObjectInfo
-from tierstore.backends.local.backend import diagnosis as local_diagnosis
+from tierstore.backends.local import diagnosis as local_diagnosis
 from tierstore.backends.local.scratch import NAME
 from tierstore.backends.memory import MemoryBackend
 from tierstore.config import TierConfig, load_config

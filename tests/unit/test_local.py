@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tierstore.backends.local.backend import LocalOptions, direct_io, open_local
+from tierstore.backends.local import direct_io
+from tierstore.backends.local.backend import LocalOptions, open_local
 from tierstore.backends.local.direct_io import is_cached, is_direct, read_at, set_direct, write_at
 from tierstore.backends.local.errors import translated
 from tierstore.blocks import BLOCK_SIZE, crc32c

@@ -14,7 +14,8 @@ import pytest
 from tests.command import tierstore
 from tests.disks import small_disk
 from tests.files import contents
-from tierstore.backends.local.backend import LocalBackend, scratch
+from tierstore.backends.local import scratch
+from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.local.folders import Folders
 from tierstore.blocks import crc32c
 from tierstore.config import load_config

@@ -25,7 +25,7 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
-from tierstore.migrate.listing import Ends, objects
+from tierstore.migration.listing import Ends, objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.crew import Buffers, room_of, width_of

@@ -20,8 +20,8 @@ from tierstore.backend import Backend, ObjectInfo
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import AccessError, ConfigError, UnreachableError
-from tierstore.migrate.apart import check_apart
-from tierstore.migrate.listing import Ends
+from tierstore.migration.apart import check_apart
+from tierstore.migration.listing import Ends
 from tierstore.wrappers.faults import Fault, Faulty
 
 FILES = {"a": b"a", "sub/b": b"bb", "sub/deep/c": b"ccc"}

@@ -17,7 +17,7 @@ from tests.command import tierstore
 from tests.files import contents
 from tierstore.config import load_config
 from tierstore.errors import ConfigError
-from tierstore.migrate.listing import objects
+from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.testing.servers.process import free_port
 from tierstore.transfer.engine import messages as m

@@ -14,7 +14,7 @@ from tierstore.backend import Capabilities
 from tierstore.backends.memory import open_memory
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.errors import AccessError, DamagedInTransitError, StorageError, UnreachableError
-from tierstore.migrate.listing import Ends, objects
+from tierstore.migration.listing import Ends, objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.journal import Journal

@@ -14,8 +14,8 @@ from tierstore.backend import ObjectInfo
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import UnsupportedError
-from tierstore.migrate.listing import Ends, objects
-from tierstore.migrate.mirror import Mirror
+from tierstore.migration.listing import Ends, objects
+from tierstore.migration.mirror import Mirror
 from tierstore.patterns import Selection
 from tierstore.scan import Ways, in_order, scan
 from tierstore.wrappers.faults import Faulty

@@ -11,7 +11,7 @@ from tierstore.errors import ConfigError
 from tierstore.waiting import on
 
 if TYPE_CHECKING:
-    from tierstore.migrate.listing import Ends
+    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Crew, Recipe
 
 _CREDENTIALS = ("AWS_", "HADOOP_")

@@ -32,7 +32,7 @@ class Options(MoveOptions):
 @takes(Options)
 def run(options: Options) -> None:
     """Copy one object, verify it, and go on inside it after any kill with the same command."""
-    from tierstore.migrate.listing import objects
+    from tierstore.migration.listing import objects
     from tierstore.patterns import Selection
 
     with open_ends(options.source, options.target, options.limits) as between:

@@ -17,7 +17,7 @@ from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig
-    from tierstore.migrate.listing import Ends
+    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Recipe
 
 _NUMBER = re.compile(r"[0-9._]+")
@@ -175,7 +175,7 @@ def open_ends(
     Raises:
         ConfigError: one is wrong, or they are one place, or one lies within the other.
     """
-    from tierstore.migrate.apart import check_apart
+    from tierstore.migration.apart import check_apart
     from tierstore.registry import join_url
     from tierstore.transfer.engine.crew import Recipe
 

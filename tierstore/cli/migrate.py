@@ -67,9 +67,9 @@ def run(options: Options) -> None:
     while SRC is still being listed. Commits arrive last: a reader never sees half a checkpoint.
     Exits with 1 if something could not be migrated.
     """
-    from tierstore.migrate.apart import holds_links
-    from tierstore.migrate.checkpoints import Steps, checkpoints
-    from tierstore.migrate.listing import objects
+    from tierstore.migration.apart import holds_links
+    from tierstore.migration.checkpoints import Steps, checkpoints
+    from tierstore.migration.listing import objects
 
     if options.step and not options.run:
         raise ConfigError("--step is of a run", hint="say of which one with --run")

@@ -33,7 +33,7 @@ from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
-    from tierstore.migrate.listing import Ends
+    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Effort
     from tierstore.transfer.engine.messages import Item, Report
     from tierstore.transfer.engine.rules import Conflict
@@ -202,7 +202,7 @@ def move(
         Exit: with 1 if not everything was migrated, or as the signal that stopped it wants; where
             only links are removed not for a file, which is tried again with the rest.
     """
-    from tierstore.migrate.forecast import Forecast
+    from tierstore.migration.forecast import Forecast
     from tierstore.transfer.engine.crew import retries_of
     from tierstore.transfer.engine.journal import Journal
     from tierstore.transfer.engine.messages import Outcome
@@ -285,7 +285,7 @@ class _Told:
         self.needed = self.needed or (report.outcome.value == "failed" and self._leads(report.key))
 
     def _leads(self, key: str) -> bool:
-        from tierstore.migrate.apart import is_link
+        from tierstore.migration.apart import is_link
 
         try:
             return key.endswith("/") or is_link(self.ends.source, key)

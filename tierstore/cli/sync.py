@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tierstore.cli.moving import Moved
-    from tierstore.migrate.mirror import Extra
+    from tierstore.migration.mirror import Extra
     from tierstore.transfer.engine.rules import Conflict
 
 _HALF = 0.5
@@ -43,8 +43,8 @@ def run(options: Options) -> None:
     half of what DST has. What is excluded stays. Checkpoints become tombstones before their data
     goes.
     """
-    from tierstore.migrate.listing import objects
-    from tierstore.migrate.mirror import Mirror, in_the_way
+    from tierstore.migration.listing import objects
+    from tierstore.migration.mirror import Mirror, in_the_way
 
     selection = options.selection()
     with open_ends(options.source, options.target, options.limits) as between:

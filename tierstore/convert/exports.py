@@ -19,7 +19,7 @@ from tierstore.convert.selection import Selection, some
 from tierstore.errors import AlreadyExistsError, ConfigError, NotFoundError, PlanError
 from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found
-from tierstore.migrate.apart import holds
+from tierstore.migration.apart import holds
 from tierstore.transfer.read import fetch
 from tierstore.transfer.source import AlignedBuffers
 

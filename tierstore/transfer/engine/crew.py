@@ -17,7 +17,7 @@ from typing import Protocol
 from tierstore import registry
 from tierstore.config import TierConfig
 from tierstore.errors import ConfigError
-from tierstore.migrate.listing import Ends
+from tierstore.migration.listing import Ends
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.flushing import Flusher

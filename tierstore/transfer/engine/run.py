@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from tierstore import waiting
 from tierstore.errors import TierstoreError
 from tierstore.logs import logger
-from tierstore.migrate.listing import Ends, Listing
+from tierstore.migration.listing import Ends, Listing
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Crew, Threads, heavy_of

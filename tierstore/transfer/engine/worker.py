@@ -29,8 +29,8 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.logs import logger
-from tierstore.migrate.apart import is_link, path_of, stays
-from tierstore.migrate.listing import Ends
+from tierstore.migration.apart import is_link, path_of, stays
+from tierstore.migration.listing import Ends
 from tierstore.scan import place_check
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity

@@ -11,7 +11,7 @@ from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import BlockedError, StorageError
 from tierstore.keys import parse_part
-from tierstore.migrate.listing import Beside, Ends, at_source, at_target, is_dead, refused
+from tierstore.migration.listing import Beside, Ends, at_source, at_target, is_dead, refused
 from tierstore.patterns import Selection
 from tierstore.scan import Kind, LeftOut, Ways, key_check, scan
 

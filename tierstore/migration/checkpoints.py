@@ -21,7 +21,7 @@ from tierstore.errors import (
     TierstoreError,
 )
 from tierstore.keys import Attempt
-from tierstore.migrate.listing import DELETED, Beside, Ends
+from tierstore.migration.listing import DELETED, Beside, Ends
 from tierstore.patterns import matcher
 from tierstore.scan import in_order
 from tierstore.transfer.engine.messages import Dead, Entry, Item

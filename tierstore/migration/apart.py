@@ -26,8 +26,8 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.logs import logger
-from tierstore.migrate.listing import Ends
-from tierstore.migrate.mounts import share_folders
+from tierstore.migration.listing import Ends
+from tierstore.migration.mounts import share_folders
 from tierstore.registry import parse_url
 from tierstore.scan import place_check
 
