@@ -24,9 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import tierstore
 from tierstore.errors import ConfigError
 from tierstore.logs import logger
-from tierstore.migration.listing import Ends
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.crew import Cluster, Effort, Recipe, room_of, width_of
+from tierstore.transfer.engine.ends import Ends
 from tierstore_ray.sight import Probe, Sight, sight_of
 from tierstore_ray.worker import Answered, Worker
 

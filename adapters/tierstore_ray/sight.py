@@ -16,8 +16,8 @@ from tierstore.backends.local.backend import LocalOptions
 from tierstore.backends.local.folders import Folders
 from tierstore.backends.local.scratch import Scratch
 from tierstore.errors import ConfigError, NotFoundError, TierstoreError
-from tierstore.migration.listing import Ends
 from tierstore.registry import parse_url
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.records import (
     Version,
 )

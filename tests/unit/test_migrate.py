@@ -25,10 +25,11 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
-from tierstore.migration.listing import Ends, objects
+from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.crew import Buffers, room_of, width_of
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.run import Migration
 from tierstore.wrappers.faults import Fault, Faulty

@@ -14,9 +14,10 @@ from tierstore.backend import Capabilities
 from tierstore.backends.memory import open_memory
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.errors import AccessError, DamagedInTransitError, StorageError, UnreachableError
-from tierstore.migration.listing import Ends, objects
+from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.run import Migration
 from tierstore.wrappers.faults import Fault, Faulty

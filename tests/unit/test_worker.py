@@ -13,10 +13,10 @@ from tierstore.backend import Upload
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.errors import AccessError, NotFoundError, StorageError
-from tierstore.migration.listing import Ends
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Buffers
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.records import Version
 from tierstore.transfer.engine.worker import Worker
 

@@ -11,8 +11,8 @@ from tierstore.errors import ConfigError
 from tierstore.waiting import on
 
 if TYPE_CHECKING:
-    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Crew, Recipe
+    from tierstore.transfer.engine.ends import Ends
 
 _CREDENTIALS = ("AWS_", "HADOOP_")
 

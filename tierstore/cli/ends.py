@@ -17,8 +17,8 @@ from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig
-    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Recipe
+    from tierstore.transfer.engine.ends import Ends
 
 _NUMBER = re.compile(r"[0-9._]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

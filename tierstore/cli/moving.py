@@ -33,8 +33,8 @@ from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
-    from tierstore.migration.listing import Ends
     from tierstore.transfer.engine.crew import Effort
+    from tierstore.transfer.engine.ends import Ends
     from tierstore.transfer.engine.messages import Item, Report
     from tierstore.transfer.engine.rules import Conflict
     from tierstore.transfer.engine.run import Migration
@@ -285,7 +285,7 @@ class _Told:
         self.needed = self.needed or (report.outcome.value == "failed" and self._leads(report.key))
 
     def _leads(self, key: str) -> bool:
-        from tierstore.migration.apart import is_link
+        from tierstore.transfer.engine.removal import is_link
 
         try:
             return key.endswith("/") or is_link(self.ends.source, key)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat as st
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,15 +25,14 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.logs import logger
-from tierstore.migration.listing import Ends
 from tierstore.migration.mounts import share_folders
 from tierstore.registry import parse_url
 from tierstore.scan import place_check
+from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.removal import is_one_file, path_of
 
 _log = logger(__name__)
 _MARK = "tierstore-probe-"
-ONE_FILE = "the source's file and the destination's are one and the same"
-BEHIND = "it lies behind a link, and what a link leads to is never removed"
 
 
 def check_apart(ends: Ends, *, writes: bool, hint: str = "") -> None:
@@ -86,29 +84,6 @@ def holds(whole: Backend, end: Backend, key: str) -> bool:
     return any(_is_alike(Ends(whole, end), place, "", info) for place in places)
 
 
-def stays(ends: Ends, key: str) -> str:
-    """Return why an object is not to be removed from the source, or nothing.
-
-    Args:
-        ends: both.
-        key: at the source.
-    """
-    path = path_of(ends.source, key)
-    if path is None:
-        return ""
-    root = Path(str(path)[: -len(key) - 1] or "/").resolve()
-    if path.parent.resolve() != (root / key).parent:
-        return BEHIND
-    other = path_of(ends.target, ends.target_key(key))
-    return ONE_FILE if other is not None and _one_file(path, other) else ""
-
-
-def is_link(end: Backend, key: str) -> bool:
-    """Whether an object is a symbolic link."""
-    path = path_of(end, key)
-    return path is not None and path.is_symlink()
-
-
 def holds_links(ends: Ends) -> bool:
     """Whether there is a symbolic link anywhere in the source's folder; only names are read."""
     root = None if ends.only else _root(ends.source)
@@ -126,7 +101,7 @@ def holds_links(ends: Ends) -> bool:
 def _check_object(ends: Ends, keys: tuple[str, str], *, writes: bool, hint: str) -> None:
     key, other = keys
     mine, theirs = path_of(ends.source, key), path_of(ends.target, other)
-    if mine and theirs and _one_file(mine, theirs):
+    if mine and theirs and is_one_file(mine, theirs):
         raise _same(ends, hint)
     if key != other:
         return
@@ -233,13 +208,6 @@ def _places(url: str) -> Iterator[str]:
         yield "".join(f"{name}/" for name in names[len(names) - number :])
 
 
-def path_of(end: Backend, key: str) -> Path | None:
-    """Return the file of an object, None where it is none."""
-    path: Callable[[str], str | None] | None = getattr(end, "local_path", None)
-    text = path(key) if path else None
-    return None if text is None else Path(text)
-
-
 def _scheme(end: Backend) -> str:
     return parse_url(end.url).scheme
 
@@ -266,19 +234,6 @@ def _same_folder(source: Backend, target: Backend) -> bool:
 def _share_folders(source: Backend, target: Backend) -> bool:
     one, other = _root(source), _root(target)
     return one is not None and other is not None and share_folders(one, other)
-
-
-def _one_file(path: Path, other: Path) -> bool:
-    """Whether a file of one name would go from the other one, too."""
-    try:
-        mine, theirs = path.lstat(), other.stat()
-        if st.S_ISLNK(mine.st_mode) or not os.path.samestat(mine, theirs):
-            return False
-        real = other.resolve()  # two names of one file, or one name on two ways
-        one_name = real.name == path.name and real.parent.samefile(path.parent)
-    except (OSError, RuntimeError):  # of links in a circle
-        return False
-    return mine.st_nlink == 1 or one_name
 
 
 def _same(ends: Ends, hint: str) -> ConfigError:

@@ -21,9 +21,10 @@ from tierstore.errors import (
     TierstoreError,
 )
 from tierstore.keys import Attempt
-from tierstore.migration.listing import DELETED, Beside, Ends
+from tierstore.migration.listing import DELETED, Beside
 from tierstore.patterns import matcher
 from tierstore.scan import in_order
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.messages import Dead, Entry, Item
 from tierstore.transfer.engine.records import Version
 

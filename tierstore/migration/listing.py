@@ -11,8 +11,7 @@ a job may go on saving meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.checkpoint.commit import looks_deleted
@@ -22,51 +21,13 @@ from tierstore.keys import Part, parse_part
 from tierstore.patterns import Selection
 from tierstore.registry import parse_url
 from tierstore.scan import Found, Kind, LeftOut, Ways, key_check, scan
-from tierstore.transfer.engine.messages import Dead, Entry, Item, Listed
+from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.messages import Dead, Entry, Item
 from tierstore.transfer.engine.records import Version
 
-_PAGE = 256
 DELETED = "the destination has deleted this checkpoint"
 EXCLUDED = "not all of its checkpoint is selected"
 MARKER = "its name ends in '/', and it has content"
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """Where objects come from and where they go.
-
-    Attributes:
-        source: where they are.
-        target: where they shall be, under the same keys.
-        only: if one object is migrated, its keys at the source and at the destination.
-    """
-
-    source: Backend
-    target: Backend
-    only: tuple[str, str] | None = None
-
-    def target_key(self, key: str) -> str:
-        """Return the key at the destination of a key at the source."""
-        return self.only[1] if self.only else key
-
-
-class Listing:
-    """Worker out pages of what is to be migrated. To be used from one thread at a time."""
-
-    def __init__(self, found: Iterable[Item]) -> None:
-        self._found = iter(found)
-
-    def next(self) -> Listed:
-        """Return the next page.
-
-        Raises:
-            TierstoreError: an end cannot be listed.
-        """
-        page = list(islice(self._found, _PAGE))
-        entries = tuple(each for each in page if isinstance(each, Entry))
-        dead = tuple(each for each in page if isinstance(each, Dead))
-        left_out = tuple(each for each in page if isinstance(each, LeftOut))
-        return Listed(entries, last=len(page) < _PAGE, dead=dead, left_out=left_out)
 
 
 def objects(ends: Ends, selection: Selection, *, follow: bool = True) -> Iterator[Item]:

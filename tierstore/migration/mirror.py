@@ -11,9 +11,10 @@ from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import BlockedError, StorageError
 from tierstore.keys import parse_part
-from tierstore.migration.listing import Beside, Ends, at_source, at_target, is_dead, refused
+from tierstore.migration.listing import Beside, at_source, at_target, is_dead, refused
 from tierstore.patterns import Selection
 from tierstore.scan import Kind, LeftOut, Ways, key_check, scan
+from tierstore.transfer.engine.ends import Ends
 
 _BATCH = 1000  # what S3 deletes by one request
 

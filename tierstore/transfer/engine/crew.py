@@ -17,9 +17,9 @@ from typing import Protocol
 from tierstore import registry
 from tierstore.config import TierConfig
 from tierstore.errors import ConfigError
-from tierstore.migration.listing import Ends
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.flushing import Flusher
 from tierstore.transfer.engine.rules import SMALL
 from tierstore.transfer.engine.worker import Worker

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from tierstore import waiting
 from tierstore.errors import TierstoreError
 from tierstore.logs import logger
-from tierstore.migration.listing import Ends, Listing
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Crew, Threads, heavy_of
+from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine, Totals
 from tierstore.transfer.engine.rules import Conflict, Removes, Rules

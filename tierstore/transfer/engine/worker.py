@@ -29,12 +29,12 @@ from tierstore.errors import (
 )
 from tierstore.keys import commit_of
 from tierstore.logs import logger
-from tierstore.migration.apart import is_link, path_of, stays
-from tierstore.migration.listing import Ends
 from tierstore.scan import place_check
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
+from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.records import Version
+from tierstore.transfer.engine.removal import is_link, path_of, stays
 
 _log = logger(__name__)
 _TOUCHES = 64  # while a file is compared; others remove its other names
