@@ -45,6 +45,9 @@ class Capabilities:
             where it is the same.
         keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
         scans: what is no object may be below the root, and `tierstore.scan.scan` tells of it.
+        seen_by: who is sure to find the same objects under the same URL: this process, all of one
+            host, or all hosts. More may; a ladder finds that out by a probe of every process, or
+            host, which "all" spares it.
         flushes: many objects that are created with `durable=False` and flushed together cost far
             less than each by itself.
     """
@@ -65,6 +68,7 @@ class Capabilities:
     keeps_alignment: bool = False
     flushes: bool = False
     scans: bool = False
+    seen_by: Literal["process", "host", "all"] = "process"
 
     def part_size_for(self, size: int) -> int:
         """Return the bytes of every part but the last of an upload of `size` bytes.

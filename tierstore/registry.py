@@ -27,6 +27,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -73,6 +74,11 @@ class Address:
     query: Mapping[str, str]
     url: str
     slash: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that is meant, None for all but `file://`."""
+        return Path(self.path or "/") if self.scheme == "file" else None
 
 
 def is_url(text: str) -> bool:

@@ -44,6 +44,7 @@ class HdfsBackend:
             scans=True,
             # HDFS checks no CRC32C of ours, so what was sent has to be read back.
             durable_on_commit=False,
+            seen_by="all",
             part_size=options.part_size,
             read_size=options.read_size,
             concurrency=options.concurrency,

@@ -53,7 +53,7 @@ class Sight:
             return f"{ends.source.url} has no {self.key!r} there: {_MOUNT}"
         except TierstoreError as error:
             return str(error)
-        if ends.source.url.startswith("file:") and not found.same(self.version):
+        if ends.source.capabilities.seen_by == "host" and not found.same(self.version):
             return f"{ends.source.url} is another folder there: {_MOUNT}"
         return ""
 
@@ -70,10 +70,10 @@ class Probe:
 
     def __init__(self, target: Backend, mode: str | None = None) -> None:
         self.path, self._fd = "", -1
-        address = parse_url(target.url)
-        if address.scheme == "file":
+        folder = parse_url(target.url).folder
+        if folder is not None:
             bits = LocalOptions(mode=mode).bits
-            self._scratch = Scratch(Folders(address.path, sync=False, mode=bits))
+            self._scratch = Scratch(Folders(str(folder), sync=False, mode=bits))
             try:
                 self._fd, self.path = self._scratch.open()
             except OSError as error:
@@ -97,7 +97,7 @@ def sight_of(ends: Ends, probe: Probe) -> Sight:
         TierstoreError: the source cannot be listed.
     """
     for end in (ends.source, ends.target):
-        if end.url.startswith("memory:"):
+        if end.capabilities.seen_by == "process":
             raise ConfigError(f"{end.url} is in this process only", hint="leave out --on")
     if ends.only:
         info = ends.source.stat(ends.only[0])

@@ -52,6 +52,7 @@ class S3Backend:
             # Without a check, what is durable may not be what was sent: it has to be read back.
             durable_on_commit=self._objects.checked,
             min_part=5 * MIB,
+            seen_by="all",
             part_size=options.part_size,
             read_size=options.read_size,
             concurrency=options.concurrency,

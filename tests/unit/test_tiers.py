@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tests.patience import PATIENCE
+from tierstore.backend import Capabilities
 from tierstore.backends.local.backend import LocalBackend
+from tierstore.backends.memory import MemoryBackend
 from tierstore.config import Config, TierConfig
 from tierstore.errors import AccessError, CheckpointError, ConfigError
 from tierstore.ladder.tiers import Exchange, close_ladder, open_ladder
+from tierstore.registry import open_backend
+from tierstore.wrappers import open_tier
 
 
 @pytest.fixture
@@ -65,6 +70,63 @@ def test_sharing_is_discovered_per_tier(
     nodes = [(0, 1), (0, 1), (2, 3), (2, 3)]
     assert ranks(4, work) == [[nodes[rank], everyone, (rank,)] for rank in range(4)]
     assert not [path for path in tmp_path.rglob("probes/*") if path.is_file()]
+
+
+@pytest.mark.parametrize("seen_by", ["process", "host"])
+def test_who_sees_a_backend_that_promises_little_is_found_out(
+    tmp_path: Path,
+    ranks: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    seen_by: Literal["process", "host"],
+) -> None:
+    """Ranks 0 and 1 are of one node; what 0 to 2 call `half` is one place."""
+    machine = threading.local()
+    monkeypatch.setattr("tierstore.ladder.tiers._machine", lambda: machine.name)
+    monkeypatch.setattr(LocalBackend, "capabilities", Capabilities(seen_by=seen_by))
+
+    def work(rank: int, exchange: Exchange) -> list[tuple[int, ...]]:
+        machine.name = ("node", str(rank // 2))
+        urls = ["all", "half" if rank < 3 else "other", f"own{rank}"]
+        tiers = [TierConfig(f"t{n}", f"file://{tmp_path}/{url}") for n, url in enumerate(urls)]
+        tiers.append(TierConfig("memory", "memory://tiers/of-one-process"))
+        ladder = open_ladder(Config(tuple(tiers)), rank=rank, world_size=4, exchange=exchange)
+        close_ladder(ladder)
+        return [one.ranks for one in ladder]
+
+    everyone, half = (0, 1, 2, 3), [(0, 1, 2), (0, 1, 2), (0, 1, 2), (3,)]
+    # Of `own` a host's second rank writes no probe, and its place shows none: nobody else's.
+    assert ranks(4, work) == [[everyone, half[rank], (rank,), everyone] for rank in range(4)]
+    assert not [path for path in tmp_path.rglob("probes/*") if path.is_file()]
+    assert not list(open_backend("memory://tiers/of-one-process", {}).list("probes/"))
+
+
+def test_what_all_hosts_see_is_not_probed(
+    ranks: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryBackend, "capabilities", Capabilities(seen_by="all"))
+    monkeypatch.setattr(MemoryBackend, "create", None)
+
+    def work(rank: int, exchange: Exchange) -> list[tuple[int, ...]]:
+        config = Config((TierConfig("t", f"memory://rank{rank}"),))
+        return [
+            one.ranks for one in open_ladder(config, rank=rank, world_size=2, exchange=exchange)
+        ]
+
+    assert ranks(2, work) == [[(0, 1)], [(0, 1)]]
+
+
+def test_each_backend_says_who_sees_it(tmp_path: Path) -> None:
+    """Through all wrappers; what does not say it promises least."""
+    urls = {
+        "memory://seen": "process",
+        f"file://{tmp_path}": "host",
+        "s3://bucket/p": "all",
+        "hdfs://namenode:9870/p": "all",
+    }
+    for url, seen_by in urls.items():
+        with closing(open_tier(TierConfig("t", url))) as tier:
+            assert tier.capabilities.seen_by == seen_by
+    assert Capabilities().seen_by == "process"
 
 
 def test_a_rank_that_cannot_open_its_ladder_stops_all(

@@ -220,15 +220,18 @@ def _own_tiers(config: tuple[str, ...]) -> Path | str | None:
     """
     from tierstore.config import load_config
     from tierstore.registry import is_url
+    from tierstore.wrappers import open_tier
 
     if not config:
         return None
     tiers = load_config(*config).tiers
-    if any(tier.url.startswith("memory:") for tier in tiers):
-        raise ConfigError(
-            "memory:// lives in one process and the demo has several",
-            hint="write file:///dev/shm/... for a tier in memory",
-        )
+    for tier in tiers:
+        with contextlib.closing(open_tier(tier)) as backend:
+            if backend.capabilities.seen_by == "process":
+                raise ConfigError(
+                    f"{tier.url} lives in one process and the demo has several",
+                    hint="write file:///dev/shm/... for a tier in memory",
+                )
     if not is_url(config[0]):
         return Path(config[0]).resolve()
     pairs = zip(tiers, config, strict=True)

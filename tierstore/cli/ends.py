@@ -105,8 +105,8 @@ class Place:
             )
         address = parse_url(text)
         is_folder = address.slash or not address.path
-        if address.scheme == "file":
-            is_folder = is_folder or Path(address.path).is_dir()
+        if address.folder is not None:
+            is_folder = is_folder or address.folder.is_dir()
         query = urlencode(address.query)
         return cls(address.url, query, is_folder, _server(address.query))
 

@@ -129,11 +129,9 @@ def _open(text: str, *, of_file: bool = False) -> Iterator[Place]:
         tier = replace(tier, url=folder)
         if not name or folder.endswith("/"):
             raise ConfigError(f"{text} does not name a file")
-    address = parse_url(tier.url)
-    local = Path(address.path or "/") if address.scheme == "file" else None
     backend = open_tier(tier)
     try:
-        yield Place(backend, name, local)
+        yield Place(backend, name, parse_url(tier.url).folder)
     finally:
         backend.close()
 

@@ -1,9 +1,11 @@
 """The tiers of a ladder, opened, and which ranks share each of them.
 
-Whether a folder is shared is discovered, not configured: on every machine one process writes a
-probe, and after a barrier every process opens the exact names. So a node-local disk, a shared file
-system and a path that is wrongly believed to be shared are all told apart. Where no probe can be
-written the tier is taken to be its machine's own, and saves to it fail or succeed as they can.
+A backend says who is sure to see it (`Capabilities.seen_by`). What is not seen by all may still be
+shared, which is discovered, not configured: on every machine one process writes a probe, or every
+process where a backend promises nothing, and after a barrier every process opens the exact names.
+So memory, a node-local disk, a shared file system and a path that is wrongly believed to be shared
+are all told apart. Where no probe can be written the tier is taken to be its machine's, or
+process's, own, and saves to it fail or succeed as they can.
 """
 
 from __future__ import annotations
@@ -119,67 +121,86 @@ def _discover(
     everyone = tuple(range(len(machines)))
     if len(everyone) == 1:
         return [everyone for _ in tiers]
-    folders = [n for n, tier in enumerate(tiers) if tier.url.startswith("file:")]
-    first_of_machine = machines.index(machines[rank]) == rank
-    places = [tiers[n] for n in folders]
-    views = _probe(places, [backends[n] for n in folders], gather, writes=first_of_machine)
-    shared = []
-    for number, tier in enumerate(tiers):
-        if number in folders:
-            at = folders.index(number)
-            shared.append(_sharing(rank, [view[at] for view in views], machines))
-        else:
-            shared.append((rank,) if tier.url.startswith("memory:") else everyone)
-    return shared
+    places = [
+        _Place(tier, backend, machines if seen_by == "host" else everyone)
+        for tier, backend in zip(tiers, backends, strict=True)
+        if (seen_by := backend.capabilities.seen_by) != "all"
+    ]
+    by_rank = _probe(places, rank, gather)
+    found = {
+        place.tier.name: place.sharing(rank, views)
+        for place, *views in zip(places, *by_rank, strict=True)
+    }
+    return [found.get(tier.name, everyone) for tier in tiers]
 
 
-def _sharing(rank: int, views: Sequence[_View], machines: Sequence[object]) -> tuple[int, ...]:
-    """Return the ranks that see the same of a folder as `rank`.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tier that not all may see.
 
-    Who sees nothing at all shares with nobody but those who look at the same path of one machine.
+    Attributes:
+        tier: what was asked for.
+        backend: the tier.
+        homes: of every rank; those of one home are sure to see the same.
     """
-    mine = views[rank]
-    return tuple(
-        other
-        for other, view in enumerate(views)
-        if view == mine and (mine.probes or machines[other] == machines[rank])
-    )
+
+    tier: TierConfig
+    backend: Backend
+    homes: Sequence[object]
+
+    @property
+    def writers(self) -> set[int]:
+        """The first rank of every home: they write the probes."""
+        return {*{home: rank for rank, home in reversed([*enumerate(self.homes)])}.values()}
+
+    def sharing(self, rank: int, views: Sequence[_View]) -> tuple[int, ...]:
+        """Return the ranks that see the same as `rank`.
+
+        Who sees nothing at all shares with nobody but those of its home who look at the same URL.
+        """
+        mine = views[rank]
+        return tuple(
+            other
+            for other, view in enumerate(views)
+            if view == mine and (mine.probes or self.homes[other] == self.homes[rank])
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What one rank sees of a folder: the probes, or, without any, which folder it is."""
+    """What one rank sees of a tier: the probes, or, without any, which place it is."""
 
     probes: tuple[str, ...]
     url: str
 
 
-def _probe(
-    tiers: Sequence[TierConfig], backends: Sequence[Backend], gather: Exchange, *, writes: bool
-) -> list[list[_View]]:
-    """Return by rank and tier the probes that are visible there.
+def _probe(places: Sequence[_Place], rank: int, gather: Exchange) -> list[list[_View]]:
+    """Return by rank and place the probes that are visible there.
 
     A tier that cannot be used is seen by nobody: it is reported, and it is the saves that fail.
     """
     probe = f"probes/{secrets.token_hex(8)}"
     written: list[Backend] = []
     try:
-        for tier, backend in zip(tiers, backends, strict=True) if writes else ():
+        for place in places:
+            if rank not in place.writers:
+                continue
             try:
-                backend.create(probe, b"probe")
-                written.append(backend)
+                place.backend.create(probe, b"probe")
+                written.append(place.backend)
             except TierstoreError as error:
                 _log.warning(
                     "tier %s cannot be written, so it is taken to be shared by the ranks of this "
                     "machine only: %s",
-                    tier.name,
+                    place.tier.name,
                     str(error),
                 )
-        names = [name for name in gather(probe if writes else None) if isinstance(name, str)]
+        names = cast("list[str]", list(gather(probe)))
         views = []
-        for tier, backend in zip(tiers, backends, strict=True):
-            seen = _seen(tier, backend, names)
-            views.append(_View(seen, "" if seen else tier.url))
+        for place in places:
+            wanted = [names[writer] for writer in sorted(place.writers)]
+            seen = _seen(place.tier, place.backend, wanted)
+            views.append(_View(seen, "" if seen else place.tier.url))
         return cast("list[list[_View]]", list(gather(views)))
     finally:
         for backend in written:

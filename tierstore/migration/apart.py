@@ -213,8 +213,7 @@ def _scheme(end: Backend) -> str:
 
 
 def _root(end: Backend) -> Path | None:
-    address = parse_url(end.url)
-    return Path(address.path or "/") if address.scheme == "file" else None
+    return parse_url(end.url).folder
 
 
 def _missing(end: Backend) -> bool:

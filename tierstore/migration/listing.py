@@ -108,8 +108,7 @@ def at_target(ends: Ends, selection: Selection, *, follow: bool = True) -> Itera
 
 
 def _folder_of(end: Backend) -> str:
-    address = parse_url(end.url)
-    return address.path if address.scheme == "file" else ""
+    return str(parse_url(end.url).folder or "")
 
 
 def _one_in_other(ends: Ends, found: LeftOut) -> ConfigError:

@@ -29,7 +29,6 @@ from tierstore.model.checks import positive, whole
 from tierstore.model.points import Point, TierPoints
 from tierstore.model.probe import LISTED, OPERATIONS, Cell, Probe, Round
 from tierstore.model.tail import spread
-from tierstore.registry import parse_url
 from tierstore.wrappers import open_tier
 from tierstore.wrappers.retry import impatient
 
@@ -41,7 +40,6 @@ _STABLE = 0.03  # relative standard error of the median
 _ROUND_SECONDS = 0.05  # many short requests make one round
 _MOST_EACH = 32
 _PUT_BYTES = 8 << 20  # of one round, unless a request of every thread is more
-_LOCAL = ("file", "memory")
 _MOST_TOGETHER = 1024  # each is a thread
 _RANKS = 8  # of a node
 _COPIES = 3  # within one look at the clock
@@ -154,7 +152,7 @@ def measure(tier: TierConfig, limits: Limits, progress: Progress | None = None) 
     return TierPoints(
         name=tier.name,
         url=tier.url,
-        local=parse_url(tier.url).scheme in _LOCAL,
+        local=capabilities.seen_by != "all",
         every=tier.every,
         concurrency=capabilities.concurrency,
         part_size=capabilities.part_size,

@@ -50,6 +50,7 @@ _CAPABILITIES = Capabilities(
     keeps_alignment=True,
     flushes=sync_tells(),
     scans=True,
+    seen_by="host",
 )
 T = TypeVar("T")
 _NAME_MAX = 255  # bytes
