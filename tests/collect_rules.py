@@ -21,9 +21,9 @@ from tests.attempts import (
 from tests.patience import PATIENCE
 from tests.store_rules import NONCE, A, wrapped
 from tierstore.backend import Backend
-from tierstore.checkpoint import collect as collecting
+from tierstore.checkpoint.collect import collect, prune
+from tierstore.checkpoint.delete import bury, delete, sweep
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AttemptDeletedError,
     CheckpointError,
@@ -62,7 +62,7 @@ class CollectRules:
     def test_delete(self, store: RunStore) -> None:
         kept = save(store, replace(A, step=50))
         save(store, A)
-        collecting.delete(store, A, grace=0, sleep=no_sleep)
+        delete(store, A, grace=0, sleep=no_sleep)
         assert commits(store) == {kept.attempt: True, A: False}
         assert line_of(store) == [kept.attempt]
         assert list(store.attempts()) == [(kept.attempt, NONCE)]
@@ -71,7 +71,7 @@ class CollectRules:
             store.read_commit(A)
         with pytest.raises(AttemptDeletedError):
             store.try_commit(A, NONCE)
-        collecting.delete(store, A, grace=0, sleep=no_sleep)
+        delete(store, A, grace=0, sleep=no_sleep)
 
     def test_readers_have_their_grace(self, store: RunStore) -> None:
         commit = save(store, A)
@@ -82,7 +82,7 @@ class CollectRules:
             assert commits(store) == {A: False}
             assert len(store.open_manifest(commit)) == 2  # whoever has the commit still reads
 
-        collecting.delete(store, A, grace=HOUR, sleep=sleep)
+        delete(store, A, grace=HOUR, sleep=sleep)
         assert len(slept) == 1
         assert HOUR - PATIENCE < slept[0] <= HOUR + 2  # whole seconds on some stores
         assert list(store.attempts()) == []
@@ -90,17 +90,17 @@ class CollectRules:
     def test_delete_what_never_was(self, store: RunStore) -> None:
         write_rank(store, A, 0)
         with pytest.raises(CheckpointNotFoundError):
-            collecting.delete(store, A, grace=0)
+            delete(store, A, grace=0)
         with pytest.raises(CheckpointError, match="no tombstone"):
-            collecting.sweep(store, A, grace=0)
+            sweep(store, A, grace=0)
         save(store, A)
         with pytest.raises(CheckpointError, match="no tombstone"):
-            collecting.sweep(store, A, grace=0)
+            sweep(store, A, grace=0)
         assert store.open_manifest(store.read_commit(A))
 
     def test_a_late_committer_after_a_deletion_changes_nothing(self, store: RunStore) -> None:
         write_rank(store, A, 0)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
+        assert collect(store, A, NONCE, older_than=0, grace=0) == "collected"
         write_rank(store, A, 0)
         write_rank(store, A, 1)
         for ranks in (None, (0, 1)):
@@ -121,7 +121,7 @@ class CollectRules:
         with pytest.raises(AttemptDeletedError):
             late.try_commit(A, NONCE)
         assert commits(store) == {A: False}
-        collecting.sweep(store, A, grace=0)
+        sweep(store, A, grace=0)
         assert list(store.attempts()) == []
 
     def test_a_collector_overtaken_by_a_committer(self, store: RunStore) -> None:
@@ -132,7 +132,7 @@ class CollectRules:
             assert store.try_commit(A, NONCE)
 
         late = wrapped(store, Fault("create", key="commits/", action=overtake))
-        assert collecting.collect(late, A, NONCE, older_than=0, grace=0) == "alive"
+        assert collect(late, A, NONCE, older_than=0, grace=0) == "alive"
         assert len(store.open_manifest(store.read_commit(A))) == 2
 
     # Collecting
@@ -140,13 +140,13 @@ class CollectRules:
     def test_a_complete_set_is_committed_before_it_is_judged(self, store: RunStore) -> None:
         write_rank(store, A, 0)
         write_rank(store, A, 1)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "committed"
+        assert collect(store, A, NONCE, older_than=0, grace=0) == "committed"
+        assert collect(store, A, NONCE, older_than=0, grace=0) == "committed"
         assert line_of(store) == [A]
 
     def test_what_is_young_is_left_alone(self, store: RunStore) -> None:
         write_rank(store, A, 0)
-        assert collecting.collect(store, A, NONCE, older_than=HOUR, grace=0) == "young"
+        assert collect(store, A, NONCE, older_than=HOUR, grace=0) == "young"
         assert commits(store) == {}
         write_rank(store, A, 1)
         assert store.try_commit(A, NONCE)
@@ -155,15 +155,15 @@ class CollectRules:
         write_rank(store, A, 0)
         write_rank(store, A, 1)
         flip(store.backend, store.keys.attempt(A, NONCE).fragment(0), 99)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "collected"
+        assert collect(store, A, NONCE, older_than=0, grace=0) == "collected"
         assert commits(store) == {A: False}
         assert list(store.attempts()) == []
 
     def test_a_folder_whose_attempt_belongs_to_another(self, store: RunStore) -> None:
         save(store, A)
         write_rank(store, A, 0, launch=replace(launch_of(1), nonce="f" * 16))
-        assert collecting.collect(store, A, "f" * 16, older_than=HOUR, grace=0) == "young"
-        assert collecting.collect(store, A, "f" * 16, older_than=0, grace=0) == "collected"
+        assert collect(store, A, "f" * 16, older_than=HOUR, grace=0) == "young"
+        assert collect(store, A, "f" * 16, older_than=0, grace=0) == "collected"
         assert list(store.attempts()) == [(A, NONCE)]
         assert len(store.open_manifest(store.read_commit(A))) == 2
 
@@ -172,12 +172,12 @@ class CollectRules:
         own, with_data, living = A, replace(A, step=200), replace(A, step=300)
         for attempt in (own, with_data, living):
             save(store, attempt)
-        collecting.delete(store, own, grace=0)
+        delete(store, own, grace=0)
         bury(store.backend, store.keys.commit(with_data))
-        assert collecting.prune(store, older_than=-1) == []  # its launch may still be at work
+        assert prune(store, older_than=-1) == []  # its launch may still be at work
         claim(store, 2, parent=living)
-        assert collecting.prune(store, older_than=HOUR) == []
-        assert collecting.prune(store, older_than=-5) == [own]
+        assert prune(store, older_than=HOUR) == []
+        assert prune(store, older_than=-5) == [own]
         assert commits(store) == {with_data: False, living: True}
 
     # What cannot be judged
@@ -189,7 +189,7 @@ class CollectRules:
             store.read_commit(A)
         assert line_of(store) == [A]
         before = contents(store.backend, store.keys.data)
-        outcome = collecting.collect(store, A, NONCE, older_than=0, grace=0)
+        outcome = collect(store, A, NONCE, older_than=0, grace=0)
         assert outcome == "alive"
         assert contents(store.backend, store.keys.data) == before
         assert commits(store) == {A: True}
@@ -199,7 +199,7 @@ class CollectRules:
         store.backend.create(store.keys.commit(A), b'{"format":9}')
         with pytest.raises(NewerFormatError):
             store.try_commit(A, NONCE)
-        assert collecting.collect(store, A, NONCE, older_than=0, grace=0) == "alive"
+        assert collect(store, A, NONCE, older_than=0, grace=0) == "alive"
         assert commits(store) == {A: True}
 
     # Killed anywhere
@@ -248,7 +248,7 @@ class CollectRules:
             return save(store, replace(A, step=number)).attempt
 
         def act(attempt: Attempt, *faults: Fault) -> None:
-            collecting.delete(wrapped(store, *faults), attempt, grace=0)
+            delete(wrapped(store, *faults), attempt, grace=0)
 
         self.check_sound, self.check_done = self.sound_and_gone(store)
         assert self.killed_everywhere(make, act) > 5
@@ -261,7 +261,7 @@ class CollectRules:
 
         def act(attempt: Attempt, *faults: Fault) -> None:
             other = wrapped(store, *faults)
-            assert collecting.collect(other, attempt, NONCE, older_than=0, grace=0) == "collected"
+            assert collect(other, attempt, NONCE, older_than=0, grace=0) == "collected"
 
         self.check_sound, self.check_done = self.sound_and_gone(store)
         assert self.killed_everywhere(make, act) > 7

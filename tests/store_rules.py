@@ -23,10 +23,10 @@ from tests.attempts import (
 )
 from tierstore.backend import Backend
 from tierstore.checkpoint.commit import TOMBSTONE_SIZE, Commit
+from tierstore.checkpoint.delete import bury
 from tierstore.checkpoint.holdings import holdings
 from tierstore.checkpoint.store import RunStore, list_runs
 from tierstore.checkpoint.timeline import Launch
-from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AlreadyExistsError,
     AttemptDeletedError,

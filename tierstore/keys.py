@@ -8,7 +8,6 @@
         <rank:05d>-<segment:03d>.safetensors
         fragments/<rank:05d>
         manifest-<crc32c:08x>.arrow
-    runs/<run>/clock
 
 A try has two digits up to 99 and then as many as it needs: parsed, attempts are in order, and as
 text they are not.
@@ -203,11 +202,6 @@ class RunKeys:
     def data(self) -> str:
         """The prefix of the attempts' folders."""
         return f"{self.root}data/"
-
-    @property
-    def clock(self) -> str:
-        """The key of an empty object, written to learn the time by the store's clock."""
-        return f"{self.root}clock"
 
     def launch(self, number: int) -> str:
         """The key of a launch record."""

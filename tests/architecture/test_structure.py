@@ -90,6 +90,18 @@ def test_no_function_takes_too_much():
     assert not many, f"more than {MAX_PARAMETERS} parameters: {many}"
 
 
+def test_one_module_writes_tombstones():
+    """What deletes elsewhere would forget the readers: see docs/design/002-commits.md."""
+    writers = {
+        str(path.relative_to(ROOT))
+        for path in _files("tierstore", "adapters")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")) == "tombstone"
+    }
+    assert writers == {"tierstore/checkpoint/delete.py"}
+
+
 def test_no_room_for_everything():
     rooms = [path for path in _files(*CODE) if path.stem in ("utils", "util", "helpers", "misc")]
     assert not rooms

@@ -17,7 +17,7 @@ from tests.command import Done, folders, save, stored, tierstore
 from tests.disks import small_disk
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.blocks import crc32c
-from tierstore.checkpoint.collect import delete
+from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
 from tierstore.migration.mirror import Extra, Mirror

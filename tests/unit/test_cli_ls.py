@@ -9,7 +9,7 @@ import pytest
 
 from tests.command import folders, ladder_file, save, tierstore
 from tests.shards import folder, launch, stage
-from tierstore.checkpoint.collect import delete
+from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
 from tierstore.ladder.save import Saver

@@ -19,8 +19,8 @@ from tests.files import contents
 from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, stage
 from tierstore.backends.local.backend import LocalBackend
-from tierstore.checkpoint.collect import delete
 from tierstore.checkpoint.commit import TOMBSTONE_SIZE
+from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
 from tierstore.ladder.find import choose

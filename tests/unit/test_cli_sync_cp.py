@@ -12,7 +12,7 @@ from tests.attempts import commits, line_of
 from tests.command import Done, folders, save, stored, tierstore
 from tests.files import contents, put
 from tierstore.backends.local.backend import LocalBackend
-from tierstore.checkpoint.collect import delete
+from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.keys import Attempt
 

@@ -13,10 +13,9 @@ from tests.attempts import contents
 from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, matrix, stage, tier
 from tierstore.backends.memory import MemoryBackend
-from tierstore.checkpoint.collect import delete
+from tierstore.checkpoint.delete import bury, delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
-from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AccessError,
     AttemptDeletedError,

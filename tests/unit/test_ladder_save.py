@@ -17,8 +17,8 @@ from tests.fired import fired
 from tests.patience import PATIENCE
 from tests.shards import Image, assert_restores, folder, launch, stage, tier, until
 from tierstore.backends.memory import MemoryBackend
+from tierstore.checkpoint.delete import bury
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.tombstone import bury
 from tierstore.errors import (
     AccessError,
     AttemptDeletedError,

@@ -1,22 +1,12 @@
-"""Tombstones, by the key of the commit whose place they take, wherever the run lies."""
+"""Telling tombstones, by the key of the commit whose place they take, wherever the run lies."""
 
 from __future__ import annotations
 
 from tierstore.backend import Backend
-from tierstore.checkpoint.commit import Commit, tombstone
+from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.objects import read_record
 from tierstore.errors import AttemptDeletedError, FormatError, InvalidKeyError, NotFoundError
-from tierstore.keys import Attempt, parse_part
-
-
-def bury(backend: Backend, key: str, *, if_absent: bool = False) -> None:
-    """Put a tombstone at a commit's key: the checkpoint is deleted, or will never be.
-
-    Raises:
-        AlreadyExistsError: something is there, and `if_absent` is set.
-    """
-    name = key.rpartition("/")[2].removesuffix(".json")
-    backend.create(key, tombstone(Attempt.parse(name)), if_absent=if_absent)
+from tierstore.keys import parse_part
 
 
 def is_buried(backend: Backend, key: str) -> bool:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from tierstore.backend import ObjectInfo
-from tierstore.checkpoint.tombstone import bury
+from tierstore.checkpoint.delete import bury
 from tierstore.errors import BlockedError, StorageError
 from tierstore.keys import parse_part
 from tierstore.migration.listing import Beside, at_source, at_target, is_dead, refused

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
-from tierstore import waiting
+from tierstore.checkpoint.delete import grace_for_readers
 from tierstore.errors import TierstoreError
 from tierstore.logs import logger
 from tierstore.transfer.engine import messages as m
@@ -161,8 +161,7 @@ class Migration:
                     self._pages.put(command)
                 case m.Wait():
                     self._waits_until = time.monotonic() + self._grace
-                    wait = waiting.on("readers of what was deleted", "grace", most=self._grace)
-                    self._readers.enter_context(wait)
+                    self._readers.enter_context(grace_for_readers(self._grace))
                 case _:
                     self._crew.submit(self._machine.worker(command.job), command)
 

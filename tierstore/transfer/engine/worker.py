@@ -11,12 +11,14 @@ from typing import Protocol
 from tierstore.backend import ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import BLOCK_SIZE, block_crcs, combine_blocks, crc32c
 from tierstore.checkpoint.commit import looks_deleted
+from tierstore.checkpoint.delete import bury, remove_data
 from tierstore.checkpoint.join import join
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.tombstone import bury, is_buried
+from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import (
     AlreadyExistsError,
     BlockedError,
+    CheckpointError,
     DamagedInTransitError,
     IntegrityError,
     InvalidKeyError,
@@ -303,14 +305,11 @@ class Worker:
         return True
 
     def _sweep(self, task: m.Sweep) -> m.Answer:
-        dead = task.dead
-        if not is_buried(self._source, dead.commit):
-            return m.Failed(task.job, f"{dead.commit} is no tombstone, so its data stays")
-        keys = [info.key for info in self._source.list(dead.group)]
-        for key in keys:
+        def check(key: str) -> None:
             if why := stays(self._ends, key):
-                return m.Failed(task.job, f"{key}: {why}")
-        self._source.delete(keys)
+                raise CheckpointError(f"{key}: {why}")
+
+        remove_data(self._source, task.dead.commit, check)
         return m.Removed(task.job)
 
     def _checked(self, entry: m.Entry, offset: int, part: memoryview) -> int:
