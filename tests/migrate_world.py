@@ -152,7 +152,7 @@ class World:
         noted = machine.handle(m.Stop())
         assert noted == []
         for command in self.running:
-            if not isinstance(command, m.List | m.Wait):
+            if not isinstance(command, m.More | m.Wait):
                 noted += machine.handle(self.answer(command))
         assert machine.over
         assert machine.stopped
@@ -169,7 +169,7 @@ class World:
     def bury(self, worker: str) -> None:
         """A worker is lost: nobody knows how much was carried out of what it was at."""
         theirs = [
-            c for c in self.running if not isinstance(c, m.List | m.Wait) and self.at(c) == worker
+            c for c in self.running if not isinstance(c, m.More | m.Wait) and self.at(c) == worker
         ]
         for command in theirs:
             if self.chance.random() < 0.5:
@@ -209,7 +209,7 @@ class World:
             else:
                 self.check_start(command)
                 self.running.append(command)
-        tasks = [self.at(c) for c in self.running if not isinstance(c, m.List | m.Wait)]
+        tasks = [self.at(c) for c in self.running if not isinstance(c, m.More | m.Wait)]
         assert all(tasks.count(worker) <= (2 if worker else 3) for worker in tasks)
         assert len(self.running) - len(tasks) <= 1
 
@@ -234,7 +234,7 @@ class World:
             assert overwrites or command.entry.key in self.ours
 
     def answer(self, command: m.Command) -> m.Event:
-        can_fail = not isinstance(command, m.List | m.Discard | m.Wait)
+        can_fail = not isinstance(command, m.More | m.Discard | m.Wait)
         if can_fail and self.failures and self.chance.random() < 0.05:
             self.failures -= 1
             if not isinstance(command, m.Sweep):
@@ -251,7 +251,7 @@ class World:
 
     # What a worker does
 
-    def _list(self, command: m.List) -> m.Event:
+    def _more(self, command: m.More) -> m.Event:
         keys = sorted(key for key in self.source.objects if key > self.listed)[:PAGE]
         entries, dead = [], []
         for key in keys:
@@ -263,7 +263,7 @@ class World:
                 continue
             entries.append(m.Entry(key, version, self.target.version(key), group, seals))
         self.listed = keys[-1] if keys else self.listed
-        return m.Listed(tuple(entries), last=len(keys) < PAGE, dead=tuple(dead))
+        return m.Fed(tuple(entries), last=len(keys) < PAGE, dead=tuple(dead))
 
     def _wait(self, _command: m.Wait) -> m.Event:
         self.waited = True

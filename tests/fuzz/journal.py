@@ -11,7 +11,7 @@ from tests.mutations import mutate_json
 from tierstore.blocks import crc32c
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.messages import Entry, Joined, Listed, Open, Opened
+from tierstore.transfer.engine.messages import Entry, Fed, Joined, Open, Opened
 from tierstore.transfer.engine.records import Begun, Finished, Receipt, Version, Void
 from tierstore.transfer.engine.rules import Rules
 
@@ -57,7 +57,7 @@ def parse(data: bytes) -> None:
     machine = Machine(Rules(part_size_for=lambda _: 8 * _MIB), past)
     entries = [Entry(key, held.begun.version) for key, held in past.held.items()]
     commands = [*machine.begin(), *machine.handle(Joined("worker", 9))]
-    commands += machine.handle(Listed((*entries, Entry("z", _TWO)), last=True))
+    commands += machine.handle(Fed((*entries, Entry("z", _TWO)), last=True))
     for command in commands:
         if isinstance(command, Open):
             done = ((0, min(8 * _MIB, command.entry.version.size)),)

@@ -30,8 +30,9 @@ from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.crew import Buffers, room_of, width_of
 from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
-from tierstore.transfer.engine.run import Migration
+from tierstore.transfer.engine.run import Engine
 from tierstore.wrappers.faults import Fault, Faulty
 
 MIB = 1024**2
@@ -50,7 +51,7 @@ class Run:
         try:
             ends = Ends(source, target)
             found = objects(ends, how.pop("selection", Selection()))
-            self.migration = Migration(ends, journal, found, report=self._report, **how)
+            self.migration = Engine(ends, journal, Listing(found), report=self._report, **how)
             self.totals = self.migration.run()
         finally:
             journal.close()
@@ -254,12 +255,12 @@ def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None
     target = memory(Fault("create", times=100, action=wait))
     ends = Ends(source, target)
     with closing(Journal(tmp_path / "journal", "from", "to")) as journal:
-        migration = Migration(ends, journal, objects(ends, Selection()))
+        migration = Engine(ends, journal, Listing(objects(ends, Selection())))
         stopper = threading.Thread(target=lambda: begun.acquire() and migration.stop())
         stopper.start()
         totals = migration.run()  # waits for a while, not for these
         stopper.join()
-        threads = [each for each in threading.enumerate() if "tierstore-migrate" in each.name]
+        threads = [each for each in threading.enumerate() if "tierstore-engine" in each.name]
         released.set()
         for thread in threads:
             thread.join(PATIENCE)

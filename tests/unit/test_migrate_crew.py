@@ -23,11 +23,12 @@ from tierstore.testing.servers.process import free_port
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Cluster, Effort, Recipe, open_crew, worker_of
+from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
 from tierstore.transfer.engine.records import Version
 from tierstore.transfer.engine.rules import ALONE, Rules
-from tierstore.transfer.engine.run import Migration
+from tierstore.transfer.engine.run import Engine
 
 PART = 8 * 1024**2  # of a folder
 LARGE = {f"large{number}": os.urandom(3 * PART + number) for number in range(3)}
@@ -98,12 +99,14 @@ class Several:
         return [task for _, task in self.done if isinstance(task, m.Send)]
 
 
-def migrate(recipe: Recipe, tmp_path: Path, crew: Several) -> tuple[Migration, list[m.Report]]:
+def migrate(recipe: Recipe, tmp_path: Path, crew: Several) -> tuple[Engine, list[m.Report]]:
     reports: list[m.Report] = []
     ends = recipe.open()
     with closing(Journal(tmp_path / "journal", "a", "b")) as journal:
         with closing(ends.source), closing(ends.target):
-            migration = Migration(ends, journal, objects(ends, Selection()), report=reports.append)
+            migration = Engine(
+                ends, journal, Listing(objects(ends, Selection())), report=reports.append
+            )
             migration.run(crew)
     return migration, reports
 
@@ -142,7 +145,7 @@ def test_an_object_that_loses_its_workers_is_reported() -> None:
     machine = Machine(Rules(lambda _size: PART))
     machine.begin()
     entries = (m.Entry("bad", Version(3 * PART, 1.0)),)
-    assert machine.handle(m.Listed(entries, last=True)) == []
+    assert machine.handle(m.Fed(entries, last=True)) == []
     for number in range(4):
         *_, task = machine.handle(m.Joined(f"w{number}", 1))
         # What the first may have begun is freed before it is begun again.
@@ -159,7 +162,7 @@ def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
     machine = Machine(Rules(lambda _size: PART))
     machine.begin()
     version = Version(2 * PART, 1.0)
-    machine.handle(m.Listed((m.Entry("x", version),), last=True))
+    machine.handle(m.Fed((m.Entry("x", version),), last=True))
     machine.handle(m.Joined("a", 2))
     *_, first, second = machine.handle(m.Opened(1, "token"))
     machine.handle(m.Sent(1, 0, 10, checked=True))
@@ -188,7 +191,7 @@ def test_workers_of_one_object_and_of_others() -> None:
     machine.handle(m.Joined("a", 2))
     machine.handle(m.Joined("b", 2))
     version = Version(9 * PART, 1.0)
-    told = machine.handle(m.Listed(tuple(m.Entry(key, version) for key in "xyz"), last=True))
+    told = machine.handle(m.Fed(tuple(m.Entry(key, version) for key in "xyz"), last=True))
     tasks = [task for task in told if isinstance(task, m.Open)]
     assert [machine.worker(task.job) for task in tasks] == ["a", "b", "a"]
     tasks = [t for number in (1, 2, 3) for t in machine.handle(m.Opened(number, f"t{number}"))]

@@ -18,8 +18,9 @@ from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
-from tierstore.transfer.engine.run import Migration
+from tierstore.transfer.engine.run import Engine
 from tierstore.wrappers.faults import Fault, Faulty
 
 CONTENT = {
@@ -56,7 +57,7 @@ def filled(kind: type[Store], keys: list[str]) -> Store:
     return store
 
 
-def migrate(path: Path, source: Store, target: Store) -> tuple[Migration, dict[str, str]]:
+def migrate(path: Path, source: Store, target: Store) -> tuple[Engine, dict[str, str]]:
     outcomes: dict[str, str] = {}
     journal = Journal(path, "from", "to")
 
@@ -65,7 +66,7 @@ def migrate(path: Path, source: Store, target: Store) -> tuple[Migration, dict[s
 
     try:
         ends = Ends(source, target)
-        migration = Migration(ends, journal, objects(ends, Selection()), report=report)
+        migration = Engine(ends, journal, Listing(objects(ends, Selection())), report=report)
         migration.run()
     finally:
         journal.close()

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tierstore.transfer.engine.ends import Ends
     from tierstore.transfer.engine.messages import Item, Report
     from tierstore.transfer.engine.rules import Conflict
-    from tierstore.transfer.engine.run import Migration
+    from tierstore.transfer.engine.run import Engine
 
 _INTERRUPTED = 128
 
@@ -204,9 +204,10 @@ def move(
     """
     from tierstore.migration.forecast import Forecast
     from tierstore.transfer.engine.crew import retries_of
+    from tierstore.transfer.engine.feed import Listing
     from tierstore.transfer.engine.journal import Journal
     from tierstore.transfer.engine.messages import Outcome
-    from tierstore.transfer.engine.run import Migration
+    from tierstore.transfer.engine.run import Engine
 
     view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
     ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
@@ -219,10 +220,10 @@ def move(
         notes = Journal(path, between.source, between.target, trusted=not options.checksum, dry=dry)
         opened.enter_context(closing(notes))
         begun, used = time.monotonic(), time.process_time()
-        migration = Migration(
+        migration = Engine(
             ends,
             notes,
-            found,
+            Listing(found),
             conflict=conflict,
             removes="links" if only_links else removal.delete_source,
             grace=removal.grace,
@@ -294,7 +295,7 @@ class _Told:
 
 
 def _judge(
-    migration: Migration, view: View, between: Between, stopped: list[int], *, goes_on: bool
+    migration: Engine, view: View, between: Between, stopped: list[int], *, goes_on: bool
 ) -> None:
     if migration.trouble:
         print_error(
@@ -317,7 +318,7 @@ def _judge(
 
 
 @contextmanager
-def _signals(migration: Migration) -> Iterator[list[int]]:
+def _signals(migration: Engine) -> Iterator[list[int]]:
     """Have the first SIGINT or SIGTERM stop the migration, and the next one this process."""
     seen: list[int] = []
 

@@ -1,6 +1,6 @@
-"""Who carries out the commands of a migration: threads of this process, or workers elsewhere.
+"""Who carries out the commands of an engine: threads of this process, or workers elsewhere.
 
-The state machine, the journal and the listing stay where the migration was started. A crew is found
+The state machine, the journal and the feed stay where the engine was started. A crew is found
 by its name in the entry-point group "tierstore.crews".
 """
 
@@ -87,7 +87,7 @@ class Effort:
 
 
 class Crew(Protocol):
-    """Workers, each with what it has open. One migration uses it, once."""
+    """Workers, each with what it has open. One engine uses it, once."""
 
     def start(self, tell: Callable[[m.Event], None]) -> None:
         """Begin.
@@ -240,7 +240,7 @@ class Threads:
             works.append(self._flusher.run)
         # Daemons: whoever stops does not wait for a store that does not answer.
         self._threads = [
-            threading.Thread(target=work, name=f"tierstore-migrate-{number}", daemon=True)
+            threading.Thread(target=work, name=f"tierstore-engine-{number}", daemon=True)
             for number, work in enumerate(works)
         ]
         for thread in self._threads:

@@ -1,30 +1,106 @@
-"""What the engine is fed with, page by page."""
+"""What an engine is fed with: a listing, which ends, or whatever comes while somebody feeds it."""
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections import deque
 from collections.abc import Iterable
 from itertools import islice
+from typing import Protocol
 
 from tierstore.scan import LeftOut
-from tierstore.transfer.engine.messages import Dead, Entry, Item, Listed
+from tierstore.transfer.engine.messages import Dead, Entry, Fed, Item
 
 _PAGE = 256
 
 
+class Feed(Protocol):
+    """Gives items, each commit behind all that it relies on.
+
+    Attributes:
+        ahead: how many may wait in the engine, at most twice as many, before it asks for more.
+    """
+
+    ahead: int
+
+    def next(self) -> Fed:
+        """Wait for items and return some; `last` if no others will come. From one thread.
+
+        Raises:
+            TierstoreError: it cannot go on.
+        """
+        ...
+
+    def close(self) -> None:
+        """Have nobody wait in `next` for what may never come. From any thread."""
+        ...
+
+
 class Listing:
-    """Hands out pages of what is to be moved. To be used from one thread at a time."""
+    """Anything that can be iterated over, page by page.
+
+    Args:
+        found: the items. They are taken as they are needed, by another thread.
+    """
+
+    ahead = 4096
 
     def __init__(self, found: Iterable[Item]) -> None:
         self._found = iter(found)
 
-    def next(self) -> Listed:
-        """Return the next page.
+    def next(self) -> Fed:
+        """See `Feed.next`."""
+        page = list(islice(self._found, _PAGE))
+        return _fed(page, last=len(page) < _PAGE)
+
+    def close(self) -> None:
+        """See `Feed.close`; a store that does not answer has a deadline of its own."""
+
+
+class Inbox:
+    """Whatever is put in, from any thread, until it is closed.
+
+    The engine takes all of it at once, so that what is urgent overtakes what is not.
+    """
+
+    ahead = sys.maxsize
+
+    def __init__(self) -> None:
+        self._items: deque[Item] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, *items: Item) -> None:
+        """Have some more moved.
 
         Raises:
-            TierstoreError: an end cannot be listed.
+            ValueError: it was closed, by its user or because the engine has stopped.
         """
-        page = list(islice(self._found, _PAGE))
-        entries = tuple(each for each in page if isinstance(each, Entry))
-        dead = tuple(each for each in page if isinstance(each, Dead))
-        left_out = tuple(each for each in page if isinstance(each, LeftOut))
-        return Listed(entries, last=len(page) < _PAGE, dead=dead, left_out=left_out)
+        with self._changed:
+            if self._closed:
+                raise ValueError("the inbox of an engine is closed")
+            self._items.extend(items)
+            self._changed.notify()
+
+    def next(self) -> Fed:
+        """See `Feed.next`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            page = [self._items.popleft() for _ in range(min(_PAGE, len(self._items)))]
+            return _fed(page, last=self._closed and not self._items)
+
+    def close(self) -> None:
+        """Let the engine end once it has moved what was put in. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+
+def _fed(page: list[Item], *, last: bool) -> Fed:
+    return Fed(
+        tuple(each for each in page if isinstance(each, Entry)),
+        last,
+        tuple(each for each in page if isinstance(each, Dead)),
+        tuple(each for each in page if isinstance(each, LeftOut)),
+    )

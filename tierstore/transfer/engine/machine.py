@@ -1,18 +1,19 @@
-"""A migration as a state machine: events in, commands out, no I/O.
+"""Moving objects as a state machine: events in, commands out, no I/O.
 
-It asks for more of the listing while it has little left to begin, so that copying starts with the
-first page, and so that memory does not grow with the number of objects. Objects that were begun are
-finished before others are begun, and a commit is begun once all that it relies on has arrived.
-Whoever carries out the commands may come and go.
+It asks its feed for more while it has little left to begin, so that copying starts with the first
+page, and so that memory does not grow with the number of objects. Objects that were begun are
+finished before others are begun, unless those are more urgent, and a commit is begun once all that
+it relies on has arrived. Whoever carries out the commands may come and go.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tierstore.transfer.engine.assignment import Assignment
+from tierstore.transfer.engine.backlog import Backlog
 from tierstore.transfer.engine.commit_barrier import CommitBarrier
 from tierstore.transfer.engine.messages import (
     Answer,
@@ -22,11 +23,11 @@ from tierstore.transfer.engine.messages import (
     Entry,
     Event,
     Failed,
+    Fed,
     Flushing,
     Joined,
     Left,
-    List,
-    Listed,
+    More,
     Note,
     Opened,
     Outcome,
@@ -66,12 +67,12 @@ class Past:
 
 @dataclass(slots=True)
 class Totals:
-    """How far a migration is.
+    """How far it is.
 
     Attributes:
-        found: objects listed.
+        found: objects that the feed gave.
         found_bytes: their bytes.
-        listed: whether these are all.
+        listed: whether the feed has ended.
         settled: objects that are over, by outcome.
         bytes: of the objects with each outcome.
         moved: bytes that need not be moved any more.
@@ -110,16 +111,16 @@ class Machine:
         past = past or Past()
         self._held, self._finished = dict(past.held), past.finished
         self._number = past.uploads
-        self._waiting: deque[Entry] = deque()
+        self._backlog = Backlog()
         self._barrier = CommitBarrier()
         self._active: dict[int, OneObject] = {}
-        self._ready: set[int] = set()  # those that may have a command now
+        self._ready: set[tuple[int, int]] = set()  # those that may have a command now, by `_rank`
         self._flushing: dict[int, OneObject] = {}
         self._dead: list[Dead] = []
         self._sweeping: dict[int, Dead] = {}
         self._waits: bool | None = None  # not yet, now, no more
         self._assignment = Assignment()
-        self._listing = self._stopped = False
+        self._asking = self._stopped = False
         self._failed_in_a_row = 0
 
     @property
@@ -132,7 +133,7 @@ class Machine:
     @property
     def _settled(self) -> bool:
         """Whether every object is."""
-        under_way = self._waiting or self._active or self._flushing or self._barrier
+        under_way = self._backlog or self._active or self._flushing or self._barrier
         return self.totals.listed and not under_way
 
     @property
@@ -148,8 +149,8 @@ class Machine:
         """Take an event and return what to do now, in this order."""
         out: list[Command] = []
         match event:
-            case Listed():
-                self._listed(event, out)
+            case Fed():
+                self._fed(event, out)
             case Stop():
                 self._stopped = True
             case Waited():
@@ -163,8 +164,8 @@ class Machine:
                 self._left(event, out)
             case Flushing():
                 self._assignment.answered(event.job)
-                self._flushing[event.job] = self._active.pop(event.job)
-                self._ready.discard(event.job)
+                job = self._flushing[event.job] = self._active.pop(event.job)
+                self._ready.discard(_rank(job))
             case _ if event.job in self._sweeping:
                 self._swept(event, out)
             case _:
@@ -183,38 +184,46 @@ class Machine:
                 break
             self._assignment.take(task.job, self._weight(task.job))
             out.append(task)
-        hungry = len(self._waiting) <= self._rules.window // 2
-        if hungry and not (self._listing or self._stopped or self.totals.listed):
-            self._listing = True
-            out.append(List())
+        hungry = len(self._backlog) <= self._rules.window // 2
+        if hungry and not (self._asking or self._stopped or self.totals.listed):
+            self._asking = True
+            out.append(More())
         if self._dead and self._settled and self._waits is None and not self._stopped:
             self._waits = True
             out.append(Wait())
         return out
 
     def _next(self, out: list[Command]) -> Task | None:
-        for number in sorted(self._ready):
+        for below, number in sorted(self._ready):
+            if task := self._start_above(-below, out):
+                return task
             if self._assignment.has_room(number) and (
                 task := self._task(self._active[number], out)
             ):
                 return task
-        while self._waiting:
-            entry = self._waiting.popleft()
-            if task := self._start(entry, self._held.pop(entry.key, None), out):
-                return task
+        if task := self._start_above(-math.inf, out):
+            return task
         if not self.totals.listed:
             return None
         return self._leftover(out) or self._sweep()
 
+    def _start_above(self, priority: float, out: list[Command]) -> Task | None:
+        """Begin an object that is more urgent than that."""
+        while self._backlog.priority > priority:
+            entry = self._backlog.pop()
+            if task := self._start(entry, self._held.pop(entry.key, None), out):
+                return task
+        return None
+
     def _begin(self, job: OneObject) -> OneObject:
         self._active[job.number] = job
-        self._ready.add(job.number)
+        self._ready.add(_rank(job))
         return job
 
     def _task(self, job: OneObject, out: list[Command]) -> Task | None:
         task = job.next()
         if task is None:
-            self._ready.discard(job.number)  # until it is answered
+            self._ready.discard(_rank(job))  # until it is answered
         self._note(job, out)
         return task
 
@@ -261,8 +270,8 @@ class Machine:
         if isinstance(event, Failed):
             out.append(Report(dead.group, Outcome.FAILED, 0, event.reason))
 
-    def _listed(self, event: Listed, out: list[Command]) -> None:
-        self._listing = False
+    def _fed(self, event: Fed, out: list[Command]) -> None:
+        self._asking = False
         totals = self.totals
         totals.listed = event.last
         if self._rules.removes and not self._rules.dry:
@@ -285,9 +294,9 @@ class Machine:
         elif self._is_finished(entry) and (entry.group or not self._rules.removes):
             self._count(entry, Outcome.SAME, "", out)
         elif entry.seals:  # it makes a checkpoint of what was moved already
-            self._waiting.appendleft(entry)
+            self._backlog.add(entry, first=True)
         else:
-            self._waiting.append(entry)
+            self._backlog.add(entry)
 
     def _is_finished(self, entry: Entry) -> bool:
         target = entry.target
@@ -301,7 +310,7 @@ class Machine:
         else:
             self._assignment.answered(event.job)
             job = self._active[event.job]
-        self._ready.add(event.job)
+        self._ready.add(_rank(job))
         moved, sent = job.moved, job.sent
         job.answer(event)
         self.totals.moved += job.moved - moved
@@ -319,7 +328,7 @@ class Machine:
             if job := self._active.get(number):
                 moved = job.moved
                 job.lost()
-                self._ready.add(number)
+                self._ready.add(_rank(job))
                 self.totals.moved += job.moved - moved
                 self._note(job, out)
                 self._settle(job, out)
@@ -329,7 +338,7 @@ class Machine:
         if not job.over:
             return
         del self._active[job.number]
-        self._ready.discard(job.number)
+        self._ready.discard(_rank(job))
         self._assignment.forget(job.number)
         if job.again is not None:
             self.totals.moved -= job.moved
@@ -365,3 +374,8 @@ class Machine:
     def _break(self, reason: str) -> None:
         self._stopped = True
         self.trouble = self.trouble or reason
+
+
+def _rank(job: OneObject) -> tuple[int, int]:
+    """Return what sorts jobs: the most urgent first, then the oldest."""
+    return -job.entry.priority, job.number

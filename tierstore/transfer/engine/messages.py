@@ -1,4 +1,4 @@
-"""What passes between the state machine of a migration, its workers and its journal.
+"""What passes between the engine's state machine, its feed, its workers and its journal.
 
 The machine gives commands and is told events; every command that is carried out is answered by one
 event. `Note` and `Report` are not answered: the first has to be in the journal before any later
@@ -16,7 +16,7 @@ from tierstore.transfer.engine.records import Record, Version
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object to migrate, as it was listed.
+    """One object to move, as it was listed.
 
     Attributes:
         key: at the source.
@@ -28,7 +28,8 @@ class Entry:
             before it does.
         blocks: the CRC32Cs of its 4 MiB blocks, where its checkpoint's manifest says them.
         partial: it is the commit of some ranks, to be joined with those of the others.
-        trouble: why it cannot be migrated, if that is known already.
+        trouble: why it cannot be moved, if that is known already.
+        priority: of those that wait the highest is begun first.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Entry:
     blocks: tuple[int, ...] = field(default=(), repr=False)
     partial: bool = False
     trouble: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Dead:
 
 
 Item = Entry | Dead | LeftOut
-"""What a listing finds."""
+"""What a feed gives."""
 
 
 class Outcome(Enum):
@@ -110,8 +112,8 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class List:
-    """List some more objects: `Listed` or `Broken`."""
+class More:
+    """Take some more of the feed: `Fed` or `Broken`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +247,14 @@ class Wait:
 
 
 Task = Try | Look | Compare | Copy | Open | Send | Commit | Check | Discard | Unite | Remove | Sweep
-Command = Note | Report | List | Wait | Task
+Command = Note | Report | More | Wait | Task
 
 
 # Events
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Fed:
     """More objects, commits behind all that they rely on; `last` if there are no others."""
 
     entries: tuple[Entry, ...]
@@ -263,14 +265,14 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The listing, or the migration as a whole, cannot go on."""
+    """The feed, or the whole, cannot go on."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Somebody wants the migration to stop."""
+    """Somebody wants it to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,4 +473,4 @@ Answer = (
     | Removed
     | Failed
 )
-Event = Listed | Broken | Stop | Waited | Flushing | Joined | Left | Answer
+Event = Fed | Broken | Stop | Waited | Flushing | Joined | Left | Answer

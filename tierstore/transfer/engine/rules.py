@@ -35,7 +35,7 @@ class Rules:
         clean_copies: of an object that is copied whole a kill leaves nothing at the destination.
         parallel: parts may be sent in any order, several at once.
         heavy: how many commands about small objects one about a larger one counts for.
-        window: objects listed and not yet begun, at most twice as many.
+        window: objects that the feed gave and that are not yet begun, at most twice as many.
         dry: nothing is written: what would be copied counts as that once it was tried.
         trusts: what the journal says of versions counts; else everything is compared, and uploads
             of earlier lives are begun anew.

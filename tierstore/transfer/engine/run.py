@@ -1,11 +1,11 @@
-"""A migration under way: the machine, its journal, and the crew that carries out its commands."""
+"""The engine at work: the machine, its feed, its journal, and the crew that does what it says."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from tierstore.checkpoint.delete import grace_for_readers
@@ -15,7 +15,7 @@ from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Crew, Threads, heavy_of
 from tierstore.transfer.engine.ends import Ends
-from tierstore.transfer.engine.feed import Listing
+from tierstore.transfer.engine.feed import Feed
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine, Totals
 from tierstore.transfer.engine.rules import Conflict, Removes, Rules
@@ -23,19 +23,19 @@ from tierstore.transfer.engine.rules import Conflict, Removes, Rules
 _log = logger(__name__)
 
 GRACE = 0.75
-"""Seconds that parts under way are waited for when the migration is stopped."""
+"""Seconds that parts under way are waited for when the engine is stopped."""
 _TICK = 0.1
 _AT_ONCE = 64  # events between two looks at the clock
 _TOGETHER = 0.001  # seconds: answers of small commands are taken several at once
 
 
-class Migration:
-    """Moves what was found from one end to the other; see `run`.
+class Engine:
+    """Moves what it is fed with from one end to the other; see `run`.
 
     Args:
         ends: from where to where.
-        journal: of this migration, open; of a dry run, which writes nothing, if that one is.
-        found: what is to be migrated; see `objects` and `checkpoints`. Read by another thread.
+        journal: of these stores, open; of a dry run, which writes nothing, if that one is.
+        feed: what is to be moved; asked by another thread, and closed at the end.
         conflict: what to do where the destination has something else.
         removes: whether what is verified at the destination is removed from the source, or what
             of it are links, which others may lead through.
@@ -48,7 +48,7 @@ class Migration:
         self,
         ends: Ends,
         journal: Journal,
-        found: Iterable[m.Item],
+        feed: Feed,
         *,
         conflict: Conflict = "fail",
         removes: Removes = False,
@@ -66,21 +66,20 @@ class Migration:
             clean_copies=target.clean_create,
             parallel=target.parallel_parts,
             heavy=heavy_of(ends),
+            window=feed.ahead,
             dry=journal.dry,
             trusts=journal.trusted,
         )
         self._journal, self._report, self._tick = journal, report, tick
         self._machine = Machine(rules, journal.past())
-        self._listing = Listing(found)
+        self._feed = feed
         self._ends, self._grace, self._waits_until = ends, grace, float("inf")
         self._readers = ExitStack()  # open while they are waited for
         self._affinity = Affinity()
         self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
-        self._pages: queue.SimpleQueue[m.List | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[m.More | None] = queue.SimpleQueue()
         # A daemon: whoever stops does not wait for a store that does not answer.
-        self._lister = threading.Thread(
-            target=self._list, name="tierstore-migrate-list", daemon=True
-        )
+        self._feeder = threading.Thread(target=self._eat, name="tierstore-engine-feed", daemon=True)
 
     @property
     def totals(self) -> Totals:
@@ -102,7 +101,7 @@ class Migration:
         self._events.put(m.Stop())
 
     def run(self, crew: Crew | None = None) -> Totals:
-        """Migrate; return when everything was looked at, or soon after it was stopped.
+        """Return when the feed has ended and all of it is over, or soon after it was stopped.
 
         Args:
             crew: who does it, closed at the end; threads of this process if None.
@@ -111,7 +110,7 @@ class Migration:
             StorageError: the journal cannot be written.
         """
         self._crew = crew or Threads(self._ends, self._affinity)
-        self._lister.start()
+        self._feeder.start()
         try:
             self._crew.start(self._events.put)
             self._perform(self._machine.begin())
@@ -123,11 +122,12 @@ class Migration:
         finally:
             self._readers.close()
             self._affinity.leave()
-            self._pages.put(None)
+            self._feed.close()
+            self._asked.put(None)
             # Otherwise some wait for a store.
             patience = GRACE if self._machine.over else 0.0
             self._crew.close(patience=patience)
-        self._lister.join(patience)
+        self._feeder.join(patience)
         self._tick(self.totals)
         return self.totals
 
@@ -157,21 +157,21 @@ class Migration:
                     self._journal.append(command.record)
                 case m.Report():
                     self._report(command)
-                case m.List():
-                    self._pages.put(command)
+                case m.More():
+                    self._asked.put(command)
                 case m.Wait():
                     self._waits_until = time.monotonic() + self._grace
                     self._readers.enter_context(grace_for_readers(self._grace))
                 case _:
                     self._crew.submit(self._machine.worker(command.job), command)
 
-    def _list(self) -> None:
-        while self._pages.get() is not None:
+    def _eat(self) -> None:
+        while self._asked.get() is not None:
             self._affinity.join()
             try:
-                self._events.put(self._listing.next())
+                self._events.put(self._feed.next())
             except TierstoreError as error:
                 self._events.put(m.Broken(f"cannot list: {error}"))
             except Exception as error:
-                _log.exception("the listing failed")
+                _log.exception("the feed failed")
                 self._events.put(m.Broken(f"{type(error).__name__}: {error}"))
