@@ -16,7 +16,7 @@ How a caller uses one::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -44,7 +44,6 @@ class Capabilities:
         small_concurrency: the same of requests of a few KiB, which wait more than they move; 0
             where it is the same.
         keeps_alignment: reads and writes are fastest from memory aligned to 4096 bytes.
-        scans: what is no object may be below the root, and `tierstore.scan.scan` tells of it.
         seen_by: who is sure to find the same objects under the same URL: this process, all of one
             host, or all hosts. More may; a ladder finds that out by a probe of every process, or
             host, which "all" spares it.
@@ -67,7 +66,6 @@ class Capabilities:
     small_concurrency: int = 0
     keeps_alignment: bool = False
     flushes: bool = False
-    scans: bool = False
     seen_by: Literal["process", "host", "all"] = "process"
 
     def part_size_for(self, size: int) -> int:
@@ -103,9 +101,6 @@ class ObjectInfo:
 @dataclass(frozen=True, slots=True)
 class Check:
     """One finding of a diagnosis.
-
-    A backend that knows more about itself than the protocol shows may have a method
-    `diagnose() -> Iterator[Check]`; `tierstore doctor` adds its findings to its own.
 
     Attributes:
         name: what was looked at, such as "O_DIRECT".
@@ -269,12 +264,55 @@ def check_whole(url: str, info: ObjectInfo, buffer: memoryview) -> ObjectInfo:
     return info
 
 
+# What only some backends have. Each is a protocol with a function beside it, which asks for it and
+# knows what is so of a backend without; wrappers have all of them and ask their own backend.
+
+
+@runtime_checkable
+class AbortsUploads(Protocol):
+    """A backend on which unfinished uploads stay when their writer is killed."""
+
+    def abort_uploads(self, key: str) -> None:
+        """Free every unfinished upload of one key, and what `create` has left."""
+        ...
+
+
+@runtime_checkable
+class Diagnoses(Protocol):
+    """A backend that knows more about itself than the protocol shows."""
+
+    def diagnose(self) -> Iterator[Check]:
+        """Yield what `tierstore doctor` shall add to its own findings."""
+        ...
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A backend that keeps an object as a file on this machine."""
+
+    def local_path(self, key: str) -> str | None:
+        """Return where the file of `key` is or would be; None if it is none after all."""
+        ...
+
+
 def abort_uploads(backend: Backend, key: str) -> None:
     """Free every unfinished upload of one key, and what `create` has left, whoever began it.
 
-    For whoever was killed between beginning an upload and noting its token. A backend on which
-    such things stay has a method `abort_uploads(key)`; one without has nothing to free.
+    For whoever was killed between beginning an upload and noting its token.
     """
-    abort: Callable[[str], None] | None = getattr(backend, "abort_uploads", None)
-    if abort:
-        abort(key)
+    if isinstance(backend, AbortsUploads):
+        backend.abort_uploads(key)
+
+
+def diagnose(backend: Backend) -> Iterator[Check]:
+    """Yield what a backend finds out about itself; nothing where it has nothing to say."""
+    return backend.diagnose() if isinstance(backend, Diagnoses) else iter(())
+
+
+def local_path(backend: Backend, key: str) -> str | None:
+    """Return the path of an object's file, or None where the backend keeps none here.
+
+    Raises:
+        InvalidKeyError: no file can have this name.
+    """
+    return backend.local_path(key) if isinstance(backend, KeepsFiles) else None

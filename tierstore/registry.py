@@ -28,7 +28,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from tierstore.backend import Backend
@@ -187,6 +187,11 @@ def refuse_secrets(keys: Collection[str], *, where: str) -> None:
             raise ConfigError(f"{where} holds the secret {key!r}", hint=CREDENTIALS_HINT)
 
 
+@runtime_checkable
+class _Declaring(Protocol):
+    options_type: type
+
+
 def declares(
     options: type[OptionsT],
 ) -> Callable[[Callable[[str, OptionsT], BackendT]], Callable[[str, OptionsT], BackendT]]:
@@ -312,8 +317,8 @@ def options_type(scheme: str) -> type | None:
     Raises:
         ConfigError: as `find_factory`.
     """
-    declared: type | None = getattr(find_factory(scheme), "options_type", None)
-    return declared
+    factory: object = find_factory(scheme)
+    return factory.options_type if isinstance(factory, _Declaring) else None
 
 
 def open_backend(url: str, options: Mapping[str, object] | None = None) -> Backend:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, runtime_checkable
 
 from tierstore.backend import Backend, ObjectInfo
 from tierstore.errors import UnsupportedError
@@ -80,8 +80,9 @@ Found = ObjectInfo | LeftOut
 F = TypeVar("F", bound=Found)
 
 
-class Scanning(Protocol):
-    """A backend with `Capabilities.scans`."""
+@runtime_checkable
+class Scans(Protocol):
+    """A backend below whose root may be what is no object."""
 
     def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
         """Yield what is below the root, in the order of `list`, from behind `after`."""
@@ -94,9 +95,9 @@ def scan(backend: Backend, ways: Ways, *, after: str | None = None) -> Iterator[
     Raises:
         TierstoreError: the root cannot be listed, or not in order.
     """
-    if not backend.capabilities.scans:
-        return in_order(backend.list("", after=after), backend.url)
-    return in_order(cast("Scanning", backend).scan(ways, after=after), backend.url)
+    if isinstance(backend, Scans):
+        return in_order(backend.scan(ways, after=after), backend.url)
+    return in_order(backend.list("", after=after), backend.url)
 
 
 def in_order(found: Iterable[F], url: str) -> Iterator[F]:
@@ -121,16 +122,32 @@ def in_order(found: Iterable[F], url: str) -> Iterator[F]:
         yield each
 
 
+@runtime_checkable
+class ChecksKeys(Protocol):
+    """A backend that cannot hold every key."""
+
+    def check_key(self, key: str) -> None:
+        """Raise InvalidKeyError of a key that it cannot hold, without asking the store."""
+        ...
+
+
+@runtime_checkable
+class ChecksPlaces(Protocol):
+    """A backend that finds out cheaply whether something else has a key's place."""
+
+    def check_place(self, key: str) -> None:
+        """Raise what writing an object of this key would, as far as it shows without."""
+        ...
+
+
 def place_check(backend: Backend) -> Callable[[str], object]:
     """Return what raises of a key what writing would, as far as it shows without: see `key_check`.
 
     Where it is cheap to find out that is also that something else has the key's place.
     """
-    check: Callable[[str], object] = getattr(backend, "check_place", key_check(backend))
-    return check
+    return backend.check_place if isinstance(backend, ChecksPlaces) else key_check(backend)
 
 
 def key_check(backend: Backend) -> Callable[[str], object]:
     """Return what raises InvalidKeyError of a key that a backend cannot hold, without asking it."""
-    check: Callable[[str], object] = getattr(backend, "check_key", check_key)
-    return check
+    return backend.check_key if isinstance(backend, ChecksKeys) else check_key

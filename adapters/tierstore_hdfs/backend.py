@@ -41,7 +41,6 @@ class HdfsBackend:
             atomic_create=True,
             parallel_parts=True,
             resumable_upload=True,
-            scans=True,
             # HDFS checks no CRC32C of ours, so what was sent has to be read back.
             durable_on_commit=False,
             seen_by="all",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tierstore.backend import Backend, Check
+from tierstore.backend import Backend, Check, local_path
+from tierstore.backend import diagnose as itself
 from tierstore.backends.local.scratch import NAME as SCRATCH
 from tierstore.blocks import crc32c
 from tierstore.config import TierConfig
@@ -58,12 +59,10 @@ def _examine(backend: Backend) -> Iterator[Check]:
 
 def _details(backend: Backend) -> Iterator[Check]:
     """Yield what the backend says about itself."""
-    extra: Callable[[], Iterator[Check]] | None = getattr(backend, "diagnose", None)
-    if extra is not None:
-        try:
-            yield from extra()
-        except TierstoreError as error:
-            yield Check("details", "warning", error.message, error.hint or _advice(error))
+    try:
+        yield from itself(backend)
+    except TierstoreError as error:
+        yield Check("details", "warning", error.message, error.hint or _advice(error))
 
 
 def _failed(name: str, error: TierstoreError, advice: str = "") -> Check:
@@ -203,8 +202,7 @@ def leaving_no_folders(backend: Backend) -> Iterator[None]:
 
 def _root(backend: Backend) -> Path | None:
     """Return the tier's folder, if it is one on this machine."""
-    find: Callable[[str], str | None] | None = getattr(backend, "local_path", None)
-    path = find("doctor") if find else None
+    path = local_path(backend, "doctor")
     return Path(path).parent if path else None
 
 

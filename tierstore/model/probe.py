@@ -10,13 +10,12 @@ import mmap
 import os
 import secrets
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tierstore.backend import Backend
+from tierstore.backend import Backend, local_path
 from tierstore.blocks import ALIGNMENT, BLOCK_SIZE, block_crcs, combine_blocks, crc32c
 from tierstore.errors import IntegrityError, TierstoreError
 from tierstore.regular import open_regular
@@ -193,11 +192,10 @@ class Probe:
 
     def _forget_cached(self, cell: Cell, at: int) -> None:
         """Drop from the page cache what is read next: a restore reads it cold."""
-        path: Callable[[str], str | None] | None = getattr(self.backend, "local_path", None)
-        if path is None or cell.operation not in ("get", "range", "first"):
+        if cell.operation not in ("get", "range", "first"):
             return
         size = cell.nbytes if cell.operation == "get" else self.sizes[-1]
-        name = path(f"{self.prefix}get/{size}/{at}")
+        name = local_path(self.backend, f"{self.prefix}get/{size}/{at}")
         if name is None:
             return
         fd = open_regular(name)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
-from tierstore.backend import Backend, Capabilities, ObjectInfo, Upload, abort_uploads
+from tierstore.backend import (
+    Backend,
+    Capabilities,
+    Check,
+    ObjectInfo,
+    Upload,
+    abort_uploads,
+    diagnose,
+    local_path,
+)
 from tierstore.blocks import Buffer
 from tierstore.errors import StorageError, UnsupportedError
 from tierstore.scan import Found, Ways, key_check, place_check, scan
@@ -81,8 +90,11 @@ class Delegate:
 
     def local_path(self, key: str) -> str | None:
         """Return the file of `key` where the tier keeps it as one on this machine."""
-        path: Callable[[str], str | None] | None = getattr(self.inner, "local_path", None)
-        return path(key) if path else None
+        return local_path(self.inner, key)
+
+    def diagnose(self) -> Iterator[Check]:
+        """See `tierstore.backend.diagnose`; what it takes is not policy's business."""
+        return diagnose(self.inner)
 
     def stat(self, key: str) -> ObjectInfo:
         """See `tierstore.backend.Backend.stat`."""

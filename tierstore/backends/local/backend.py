@@ -49,7 +49,6 @@ _CAPABILITIES = Capabilities(
     concurrency=min(8, 2 * len(os.sched_getaffinity(0))),
     keeps_alignment=True,
     flushes=sync_tells(),
-    scans=True,
     seen_by="host",
 )
 T = TypeVar("T")

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import stat as st
-from collections.abc import Callable
 from pathlib import Path
 
-from tierstore.backend import Backend
+from tierstore.backend import Backend, local_path
 from tierstore.transfer.engine.ends import Ends
 
 ONE_FILE = "the source's file and the destination's are one and the same"
@@ -42,8 +41,7 @@ def is_link(end: Backend, key: str) -> bool:
 
 def path_of(end: Backend, key: str) -> Path | None:
     """Return the file of an object, None where it is none."""
-    path: Callable[[str], str | None] | None = getattr(end, "local_path", None)
-    text = path(key) if path else None
+    text = local_path(end, key)
     return None if text is None else Path(text)
 
 
