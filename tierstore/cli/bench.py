@@ -18,13 +18,13 @@ from tierstore.cli.amounts import duration, nbytes
 from tierstore.cli.options import PATH, config_option, json_option
 from tierstore.cli.output import (
     console,
-    of_tier,
     print_error,
     print_json,
     size,
     table,
 )
 from tierstore.errors import ConfigError, ModelError, TierstoreError
+from tierstore.operations.advice import of_tier
 from tierstore.regular import open_regular
 
 if TYPE_CHECKING:

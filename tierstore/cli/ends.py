@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 
 from tierstore.cli.amounts import some_bytes
-from tierstore.cli.output import hasty
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
+from tierstore.operations.tiers import hasty
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig

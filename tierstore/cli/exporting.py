@@ -19,8 +19,9 @@ from tierstore.cli.options import (
     takes,
     tier_option,
 )
-from tierstore.cli.output import count, open_tiers, print_json, say, size
+from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.progress import progress
+from tierstore.operations.tiers import opened
 
 if TYPE_CHECKING:
     from tierstore.convert.exports import ExportPlan
@@ -70,7 +71,7 @@ def run(options: Options) -> None:
     )
     of_file = not form.folder or path_of(options.target).endswith(form.suffixes)
     with (
-        open_tiers(options.config, options.tier, patience=None) as tiers,
+        opened(options.config, options.tier, patience=None) as tiers,
         open_target(options.target, of_file=of_file) as place,
     ):
         found = choose(tiers, options.run, step=options.step)

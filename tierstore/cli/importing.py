@@ -12,9 +12,10 @@ import click
 
 from tierstore.cli.conversion import Conversion
 from tierstore.cli.options import PLACE, argument, flag, option, run_argument, takes
-from tierstore.cli.output import count, open_tiers, print_json, say, size
+from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.progress import progress
 from tierstore.errors import IntegrityError
+from tierstore.operations.tiers import opened
 
 if TYPE_CHECKING:
     from tierstore.convert.imports import ImportPlan
@@ -56,7 +57,7 @@ def run(options: Options) -> None:
         name = options.form or guess_source(place)
         with (
             find_format(name).read(place, options.allow_pickle) as incoming,
-            open_tiers(options.config, options.tier, patience=None) as tiers,
+            opened(options.config, options.tier, patience=None) as tiers,
         ):
             plan = plan_import(incoming, options.selection)
             turn = check_step(tiers, options.run, options.step, force=options.force)

@@ -1,4 +1,4 @@
-"""What the commands share: the open ladder, and how results reach the reader."""
+"""How results and errors reach the reader."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
-from tierstore.errors import ConfigError, IntegrityError, StorageError, TierstoreError
+from tierstore.errors import TierstoreError
+from tierstore.operations.advice import next_step, of_tier, said
 from tierstore.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from tierstore.config import TierConfig
-    from tierstore.ladder.tiers import OpenTier
 
-PATIENCE = 5.0
-"""Seconds that a request of somebody who waits at a terminal is repeated."""
 _PIPE_WIDTH = 10_000
 T = TypeVar("T")
 _LISTENER_LEFT = 141  # as the shell calls a program that SIGPIPE ended
@@ -169,71 +165,10 @@ def print_error(error: TierstoreError) -> None:
         say(step, stderr=True)
 
 
-def said(error: TierstoreError) -> str:
-    """Return what happened, without the hint."""
-    return str(error).removesuffix(printable(f" ({error.hint})"))
-
-
-def next_step(error: TierstoreError) -> str:
-    """Return the error's hint, or where to look when it has none."""
-    if error.hint:
-        return error.hint
-    if isinstance(error, StorageError):
-        return "`tierstore doctor` checks every tier and says what to do"
-    if isinstance(error, IntegrityError):
-        return "`tierstore verify` reports all damage of a checkpoint"
-    return ""
-
-
-def of_tier(name: str, error: TierstoreError) -> TierstoreError:
-    """Return an error as one of a tier, by its name."""
-    kind = ConfigError if isinstance(error, ConfigError) else TierstoreError
-    return kind(f"tier {name}: {said(error)}", hint=next_step(error))
-
-
 def print_unseen(errors: Iterable[tuple[str, TierstoreError]]) -> None:
     """Print the tiers that could not be listed: whatever else was printed is not the whole."""
     for name, error in errors:
         print_error(of_tier(name, error))
-
-
-@contextlib.contextmanager
-def open_tiers(
-    sources: Sequence[str], only: str | None = None, *, patience: float | None = PATIENCE
-) -> Iterator[list[OpenTier]]:
-    """Open the ladder that the options name, or one tier of it, and close it afterwards.
-
-    Args:
-        sources: a file or URLs; none for the default.
-        only: the one tier to open.
-        patience: seconds that a request is repeated at most; None for what each tier says.
-
-    Raises:
-        ConfigError: there is no such tier.
-    """
-    from tierstore.config import load_config
-    from tierstore.ladder.tiers import close_ladder, open_ladder
-
-    config = load_config(*sources)
-    names = [tier.name for tier in config.tiers]
-    if only is not None and only not in names:
-        raise ConfigError(f"there is no tier {only!r}", hint=f"tiers: {', '.join(names)}")
-    if patience is not None:
-        config = replace(config, tiers=tuple(hasty(tier, patience) for tier in config.tiers))
-    tiers = open_ladder(config)
-    try:
-        yield [tier for tier in tiers if only in (None, tier.name)]
-    finally:
-        close_ladder(tiers)
-
-
-def hasty(tier: TierConfig, patience: float = PATIENCE) -> TierConfig:
-    """Return a tier whose requests are not repeated for longer than a person waits.
-
-    A save waits two minutes for a tier to come back; a person wants to know that it is away.
-    """
-    seconds = min(patience, tier.policy.retry_seconds)
-    return replace(tier, policy=replace(tier.policy, retry_seconds=seconds))
 
 
 def size(nbytes: float) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tierstore.cli.output import console
+from tierstore.operations.progress import Advance, unseen
+from tierstore.operations.progress import Progress as Begins
 from tierstore.text import printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-
-Advance = Callable[[int], None]
-"""Told the bytes of each step."""
 
 
 def byte_bar() -> Progress:
@@ -29,15 +28,20 @@ def byte_bar() -> Progress:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int], Advance]]:
+def bars() -> Iterator[Begins]:
     """Yield what begins a bar of a name and total, on a terminal only."""
     if not sys.stderr.isatty():
-        yield lambda _what, _total: lambda _nbytes: None
+        yield unseen
         return
-    with byte_bar() as shown:
-        yield lambda what, total: partial(
-            shown.advance, shown.add_task(printable(what), total=total)
-        )
+    with ExitStack() as shown:
+        bar: Progress | None = None
+
+        def begin(what: str, total: int, /) -> Advance:
+            nonlocal bar
+            bar = bar or shown.enter_context(byte_bar())
+            return partial(bar.advance, bar.add_task(printable(what), total=total))
+
+        yield begin
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The checkpoint that a command is about, and each tier's copy of it.
+"""The checkpoint that an operation is about, and each tier's copy of it.
 
 Unlike a restore, which wants one good copy, a person wants to see every copy, and the tiers that
 answer although another one does not.
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tierstore.cli.output import of_tier
 from tierstore.errors import CheckpointNotFoundError, TierstoreError
+from tierstore.operations.advice import of_tier
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.commit import Commit
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A checkpoint.
+class Located:
+    """A checkpoint, and where it is.
 
     Attributes:
         run: the run.
@@ -46,7 +46,7 @@ class Target:
 
 
 @dataclass(slots=True)
-class Copy:
+class TierCopy:
     """What one tier holds of a checkpoint.
 
     Attributes:
@@ -62,7 +62,7 @@ class Copy:
     troubles: list[tuple[str, TierstoreError]] = field(default_factory=list)
 
 
-def find(tiers: Sequence[OpenTier], run: str, step: int | None) -> Target:
+def locate(tiers: Sequence[OpenTier], run: str, step: int | None) -> Located:
     """Return the latest checkpoint of a run, or the latest try at one step of it.
 
     Raises:
@@ -85,18 +85,18 @@ def find(tiers: Sequence[OpenTier], run: str, step: int | None) -> Target:
         )
     holders = seen.holders(this)
     here = [tier for tier in tiers if tier.name in holders]
-    return Target(run, this, seen.launches.get(this.launch), here, seen.errors)
+    return Located(run, this, seen.launches.get(this.launch), here, seen.errors)
 
 
-def open_copy(target: Target, tier: OpenTier) -> Copy:
+def open_copy(located: Located, tier: OpenTier) -> TierCopy:
     """Read a tier's commit and manifest of a checkpoint; what is wrong with them is noted."""
     from tierstore.checkpoint.store import RunStore
 
-    store, copy = RunStore(tier.backend, target.run), Copy(tier)
-    key = store.keys.commit(target.attempt)
+    store, copy = RunStore(tier.backend, located.run), TierCopy(tier)
+    key = store.keys.commit(located.attempt)
     try:
-        commit = copy.commit = store.read_commit(target.attempt)
-        keys = store.keys.attempt(target.attempt, commit.nonce)
+        commit = copy.commit = store.read_commit(located.attempt)
+        keys = store.keys.attempt(located.attempt, commit.nonce)
         key = keys.manifest(commit.manifest_crc32c)
         copy.manifest = store.open_manifest(commit).checked(commit)
     except TierstoreError as error:

@@ -1,0 +1,4 @@
+"""What the commands do, as functions: values in, results out; nothing is printed, no exit is made.
+
+The command line, a service and a notebook call the same. Nothing heavy is imported here.
+"""
