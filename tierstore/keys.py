@@ -266,6 +266,11 @@ class Part(NamedTuple):
         """The prefix of the run's launch records."""
         return f"{self.root}launches/"
 
+    @property
+    def commit(self) -> str:
+        """The key of the commit that it is or is data of."""
+        return f"{self.root}commits/{self.group.rpartition('/')[2][:-1]}.json"
+
 
 def commit_of(key: str) -> tuple[str, Attempt]:
     """Return the run and the attempt of the key of a commit.

@@ -10,6 +10,7 @@ from tests.collect_rules import CollectRules
 from tests.conftest import HdfsRoot
 from tests.integration import reshard_cases
 from tests.layouts import LAYOUTS
+from tests.mirror_rules import MirrorRules
 from tests.ranks import Ranks
 from tests.store_rules import StoreRules
 from tierstore.backend import Backend
@@ -17,7 +18,7 @@ from tierstore_hdfs import open_hdfs
 
 
 @pytest.mark.hdfs
-class TestHdfs(StoreRules, CollectRules):
+class TestHdfs(StoreRules, CollectRules, MirrorRules):
     @pytest.fixture
     def backend(self, hdfs_root: HdfsRoot) -> Iterator[Backend]:
         backend = open_hdfs(f"{hdfs_root.url}/tier")

@@ -8,13 +8,14 @@ import pytest
 
 from tests.collect_rules import CollectRules
 from tests.conftest import Bucket
+from tests.mirror_rules import MirrorRules
 from tests.store_rules import StoreRules
 from tierstore.backend import Backend
 from tierstore_s3 import open_s3
 
 
 @pytest.mark.minio
-class TestMinio(StoreRules, CollectRules):
+class TestMinio(StoreRules, CollectRules, MirrorRules):
     @pytest.fixture
     def backend(self, minio_bucket: Bucket) -> Iterator[Backend]:
         backend = open_s3(f"{minio_bucket.url}/tier")

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.attempts import commits, line_of
-from tests.command import Done, folders, save, stored, tierstore
+from tests.command import Done, folders, save, start, stored, tierstore
 from tests.files import contents, put
+from tests.patience import PATIENCE
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.store import RunStore
+from tierstore.cli import waits
 from tierstore.keys import Attempt
 
+SEGMENT = "00000-000.safetensors"
 FILES = {"a": b"a", "sub/b": b"bb", "sub/c": b"ccc"}
 
 
@@ -88,21 +94,105 @@ def test_checkpoints(tmp_path: Path) -> None:
         commit.unlink()  # with all that it relied on: nobody should, but a mirror follows
     for file in (tmp_path / "src").glob("runs/run/data/*3-000001*/**/*"):
         file.unlink() if file.is_file() else None
-    assert sync(tmp_path, "--delete", "--force").code == 0
+    words = ["--delete", "--force", "--grace", "0.3"]
+    assert steps_of(theirs) == {1: True, 2: True, 3: True}
+    dry = sync(tmp_path, *words, "--dry-run", "--json")
+    assert steps_of(theirs) == {1: True, 2: True, 3: True}
+    done = sync(tmp_path, *words, "--json")
+    assert done.code == 0
+    told = [json.loads(each.out.splitlines()[-1]) for each in (dry, done)]
+    assert told[0] | {"deleted": told[0]["objects"]} == told[1]
     assert [attempt.step for attempt in line_of(theirs)] == [1]
-    assert {a.step: lives for a, lives in commits(theirs).items()} == {1: True, 2: False, 3: False}
+    assert steps_of(theirs) == {1: True, 2: False, 3: False}
     assert list((tmp_path / "dst").glob("runs/run/data/*/*.safetensors")) == [
-        stored(tmp_path / "dst", 1, "00000-000.safetensors")
+        stored(tmp_path / "dst", 1, SEGMENT)
     ]
+
+
+def steps_of(store: RunStore) -> dict[int, bool]:
+    return {attempt.step: lives for attempt, lives in commits(store).items()}
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> RunStore:
+    """The run of a mirror whose original has lost step 2."""
+    for step in (1, 2):
+        save(folders(tmp_path, "src"), step)
+    assert sync(tmp_path).code == 0
+    delete(RunStore(LocalBackend(str(tmp_path / "src")), "run"), Attempt(2, 1, 1), grace=0)
+    return RunStore(LocalBackend(str(tmp_path / "dst")), "run")
+
+
+def test_readers_of_a_mirror_are_waited_for(
+    lost: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waits, "FIRST", 0.05)
+    monkeypatch.setattr(waits, "LOOK", 0.02)
+    done = sync(tmp_path, "--delete", "--force", "--grace", "0.5")
+    assert done.code == 0
+    assert "waiting for readers of what was deleted: grace (" in done.err
+    assert not list((tmp_path / "dst").glob("runs/run/data/000000000002-*/*"))
+    save(folders(tmp_path, "src"), 3)
+    done = sync(tmp_path, "--delete", "--grace", "3600")  # no checkpoint goes, so nobody waits
+    assert done.code == 0
+    assert "readers" not in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_readers_of_a_mirror_have_their_time(
+    lost: RunStore, tmp_path: Path, number: signal.Signals
+) -> None:
+    words = ["--delete", "--force", "--grace", "3600"]
+    process = start("sync", str(tmp_path / "src"), str(tmp_path / "dst"), *words)
+    while steps_of(lost)[2]:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) in (130, -number)
+    assert steps_of(lost) == {1: True, 2: False}
+    assert stored(tmp_path / "dst", 2, SEGMENT).exists()
+    done = sync(tmp_path, "--delete", "--force", "--grace", "0")
+    assert done.code == 0
+    assert not list((tmp_path / "dst").glob("runs/run/data/000000000002-*/*"))
+    assert len(line_of(lost)) == 1
+
+
+def test_a_commit_in_the_way_is_never_removed(lost: RunStore, tmp_path: Path) -> None:
+    """Its tombstone would be, so nothing is gained, and nothing was deleted."""
+    shutil.rmtree(tmp_path / "src")
+    put(tmp_path / "src", {"runs": b"a file"})
+    before = contents(tmp_path / "dst")
+    done = sync(tmp_path, "--delete", "--force", "--grace", "0")
+    assert done.code == 1
+    assert "is in its place and stays, so nothing was deleted" in done.said
+    assert contents(tmp_path / "dst") == before
+
+
+def test_data_in_the_way_goes_behind_its_tombstone(lost: RunStore, tmp_path: Path) -> None:
+    """Step 1 is lost as well, but it is in nobody's way: all has arrived before it goes."""
+    shutil.rmtree(tmp_path / "src/runs/run")
+    folder = stored(tmp_path / "dst", 2, SEGMENT).parent.relative_to(tmp_path / "dst")
+    put(tmp_path / "src", {str(folder): b"a file"})
+    words = ["--delete", "--force", "--grace", "0", "--json"]
+    done = sync(tmp_path, *words)
+    assert done.code == 0, done
+    events = [json.loads(line) for line in done.out.splitlines()]
+    gone = [each["key"] for each in events if each["event"] == "deleted"]
+    first, second = (str(lost.keys.commit(Attempt(step, 1, 1))) for step in (1, 2))
+    assert gone[0] == second
+    assert [key.startswith(str(folder)) for key in gone[1 : gone.index(first)]] != []
+    assert all(key.startswith(str(folder)) for key in gone[1 : gone.index(first)])
+    assert steps_of(lost) == {1: False, 2: False}
+    assert (tmp_path / "dst" / folder).read_bytes() == b"a file"
 
 
 def test_what_a_living_commit_relies_on_stays(tmp_path: Path) -> None:
     save(folders(tmp_path, "src"), 1)
     assert sync(tmp_path).code == 0
-    lost = stored(tmp_path / "src", 1, "00000-000.safetensors")
+    lost = stored(tmp_path / "src", 1, SEGMENT)
     lost.unlink()
     assert sync(tmp_path, "--delete", "--force").code == 0
-    assert stored(tmp_path / "dst", 1, "00000-000.safetensors").exists()
+    assert stored(tmp_path / "dst", 1, SEGMENT).exists()
 
 
 def test_one_object(src: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.attempts import contents, nonce_of, save, write_rank
 from tests.collect_rules import CollectRules
+from tests.mirror_rules import MirrorRules
 from tests.patience import PATIENCE
 from tests.store_rules import A, StoreRules
 from tierstore.backend import Backend
@@ -25,7 +26,7 @@ from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
 
 
-class TestMemory(StoreRules, CollectRules):
+class TestMemory(StoreRules, CollectRules, MirrorRules):
     @pytest.fixture
     def backend(self) -> Iterator[Backend]:
         backend = open_memory(f"memory://{secrets.token_hex(8)}")
@@ -34,7 +35,7 @@ class TestMemory(StoreRules, CollectRules):
 
 
 @pytest.mark.usefixtures("no_leaks")
-class TestLocal(StoreRules, CollectRules):
+class TestLocal(StoreRules, CollectRules, MirrorRules):
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[Backend]:
         backend = open_local(f"file://{tmp_path}/tier")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import click
 
+from tierstore.checkpoint.delete import GRACE
 from tierstore.cli.cluster import Elsewhere
 from tierstore.cli.ends import Limits
 from tierstore.cli.migrated import JsonView, TextView, View
@@ -109,7 +110,27 @@ class MoveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Removal:
+class Readers:
+    """What those have who still read what is deleted."""
+
+    grace: Annotated[
+        float,
+        option(
+            "--grace",
+            type=click.FloatRange(min=0),
+            show_default=True,
+            metavar="SECONDS",
+            help="How long readers of a deleted checkpoint have before its data is removed.",
+        ),
+    ] = GRACE
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.grace):
+            raise ConfigError(f"--grace is {self.grace}, not a number of seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal(Readers):
     """What becomes of the source."""
 
     delete_source: Annotated[
@@ -119,20 +140,6 @@ class Removal:
             help="Remove from SRC what is verified at DST.",
         ),
     ] = False
-    grace: Annotated[
-        float,
-        option(
-            "--grace",
-            type=click.FloatRange(min=0),
-            show_default=True,
-            metavar="SECONDS",
-            help="How long readers of a checkpoint have before --delete-source removes its data.",
-        ),
-    ] = 60.0
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.grace):
-            raise ConfigError(f"--grace is {self.grace}, not a number of seconds")
 
 
 class Links(StrEnum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import MoveOptions, Special, leave, move
+from tierstore.cli.moving import MoveOptions, Readers, Special, leave, move
 from tierstore.cli.options import flag, takes
 from tierstore.cli.output import count, print_json, say, size
 from tierstore.cli.selecting import Rules, Selecting
@@ -25,7 +25,7 @@ _HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions, Rules, Special):
+class Options(MoveOptions, Rules, Special, Readers):
     """What is mirrored, and how much may be deleted."""
 
     delete: Annotated[bool, flag("--delete", help="Delete at DST what SRC does not have.")] = False
@@ -40,11 +40,11 @@ def run(options: Options) -> None:
     """Make DST what SRC is: copy what is missing or differs and, with --delete, remove the rest.
 
     Nothing is deleted before all has arrived, nor if SRC is empty, nor, without --force, more than
-    half of what DST has. What is excluded stays. Checkpoints become tombstones before their data
-    goes.
+    half of what DST has. What is excluded stays. Checkpoints become tombstones first, and their
+    data goes --grace seconds later.
     """
     from tierstore.migration.listing import objects
-    from tierstore.migration.mirror import Mirror, in_the_way
+    from tierstore.migration.mirror import Mirror
 
     selection = options.selection()
     with open_ends(options.source, options.target, options.limits) as between:
@@ -57,14 +57,14 @@ def run(options: Options) -> None:
 
         moved = mirrored("mirror" if options.delete else "overwrite")
         if options.delete:
-            mirror = Mirror(between.ends, selection, follow=options.follow)
+            mirror = Mirror(between.ends, selection, follow=options.follow, grace=options.grace)
             extra = mirror.extra(moved.coming)  # noqa: S610 - no Django
             _guard(extra, options, between.target)
             if moved.blocked:
                 mirror.check_places(moved.blocked)
             done = 0
             if moved.blocked and not options.dry_run:
-                done = _remove(mirror.remove(extra.objects, in_the_way(moved.blocked)), options)
+                done = _remove(mirror.remove(extra.objects, moved.blocked), options)
                 moved = mirrored("overwrite")
             if not options.dry_run:
                 done += _remove(mirror.remove(extra.objects - done), options)
