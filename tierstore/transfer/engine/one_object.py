@@ -16,11 +16,10 @@ their receipts are still worth noting, and nothing runs into the next try.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import replace
 
-from tierstore.blocks import combine, combine_blocks
+from tierstore.blocks import combine_blocks
 from tierstore.transfer.engine.messages import (
     Answer,
     Changed,
@@ -53,6 +52,7 @@ from tierstore.transfer.engine.messages import (
     Unite,
     United,
 )
+from tierstore.transfer.engine.parts import Parts
 from tierstore.transfer.engine.records import (
     Begun,
     Finished,
@@ -114,19 +114,15 @@ class OneObject:
         self.again: Entry | None = None
         self.reason, self.fatal, self.removed = "", False, False
         self._rules, self._held = rules, held
-        self._size = held.begun.version.size if held else entry.version.size
-        self._part = held.begun.part if held else rules.part_size_for(self._size)
+        size = held.begun.version.size if held else entry.version.size
+        self._parts = Parts(size, held.begun.part if held else rules.part_size_for(size))
         self._token = held.begun.token if held else ""
         self._unnamed = held is not None and not self._token  # one may exist whose token is lost
-        self._crcs: dict[int, int] = {}
-        self._todo: deque[int] = deque()
         self._running = self._losses = 0
         self._recovering = False
         self._whole_at_target: int | None = None
         self._drained: Callable[[], Phase] | None = None
         self._discarded: Callable[[], Phase] = lambda: Phase.OVER
-        self._unchecked: set[int] = set()
-        self._proven: set[int] = set()  # parts that were read back as they were sent
         self._written = entry.version  # what is at the destination, once something is
         self._verified_as = Outcome.SAME
         match state:
@@ -181,10 +177,8 @@ class OneObject:
         elif self._phase in (Phase.OPEN, Phase.COPY) and self._unnamed:
             again = self._phase  # what it may have begun is freed first
             self._phase = self._discard(lambda: again)
-        elif self._phase is Phase.COMPARE:
-            self._todo = deque(i for i in range(self._count) if i not in self._crcs)
-        elif self._phase is Phase.CHECK:
-            self._todo = deque(sorted(self._unchecked))
+        elif self._phase in (Phase.COMPARE, Phase.CHECK):
+            self._parts.again()
 
     # What is next
 
@@ -201,7 +195,7 @@ class OneObject:
             return Phase.TRY if self._rules.dry else Phase.UNITE
         if target is None or self.ours:
             return self._transfer()
-        if target.size == self._size:
+        if target.size == self._parts.size:
             return Phase.LOOK
         return self._conflict()
 
@@ -221,20 +215,22 @@ class OneObject:
                     self._note_begun("")
                 return Open(number, entry, self._token)
             case Phase.COMMIT:
-                return Commit(number, entry, self._whole(), self._replaces)
+                return Commit(number, entry, self._parts.whole(), self._replaces)
             case Phase.UNITE:
                 return Unite(number, entry)
             case Phase.REMOVE:
                 return Remove(number, entry, self._rules.only_links, self._rules.dry)
             case _:
-                return Discard(number, entry.key, self._size, self._token)
+                return Discard(number, entry.key, self._parts.size, self._token)
 
     def _next_part(self) -> Task | None:
         sending = self._phase is Phase.SEND
-        if not self._todo or (sending and self._running and not self._rules.parallel):
+        if sending and self._running and not self._rules.parallel:
             return None
-        index = self._todo.popleft()
-        offset, length = self._range(index)
+        index = self._parts.next()
+        if index is None:
+            return None
+        offset, length = self._parts.range(index)
         if self._phase is Phase.COMPARE:
             both = self._whole_at_target is None
             return Compare(self.number, self.entry, index, offset, length, both)
@@ -261,7 +257,7 @@ class OneObject:
             case Gone():
                 return self._gone()
             case Sent():
-                return Phase.COMMIT if len(self._crcs) == self._count else Phase.SEND
+                return Phase.SEND if self._parts.left else Phase.COMMIT
             case Short():
                 return self._short()
             case Copied() | Committed():
@@ -293,14 +289,14 @@ class OneObject:
         self.entry = replace(self.entry, target=target)
         if target is None:
             return self._transfer()
-        if target.size != self._size:
+        if target.size != self._parts.size:
             return self._conflict()
         self._written = target
-        if not self._size:
+        if not self._parts.size:
             return self._verified(Outcome.SAME)
         source_crc, blocks = event.source_crc, self.entry.blocks
         if source_crc is None and blocks:
-            source_crc = combine_blocks(blocks, self._size)
+            source_crc = combine_blocks(blocks, self._parts.size)
         if source_crc is None or event.target_crc is None:
             self._whole_at_target = event.target_crc
             return self._every_part(Phase.COMPARE)
@@ -310,22 +306,27 @@ class OneObject:
 
     def _recover(self, event: Looked) -> Phase:
         """Go on with an object that an earlier life may have committed."""
-        target, whole = event.target, self._whole()
-        if target is None or target.size != self._size or event.target_crc not in (None, whole):
+        target, whole = event.target, self._parts.whole()
+        if (
+            target is None
+            or target.size != self._parts.size
+            or event.target_crc not in (None, whole)
+        ):
             return self._restart(replace(self.entry, target=target), LOST)
         self._written = target
         if event.target_crc is None:
-            self._proven.clear()  # what was read back of the upload may not be what is there
+            self._parts.proven.clear()  # what was read back of the upload may not be what is there
             return self._every_part(Phase.CHECK)
         return self._verified(Outcome.COPIED)
 
     def _compared(self, event: Compared) -> Phase:
-        self._crcs[event.index] = event.source_crc
+        self._parts.crcs[event.index] = event.source_crc
+        self._parts.done(event.index)
         whole = self._whole_at_target
         differs = event.target_crc not in (None, event.source_crc)
-        if not differs and len(self._crcs) < self._count:
+        if not differs and self._parts.left:
             return Phase.COMPARE
-        if differs or whole not in (None, self._whole()):
+        if differs or whole not in (None, self._parts.whole()):
             return self._drain(self._conflict)
         return self._verified(Outcome.SAME)
 
@@ -335,17 +336,16 @@ class OneObject:
         elif not self._held:
             self._note_begun(event.token)
         self._token = event.token
-        known = self._held.crcs if self._held else {}
-        done = set(event.done)
-        stored = {index for index in known if self._range(index) in done}
-        self._crcs = {index: known[index] for index in stored}
-        self.moved = sum(self._range(index)[1] for index in self._crcs)
-        phase = self._every_part(Phase.SEND)
-        return phase if self._todo else Phase.COMMIT
+        parts, done = self._parts, set(event.done)
+        known = self._held.crcs.items() if self._held else ()
+        parts.crcs = {index: crc for index, crc in known if parts.range(index) in done}
+        self.moved = sum(parts.range(index)[1] for index in parts.crcs)
+        parts.plan(parts.crcs)
+        return Phase.SEND if parts.left else Phase.COMMIT
 
     def _gone(self) -> Phase:
-        self._crcs |= self._held.crcs if self._held else {}
-        if len(self._crcs) < self._count:
+        self._parts.crcs |= self._held.crcs if self._held else {}
+        if len(self._parts.crcs) < self._parts.count:
             self._void()
             return self._restart(self.entry, LOST)
         self._recovering = True
@@ -360,20 +360,19 @@ class OneObject:
 
     def _reopen(self) -> Phase:
         """Go on with the upload, or begin it again if it cannot be resumed."""
-        self._todo.clear()
+        self._parts.hold()
         if self._token:
-            begun = Begun(self.number, self.entry.key, self.entry.version, self._part, self._token)
-            self._held = Held(begun, dict(self._crcs))
+            self._held = Held(self._begun(self._token), dict(self._parts.crcs))
         else:
-            self._crcs.clear()
+            self._parts.crcs.clear()
             self.moved = 0
         return Phase.OPEN
 
     def _landed(self, event: Copied | Committed) -> Phase:
         self._written = event.target
         if isinstance(event, Copied):
-            self.sent = self.moved = self._size
-        elif self._rules.reads_back and len(self._proven) < self._count:
+            self.sent = self.moved = self._parts.size
+        elif self._rules.reads_back and len(self._parts.proven) < self._parts.count:
             return self._every_part(Phase.CHECK)
         return self._verified(Outcome.COPIED)
 
@@ -384,10 +383,10 @@ class OneObject:
         return self._verified(Outcome.COPIED)
 
     def _checked(self, event: Checked) -> Phase:
-        self._unchecked.discard(event.index)
-        if event.crc != self._crcs[event.index]:
+        self._parts.done(event.index)
+        if event.crc != self._parts.crcs[event.index]:
             return self._drain(self._damaged)
-        if self._unchecked:
+        if self._parts.left:
             return Phase.CHECK
         return self._verified(Outcome.COPIED)
 
@@ -402,11 +401,11 @@ class OneObject:
     def _transfer(self) -> Phase:
         if self._rules.dry:
             return Phase.TRY
-        return Phase.COPY if self._size <= self._part else Phase.OPEN
+        return Phase.COPY if self._parts.size <= self._parts.part else Phase.OPEN
 
     def _conflict(self) -> Phase:
         if self._rules.overwrites and not self.entry.seals:
-            self._crcs.clear()
+            self._parts.crcs.clear()
             return self._transfer()
         return self._end(*self._beaten())
 
@@ -416,20 +415,21 @@ class OneObject:
         return Outcome.FAILED, RIVAL if self.entry.seals else OTHER
 
     def _every_part(self, phase: Phase) -> Phase:
-        over: Container[int] = {Phase.SEND: self._crcs, Phase.CHECK: self._proven}.get(phase, ())
-        self._todo.extend(index for index in range(self._count) if index not in over)
-        self._unchecked = set(self._todo)
+        self._parts.plan(self._parts.proven if phase is Phase.CHECK else ())
         return phase
 
+    def _begun(self, token: str) -> Begun:
+        return Begun(self.number, self.entry.key, self.entry.version, self._parts.part, token)
+
     def _note_begun(self, token: str) -> None:
-        begun = Begun(self.number, self.entry.key, self.entry.version, self._part, token)
-        self.records.append(begun)
+        self.records.append(self._begun(token))
         self._unnamed = not token
 
     def _note_sent(self, event: Sent) -> None:
-        length = self._range(event.index)[1]
-        self._crcs[event.index] = event.crc
-        (self._proven.add if event.checked else self._proven.discard)(event.index)
+        parts, length = self._parts, self._parts.range(event.index)[1]
+        parts.crcs[event.index] = event.crc
+        parts.done(event.index)
+        (parts.proven.add if event.checked else parts.proven.discard)(event.index)
         self.moved += length
         self.sent += length
         if self._token:
@@ -446,7 +446,7 @@ class OneObject:
 
     def _drain(self, then: Callable[[], Phase]) -> Phase:
         """Begin nothing more, and go on with `then` once all that is under way is answered."""
-        self._todo.clear()
+        self._parts.hold()
         self._drained = then
         return self._phase
 
@@ -474,23 +474,6 @@ class OneObject:
         self.outcome, self.reason = outcome, reason
         return Phase.OVER
 
-    # Numbers
-
     @property
     def _replaces(self) -> bool:
         return self.ours or (self._rules.overwrites and not self.entry.seals)
-
-    @property
-    def _count(self) -> int:
-        return -(-self._size // self._part)
-
-    def _range(self, index: int) -> tuple[int, int]:
-        offset = index * self._part
-        return offset, min(self._part, self._size - offset)
-
-    def _whole(self) -> int:
-        """Return the CRC32C of the whole from those of its parts."""
-        total = 0
-        for index in range(self._count):
-            total = combine(total, self._crcs[index], self._range(index)[1])
-        return total
