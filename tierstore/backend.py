@@ -26,7 +26,7 @@ from tierstore.errors import TruncatedFileError
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a backend can do. Everything is positive: the default is the weakest backend.
+    """What a backend can do. Each default is the weakest backend's.
 
     Attributes:
         atomic_create: `if_absent=True` has exactly one winner, also between hosts.
@@ -34,6 +34,8 @@ class Capabilities:
         parallel_parts: `Upload.write` may be called from several threads and in any order.
         resumable_upload: `Upload.token` can be given to a later `upload(resume=...)`.
         server_checksum: the store itself refuses bytes whose CRC32C is not the given one.
+        needs_read_back: the store neither checks nor vouches for what it was sent, so whoever
+            writes reads it back.
         durable_on_commit: when `commit` or `create` returns, a crash of the host loses nothing.
         min_part: bytes the smallest part but the last may have.
         max_part: bytes the largest part may have.
@@ -56,6 +58,7 @@ class Capabilities:
     parallel_parts: bool = False
     resumable_upload: bool = False
     server_checksum: bool = False
+    needs_read_back: bool = True
     durable_on_commit: bool = False
     min_part: int = 1
     max_part: int = 5 * 1024**3

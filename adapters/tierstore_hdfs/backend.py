@@ -41,7 +41,9 @@ class HdfsBackend:
             atomic_create=True,
             parallel_parts=True,
             resumable_upload=True,
-            # HDFS checks no CRC32C of ours, so what was sent has to be read back.
+            # It checks no CRC32C of ours, and acknowledges bytes that no disk has yet.
+            server_checksum=False,
+            needs_read_back=True,
             durable_on_commit=False,
             seen_by="all",
             part_size=options.part_size,

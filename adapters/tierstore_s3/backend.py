@@ -49,8 +49,8 @@ class S3Backend:
             parallel_parts=True,
             resumable_upload=True,
             server_checksum=self._objects.checked,
-            # Without a check, what is durable may not be what was sent: it has to be read back.
-            durable_on_commit=self._objects.checked,
+            needs_read_back=not self._objects.checked,
+            durable_on_commit=True,
             min_part=5 * MIB,
             seen_by="all",
             part_size=options.part_size,

@@ -196,6 +196,8 @@ def test_urls_and_options() -> None:
     assert backend.url == "s3://bucket/a%20b/c"
     assert backend.capabilities.part_size == 8388608
     assert not backend.capabilities.server_checksum
+    assert backend.capabilities.needs_read_back
+    assert backend.capabilities.durable_on_commit
     backend.close()
     with pytest.raises(ConfigError, match="names no bucket"):
         open_s3("s3:///x")

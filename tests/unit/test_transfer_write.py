@@ -132,14 +132,14 @@ def test_a_source_that_differs_from_its_known_crcs_is_never_passed_on(
     assert not list(backend.list(""))
 
 
-def test_without_checksum_or_durability_the_file_is_read_back(
+def test_a_file_is_read_back_where_the_store_needs_it(
     tmp_path: Path, pool: ThreadPoolExecutor
 ) -> None:
     content = data(3 * BLOCK_SIZE + 1)
     faulty = Faulty(MemoryBackend(f"memory://{tmp_path.name}"), Fault("read_into", nth=2, flip=5))
     with pytest.raises(IntegrityError, match="instead of"):
-        one(With(faulty, server_checksum=False), content, pool)
-    one(With(faulty, server_checksum=False), content, pool)  # the fault was the second read only
+        one(With(faulty, needs_read_back=True), content, pool)
+    one(With(faulty, needs_read_back=True), content, pool)  # the fault was the second read only
     reads = [call for call in faulty.calls if call.operation == "read_into"]
     one(faulty, content, pool)  # the server checks: nothing is read back
     assert [call for call in faulty.calls if call.operation == "read_into"] == reads

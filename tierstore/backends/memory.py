@@ -32,6 +32,7 @@ _CAPABILITIES = Capabilities(
     parallel_parts=True,
     resumable_upload=True,
     server_checksum=True,
+    needs_read_back=False,
     seen_by="process",
 )
 

@@ -16,8 +16,9 @@ from typing import Generic, Protocol, TypeVar
 
 from tierstore.backend import Backend
 from tierstore.image.layout import Chunk
+from tierstore.transfer.part import Crcs
 from tierstore.transfer.source import AlignedBuffers
-from tierstore.transfer.write import Crcs, FileWrite, write_files
+from tierstore.transfer.write import FileWrite, write_files
 
 MEMORY = 128 * 1024**2
 """Bytes of all parts that are in memory at a time, unless one part alone is larger."""

@@ -22,7 +22,7 @@ from tierstore.image.layout import SEGMENT_BYTES, ImageLayout, plan_layout
 from tierstore.keys import Attempt, AttemptKeys, RunKeys
 from tierstore.ladder.claim import claim, launch_after, survey_all
 from tierstore.ladder.tiers import OpenTier
-from tierstore.transfer.write import Crcs
+from tierstore.transfer.part import Crcs
 
 _SEGMENTS = 450  # of 1,000: two neighbours fill more than one, or they would be one
 

@@ -23,6 +23,7 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.registry import open_backend
+from tierstore.transfer.part import reads_back
 
 _CLOCK_SKEW_WARNING = 5.0
 """Seconds between this clock and the store's above which logs become hard to compare."""
@@ -145,7 +146,7 @@ def _conditional(backend: Backend, key: str) -> Check:
 def _checksums(backend: Backend, key: str) -> Check:
     name = "checksums"
     if not backend.capabilities.server_checksum:
-        if backend.capabilities.durable_on_commit:
+        if not reads_back(backend.capabilities, verify=False):
             return Check(name, "ok", "blocks are checked by readers; writes stay on this host")
         # Whether it could is for the backend to say: many a store cannot.
         return Check(name, "ok", "the store checks none, so every upload is read back")

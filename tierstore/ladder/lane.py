@@ -38,10 +38,11 @@ from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
 from tierstore.ladder.turns import Turns
 from tierstore.logs import logger
+from tierstore.transfer.part import Crcs
 from tierstore.transfer.read import Replica, Want, fetch
 from tierstore.transfer.source import AlignedBuffers, Lease, RevokedError
 from tierstore.transfer.threads import DaemonPool
-from tierstore.transfer.write import Crcs, FileWrite, write_files
+from tierstore.transfer.write import FileWrite, write_files
 from tierstore.wrappers.stop import GIVEN_UP, EitherOf
 
 _log = logger(__name__)

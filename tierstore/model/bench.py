@@ -29,6 +29,7 @@ from tierstore.model.checks import positive, whole
 from tierstore.model.points import Point, TierPoints
 from tierstore.model.probe import LISTED, OPERATIONS, Cell, Probe, Round
 from tierstore.model.tail import spread
+from tierstore.transfer.part import reads_back
 from tierstore.wrappers import open_tier
 from tierstore.wrappers.retry import impatient
 
@@ -157,7 +158,7 @@ def measure(tier: TierConfig, limits: Limits, progress: Progress | None = None) 
         concurrency=capabilities.concurrency,
         part_size=capabilities.part_size,
         read_size=capabilities.read_size,
-        reads_back=not (capabilities.server_checksum or capabilities.durable_on_commit),
+        reads_back=reads_back(capabilities, verify=False),
         stopped=stopped,
         points=tuple(_point(cell, rounds) for cell, rounds in session.rounds.items() if rounds),
     )

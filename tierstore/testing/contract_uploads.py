@@ -121,6 +121,10 @@ class UploadContract(Hooks):
         upload.abort()
         assert self.raw_list() == []
 
+    def test_a_store_that_checks_needs_no_reading_back(self, backend: Backend) -> None:
+        can = backend.capabilities
+        assert not (can.server_checksum and can.needs_read_back)
+
     def test_a_damaged_part_can_be_sent_again(self, backend: Backend) -> None:
         if not backend.capabilities.server_checksum:
             pytest.skip("no server_checksum")

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tierstore.backend import Backend
-from tierstore.blocks import BLOCK_SIZE, block_range, crc32c_of, cut
+from tierstore.blocks import BLOCK_SIZE, cut
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import (
     CorruptBlockError,
@@ -29,6 +29,7 @@ from tierstore.errors import (
 )
 from tierstore.keys import AttemptKeys
 from tierstore.logs import logger
+from tierstore.transfer.part import wrong
 from tierstore.transfer.requests import Request, Want, even_size, plan_requests
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.threads import run_all
@@ -160,7 +161,7 @@ class _Engine:
         except TierstoreError as error:
             bad = dict.fromkeys(range(request.count), error)
         else:
-            bad = dict(_compare(request, memory))
+            bad = _compare(request, memory)
         for index in bad:
             block = request.block(index)
             part = list(cut(memory, block.offset - request.offset, block.length))
@@ -188,7 +189,7 @@ class _Engine:
             except TierstoreError as again:
                 failed = again
             else:
-                bad = dict(_compare(block, memory))
+                bad = _compare(block, memory)
                 if not bad:
                     return
                 failed = bad[0]
@@ -225,18 +226,10 @@ class _Engine:
         _log.log(level, text, key, block.first, replica.tier, damage.outcome)
 
 
-def _compare(request: Request, memory: Sequence[memoryview]) -> list[tuple[int, TierstoreError]]:
+def _compare(request: Request, memory: Sequence[memoryview]) -> dict[int, TierstoreError]:
     """Return the blocks (counted from the request's first) whose CRC32C is wrong."""
-    wrong: list[tuple[int, TierstoreError]] = []
-    for index in range(request.count):
-        block = request.first + index
-        length = block_range(block, request.file.size)[1]
-        found = crc32c_of(cut(memory, index * BLOCK_SIZE, length))
-        expected = int(request.file.crcs[block])
-        if found != expected:
-            text = f"CRC32C {found:08x} instead of {expected:08x}"
-            wrong.append((index, IntegrityError(text)))
-    return wrong
+    found = wrong(memory, request.offset, request.file.crcs)
+    return {each.block - request.first: IntegrityError(str(each)) for each in found}
 
 
 def _verdict(block: Request, errors: Sequence[tuple[str, TierstoreError]]) -> TierstoreError:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
+from tierstore.backend import Backend
+
 
 class Staged(Protocol):
     """Memory that holds a staged shard and can be given back."""
@@ -45,6 +47,14 @@ class BlockSource(Protocol):
         ...
 
 
+class Buffers(Protocol):
+    """Memory that is lent for one request, such as `AlignedBuffers`."""
+
+    def take(self, length: int) -> AbstractContextManager[memoryview]:
+        """Lend `length` bytes; what they hold is undefined."""
+        ...
+
+
 class RevokedError(Exception):
     """The lease is over: read the bytes from a tier that has them."""
 
@@ -59,6 +69,21 @@ class MemorySource:
     def view(self, offset: int, length: int) -> Iterator[memoryview]:
         """See `BlockSource.view`."""
         yield from _lend(self._buffer[offset : offset + length])
+
+
+class StoredSource:
+    """Bytes of an object of a store, read when they are asked for."""
+
+    def __init__(self, backend: Backend, key: str, buffers: Buffers) -> None:
+        self._backend, self._key, self._buffers = backend, key, buffers
+
+    @contextmanager
+    def view(self, offset: int, length: int) -> Iterator[memoryview]:
+        """See `BlockSource.view`."""
+        with self._buffers.take(length) as part:
+            if length:
+                self._backend.read_into(self._key, offset, part)
+            yield part
 
 
 def _lend(part: memoryview) -> Iterator[memoryview]:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tierstore.blocks import BLOCK_SIZE, block_count, block_range, crc32c
+from tierstore.blocks import BLOCK_SIZE, block_count, block_range
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import IntegrityError, NotFoundError
+from tierstore.transfer.part import wrong_at
 from tierstore.transfer.read import Damage, Replica
 from tierstore.transfer.source import AlignedBuffers
 from tierstore.transfer.threads import run_all
@@ -95,13 +96,12 @@ class _Check:
         offset, length = block_range(index, self._file.size)
         with self._buffers.take(length) as memory:
             try:
-                self._replica.backend.read_into(self._key, offset, memory)
+                bad = wrong_at(self._replica.backend, self._key, offset, memory, self._file.crcs)
             except (IntegrityError, NotFoundError) as error:
                 self._note(index, str(error))
             else:
-                found, expected = crc32c(memory), int(self._file.crcs[index])
-                if found != expected:
-                    self._note(index, f"CRC32C {found:08x} instead of {expected:08x}")
+                for wrong in bad:
+                    self._note(index, str(wrong))
         if self._progress is not None:
             self._progress(length)
 

@@ -1,11 +1,7 @@
 """Write files to a tier: in parts, with several threads, checked on the way.
 
-The CRC32C of every block is taken right before the block is sent, while its bytes are in the
-processor's cache, and combined to the part's and the file's CRC, so each byte is read once. Blocks
-whose CRC is known already (the bytes come back from a tier) are compared first: damage ends in an
-error and is never passed on.
-
-The parts of all files go through one queue, so the speed does not depend on the number of files.
+How a part is moved says `tierstore.transfer.part`. The parts of all files go through one queue, so
+the speed does not depend on the number of files.
 """
 
 from __future__ import annotations
@@ -16,23 +12,12 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
 from tierstore.backend import Backend, Upload
-from tierstore.blocks import (
-    BLOCK_SIZE,
-    block_count,
-    block_crcs,
-    combine_blocks,
-    parts,
-)
+from tierstore.blocks import BLOCK_SIZE, block_count, combine_blocks, parts
 from tierstore.errors import CheckpointError, IntegrityError, TierstoreError
-from tierstore.transfer.source import AlignedBuffers, BlockSource, RevokedError
+from tierstore.transfer.part import Crcs, Wrong, move, reads_back, wrong_at
+from tierstore.transfer.source import AlignedBuffers, BlockSource
 from tierstore.transfer.threads import run_all
-
-Crcs = Sequence[int] | npt.NDArray[np.uint32]
-"""One CRC32C for every block of a file, in order."""
 
 
 def _never() -> bool:
@@ -66,7 +51,7 @@ def write_files(
 ) -> list[list[int]]:
     """Write files and make each visible once it is whole, checked and durable.
 
-    Where the store neither checks a CRC32C nor promises durability, the files are read back.
+    Where the store needs it, the files are read back once all are there.
     On any failure the unfinished uploads are aborted.
 
     Args:
@@ -87,8 +72,8 @@ def write_files(
     width = backend.capabilities.concurrency
     try:
         run_all(job.tasks(), job.send, pool=pool, width=width)
-        if not (backend.capabilities.server_checksum or backend.capabilities.durable_on_commit):
-            job.read_back(pool, width)
+        if reads_back(backend.capabilities, verify=False):
+            job.check_stored(pool, width)
     except BaseException:
         job.abort()
         raise
@@ -115,27 +100,21 @@ class _File:
         return list(parts(self.plan.size, self.backend.capabilities.part_size_for(self.plan.size)))
 
     def send(self, offset: int, length: int) -> None:
-        while not self._written(offset, length):
-            pass  # the memory was wanted elsewhere, and the source has others now
+        moved = move(
+            self._open(),
+            self.plan.source,
+            offset,
+            length,
+            known=self.plan.crcs,
+            blame=lambda wrong: self._bad(wrong, "the source"),
+        )
+        first = offset // BLOCK_SIZE
+        self.crcs[first : first + len(moved.crcs)] = moved.crcs
         with self.lock:
             self.left -= length
             last = not self.left
         if last:
             self.finish()
-
-    def _written(self, offset: int, length: int) -> bool:
-        """Write one part; False if its bytes were wanted back before it could be repeated."""
-        upload = self._open()
-        try:
-            with self.plan.source.view(offset, length) as part:
-                crcs = block_crcs(part)
-                first = offset // BLOCK_SIZE
-                self._compare(first, crcs, "the source")
-                self.crcs[first : first + len(crcs)] = crcs
-                upload.write(offset, part, combine_blocks(crcs, length))
-        except RevokedError:
-            return False
-        return True
 
     def finish(self) -> None:
         """Make the file visible."""
@@ -143,8 +122,9 @@ class _File:
         self.finished = True
 
     def check(self, offset: int, back: memoryview) -> None:
-        self.backend.read_into(self.plan.key, offset, back)
-        self._compare(offset // BLOCK_SIZE, block_crcs(back), self.backend.url, self.crcs)
+        """Hold what the store has of a block against what was sent."""
+        for wrong in wrong_at(self.backend, self.plan.key, offset, back, self.crcs):
+            raise self._bad(wrong, self.backend.url)
 
     def _open(self) -> Upload:
         with self.lock:  # one thread opens, the others wait for it
@@ -152,17 +132,12 @@ class _File:
                 self.upload = self.backend.upload(self.plan.key, self.plan.size)
             return self.upload
 
-    def _compare(self, first: int, crcs: list[int], where: str, known: Crcs | None = None) -> None:
-        known = self.plan.crcs if known is None else known
-        if known is None:
-            return
-        for index, crc in enumerate(crcs, first):
-            if crc != known[index]:
-                raise IntegrityError(
-                    f"{self.plan.key}: block {index} has CRC32C {crc:08x} in {where} "
-                    f"instead of {int(known[index]):08x}",
-                    hint="nothing was passed on; run `tierstore verify` on the tiers above",
-                )
+    def _bad(self, wrong: Wrong, where: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.plan.key}: block {wrong.block} has CRC32C {wrong.found:08x} in {where} "
+            f"instead of {wrong.expected:08x}",
+            hint="nothing was passed on; run `tierstore verify` on the tiers above",
+        )
 
 
 @dataclass(slots=True)
@@ -192,7 +167,7 @@ class _Job:
         if not ranges:
             file.finish()
 
-    def read_back(self, pool: Executor, width: int) -> None:
+    def check_stored(self, pool: Executor, width: int) -> None:
         buffers = AlignedBuffers(BLOCK_SIZE, width)
 
         def check(task: tuple[_File, int, int]) -> None:

@@ -139,7 +139,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
                 shard = PlannedShard(plan, planner, notice.rank, self._segment_bytes)
                 tell_pickled(shard.values, self._told)
                 backends = [tier.backend for tier in tiers]
-                future.set_result(shard.write(backends, self._session()[0].run, notice))
+                future.set_result(shard.write(backends, run=self._session()[0].run, notice=notice))
         finally:
             return_borrowed()
         return future

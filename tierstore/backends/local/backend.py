@@ -42,6 +42,7 @@ _CAPABILITIES = Capabilities(
     clean_create=True,
     parallel_parts=True,
     resumable_upload=True,
+    needs_read_back=False,  # from memory to a disk of this host: no network is between
     durable_on_commit=True,
     max_part=1 << 62,
     max_parts=1 << 62,
@@ -115,6 +116,7 @@ class LocalBackend:
         self._root = os.path.abspath(root)
         self.url = f"file://{quote(self._root, errors='surrogateescape')}"
         self._direct = options.direct
+        self._capabilities = replace(_CAPABILITIES, durable_on_commit=options.fsync)
         folders = Folders(self._root, sync=options.fsync, mode=options.bits)
         self._site = Site(self.url, folders, Scratch(folders), options.fsync)
         self._hasty = Flushed(self._site)
@@ -122,7 +124,7 @@ class LocalBackend:
     @property
     def capabilities(self) -> Capabilities:
         """See `tierstore.backend.Capabilities`."""
-        return _CAPABILITIES
+        return self._capabilities
 
     def local_path(self, key: str) -> str:
         """Return where the file of `key` is or would be, for mapping it into memory.

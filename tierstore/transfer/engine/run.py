@@ -19,6 +19,7 @@ from tierstore.transfer.engine.feed import Feed
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine, Totals
 from tierstore.transfer.engine.rules import Conflict, Removes, Rules
+from tierstore.transfer.part import reads_back
 
 _log = logger(__name__)
 
@@ -60,7 +61,7 @@ class Engine:
         rules = Rules(
             target.part_size_for,
             conflict=conflict,
-            reads_back=not target.server_checksum,
+            reads_back=reads_back(target, verify=True),
             removes=bool(removes),
             only_links=removes == "links",
             clean_copies=target.clean_create,

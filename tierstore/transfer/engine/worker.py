@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Protocol
 
 from tierstore.backend import ObjectInfo, Upload, abort_uploads
-from tierstore.blocks import BLOCK_SIZE, block_crcs, combine_blocks, crc32c
+from tierstore.blocks import combine_blocks
 from tierstore.checkpoint.commit import looks_deleted
 from tierstore.checkpoint.delete import bury, remove_data
 from tierstore.checkpoint.join import join
@@ -37,6 +34,8 @@ from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.records import Version
 from tierstore.transfer.engine.removal import is_link, path_of, stays
+from tierstore.transfer.part import Wrong, checked, crc_at, move, reads_back, wrong_at
+from tierstore.transfer.source import Buffers, StoredSource
 
 _log = logger(__name__)
 _TOUCHES = 64  # while a file is compared; others remove its other names
@@ -46,14 +45,6 @@ CANNOT_REMOVE = "nothing may be removed from its folder"
 BAD_SOURCE = "the source's own checksum is not that of the bytes it gives"
 BAD_UPLOAD = "what the destination took is not what it was sent"
 BAD_COPY = "the destination gave back other bytes than it was sent; nothing else was touched"
-
-
-class Buffers(Protocol):
-    """Memory for the ranges under way."""
-
-    def take(self, length: int) -> AbstractContextManager[memoryview]:
-        """Lend `length` bytes; what they hold is undefined."""
-        ...
 
 
 class Worker:
@@ -71,6 +62,8 @@ class Worker:
     ) -> None:
         self._ends, self._buffers, self._affinity, self._durable = ends, buffers, affinity, durable
         self._source, self._target = ends.source, ends.target
+        verified = reads_back(ends.target.capabilities, verify=True)
+        self._back = buffers if verified else None  # what the target holds is read into
         self._uploads: dict[int, Upload] = {}
         self._touched = threading.Lock()
 
@@ -102,14 +95,10 @@ class Worker:
                 return self._try(task)
             case m.Look():
                 return self._look(task)
-            case m.Compare():
-                return self._compare(task)
-            case m.Copy():
-                return self._copy(task)
+            case m.Compare() | m.Copy() | m.Send():
+                return self._read(task)
             case m.Open():
                 return self._open(task)
-            case m.Send():
-                return self._send(task)
             case m.Commit():
                 return self._commit(task)
             case m.Check():
@@ -144,38 +133,46 @@ class Worker:
         found = Version.of(there)
         return m.Looked(task.job, info.crc32c, found, there.crc32c)
 
-    def _compare(self, task: m.Compare) -> m.Answer:
-        def compare(part: memoryview) -> m.Answer:
-            crc, other = self._checked(task.entry, task.offset, part), None
-            if task.both:
-                key = self._ends.target_key(task.entry.key)
-                self._target.read_into(key, task.offset, part)
-                other = crc32c(part)
-            return m.Compared(task.job, task.index, crc, other)
+    def _read(self, task: m.Compare | m.Copy | m.Send) -> m.Answer:
+        """Carry out what reads the source."""
+        try:
+            match task:
+                case m.Compare():
+                    return self._compare(task)
+                case m.Copy():
+                    return self._copy(task)
+                case m.Send():
+                    return self._send(task)
+        except IntegrityError:  # it has become shorter, or it is damaged there
+            if changed := self._changed(task, None):
+                return changed
+            raise
 
-        return self._reading(task, task.offset, task.length, compare)
+    def _compare(self, task: m.Compare) -> m.Answer:
+        offset, length, blocks = task.offset, task.length, task.entry.blocks
+        with self._lent(task.entry).view(offset, length) as part:
+            crc = combine_blocks(checked(part, offset, blocks, _damaged), length)
+            other = None
+            if task.both:
+                other = crc_at(self._target, self._ends.target_key(task.entry.key), offset, part)
+        return m.Compared(task.job, task.index, crc, other)
 
     def _copy(self, task: m.Copy) -> m.Answer:
-        with self._buffers.take(task.entry.version.size) as data:
-            try:
-                info = self._source.fetch(task.entry.key, data)
-            except IntegrityError:
-                if changed := self._changed(task, None):
-                    return changed
-                raise
-            crc = self._checked(task.entry, 0, data)
-            return self._differs(task, info, crc) or self._create(task, data, crc)
+        entry = task.entry
+        with self._buffers.take(entry.version.size) as data:
+            info = self._source.fetch(entry.key, data)
+            crcs = checked(data, 0, entry.blocks, _damaged)
+            crc = combine_blocks(crcs, entry.version.size)
+            return self._differs(task, info, crc) or self._create(task, data, crcs)
 
-    def _create(self, task: m.Copy, data: memoryview, crc: int) -> m.Answer:
+    def _create(self, task: m.Copy, data: memoryview, crcs: list[int]) -> m.Answer:
         key, absent = self._ends.target_key(task.entry.key), not task.replace
         try:
             info = self._target.create(key, data, if_absent=absent, durable=self._durable)
         except AlreadyExistsError:
             return m.Conflicted(task.job)
-        if not self._target.capabilities.server_checksum:
-            self._target.read_into(key, 0, data)
-            if crc32c(data) != crc:
-                return m.Failed(task.job, BAD_COPY)
+        if self._back is not None and wrong_at(self._target, key, 0, data, crcs):
+            return m.Failed(task.job, BAD_COPY)
         return m.Copied(task.job, Version.of(info))
 
     def _open(self, task: m.Open) -> m.Answer:
@@ -197,16 +194,17 @@ class Worker:
         return m.Opened(task.job, token, tuple(upload.done))
 
     def _send(self, task: m.Send) -> m.Answer:
-        def send(part: memoryview) -> m.Answer:
-            crc = self._checked(task.entry, task.offset, part)
-            upload = self._uploads[task.job]
-            upload.write(task.offset, part, crc)
-            # Read back while others are sent; what could not be, or is wrong, is after the commit.
-            reads = not self._target.capabilities.server_checksum
-            good = reads and upload.read_back(task.offset, part) and crc32c(part) == crc
-            return m.Sent(task.job, task.index, crc, checked=good)
-
-        return self._reading(task, task.offset, task.length, send)
+        # Read back while others are sent; what could not be, or is wrong, is after the commit.
+        moved = move(
+            self._uploads[task.job],
+            self._lent(task.entry),
+            task.offset,
+            task.length,
+            known=task.entry.blocks,
+            blame=_damaged,
+            back=self._back,
+        )
+        return m.Sent(task.job, task.index, moved.crc, checked=moved.proven)
 
     def _commit(self, task: m.Commit) -> m.Answer:
         if changed := self._changed(task, task.crc):
@@ -228,8 +226,7 @@ class Worker:
     def _check(self, task: m.Check) -> m.Answer:
         with self._buffers.take(task.length) as part:
             key = self._ends.target_key(task.entry.key)
-            self._target.read_into(key, task.offset, part)
-            return m.Checked(task.job, task.index, crc32c(part))
+            return m.Checked(task.job, task.index, crc_at(self._target, key, task.offset, part))
 
     def _discard(self, task: m.Discard) -> m.Answer:
         upload, key = self._uploads.pop(task.job, None), self._ends.target_key(task.key)
@@ -297,10 +294,8 @@ class Worker:
         part = self._target.capabilities.part_size
         for offset in range(0, size, part):
             with self._buffers.take(min(part, size - offset)) as data:
-                self._source.read_into(key, offset, data)
-                crc = crc32c(data)
-                self._target.read_into(self._ends.target_key(key), offset, data)
-                if crc32c(data) != crc:
+                crc = crc_at(self._source, key, offset, data)
+                if crc_at(self._target, self._ends.target_key(key), offset, data) != crc:
                     return False
         return True
 
@@ -312,37 +307,8 @@ class Worker:
         remove_data(self._source, task.dead.commit, check)
         return m.Removed(task.job)
 
-    def _checked(self, entry: m.Entry, offset: int, part: memoryview) -> int:
-        """Return the CRC32C of what was read, having compared its blocks with the manifest's."""
-        if not entry.blocks:
-            return crc32c(part)
-        found, first = block_crcs(part), offset // BLOCK_SIZE
-        for index, crc in enumerate(found, first):
-            if crc != entry.blocks[index]:
-                raise IntegrityError(
-                    f"block {index} of it is damaged at the source: its CRC32C is not what the "
-                    "manifest says",
-                    hint="migrate from another tier that has this checkpoint",
-                )
-        return combine_blocks(found, part.nbytes)
-
-    def _reading(
-        self,
-        task: m.Compare | m.Send,
-        offset: int,
-        length: int,
-        then: Callable[[memoryview], m.Answer],
-    ) -> m.Answer:
-        """Read a range of the source and go on with it."""
-        with self._buffers.take(length) as part:
-            try:
-                if length:
-                    self._source.read_into(task.entry.key, offset, part)
-            except IntegrityError:  # it has become shorter, or it is damaged there
-                if changed := self._changed(task, None):
-                    return changed
-                raise
-            return then(part)
+    def _lent(self, entry: m.Entry) -> StoredSource:
+        return StoredSource(self._source, entry.key, self._buffers)
 
     def _changed(
         self, task: m.Compare | m.Copy | m.Send | m.Commit, crc: int | None
@@ -359,6 +325,14 @@ class Worker:
         if None not in (crc, info.crc32c) and crc != info.crc32c:
             return m.Changed(task.job, version, BAD_SOURCE)
         return None
+
+
+def _damaged(wrong: Wrong) -> IntegrityError:
+    return IntegrityError(
+        f"block {wrong.block} of it is damaged at the source: its CRC32C is not what the "
+        "manifest says",
+        hint="migrate from another tier that has this checkpoint",
+    )
 
 
 def _size(task: m.Task) -> int:
