@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tierstore.blocks import BLOCK_SIZE
-from tierstore.convert.files import FilePlan, Slice, write_plans
+from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Format, Layout, Outgoing, Stored
 from tierstore.convert.place import Place
 from tierstore.convert.ranges import range_wants
@@ -20,6 +20,7 @@ from tierstore.errors import AlreadyExistsError, ConfigError, NotFoundError, Pla
 from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found
 from tierstore.migration.apart import holds
+from tierstore.transfer.pieces import Slice
 from tierstore.transfer.read import fetch
 from tierstore.transfer.source import AlignedBuffers
 

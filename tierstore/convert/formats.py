@@ -15,11 +15,12 @@ from importlib import metadata
 from tierstore.backend import Backend
 from tierstore.checkpoint.fragment import ValueEntry
 from tierstore.checkpoint.manifest import Tensor
-from tierstore.convert.files import FilePlan, Slice
+from tierstore.convert.files import FilePlan
 from tierstore.convert.place import Place
 from tierstore.errors import ConfigError
 from tierstore.image.layout import Chunk
 from tierstore.registry import nearest, path_of
+from tierstore.transfer.pieces import Slice
 
 GROUP = "tierstore.formats"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
 
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.store import RunStore
@@ -17,12 +16,13 @@ from tierstore.checkpoint.timeline import Launch
 from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Foreign, Incoming, read_foreign
 from tierstore.convert.selection import Selection, some
-from tierstore.errors import AlreadyExistsError, CheckpointError, IncompleteError, PlanError
+from tierstore.errors import AlreadyExistsError, IncompleteError, PlanError
 from tierstore.image.layout import SEGMENT_BYTES, ImageLayout, plan_layout
 from tierstore.keys import Attempt, AttemptKeys, RunKeys
 from tierstore.ladder.claim import claim, launch_after, survey_all
 from tierstore.ladder.tiers import OpenTier
 from tierstore.transfer.part import Crcs
+from tierstore.transfer.pieces import segment_pieces
 
 _SEGMENTS = 450  # of 1,000: two neighbours fill more than one, or they would be one
 
@@ -177,17 +177,11 @@ def write_import(
 
 
 def _files(plan: ImportPlan, keys: AttemptKeys) -> list[FilePlan[Foreign]]:
-    members: list[list[tuple[int, Foreign]]] = [[] for _ in plan.layout.segments]
-    for item, place in zip(plan.items, plan.layout.placements, strict=True):
-        members[place.segment].append((place.offset, item))
-    files: list[FilePlan[Foreign]] = []
-    for segment, found in zip(plan.layout.segments, members, strict=True):
-        found.sort(key=itemgetter(0))  # those without elements come first at their offset
-        pieces: list[bytes | Foreign] = [segment.header, *(item for _, item in found)]
-        files.append(FilePlan(keys.segment(segment.name), pieces))
-        if files[-1].size != segment.size:
-            raise CheckpointError(f"{segment.name} was not laid out as its header says")
-    return files
+    pieces = segment_pieces(plan.layout, plan.items)
+    return [
+        FilePlan(keys.segment(segment.name), row)
+        for segment, row in zip(plan.layout.segments, pieces, strict=True)
+    ]
 
 
 def _fragment(
