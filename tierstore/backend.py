@@ -7,7 +7,7 @@ limits, metrics) is in `tierstore.wrappers`, each of which is a backend around a
 How a caller uses one::
 
     info = backend.create("runs/r/commits/1.json", b"{}", if_absent=True)   # small, atomic
-    upload = backend.upload("runs/r/data/x", size)                          # large, in parts
+    upload = backend.upload("runs/r/data/x", size)      # large, in parts; size None: not known yet
     upload.write(0, part, crc32c(part))                                     # any order if
     upload.write(len(part), rest, crc32c(rest))                             #   parallel_parts
     info = upload.commit(if_absent=True, crc32c=whole)                      # visible only now
@@ -71,13 +71,14 @@ class Capabilities:
     flushes: bool = False
     seen_by: Literal["process", "host", "all"] = "process"
 
-    def part_size_for(self, size: int) -> int:
+    def part_size_for(self, size: int | None) -> int:
         """Return the bytes of every part but the last of an upload of `size` bytes.
 
         It is `part_size`, or for a very large file the fewest whole blocks that keep the upload
-        within `max_parts`. Writer and backend both number parts by it.
+        within `max_parts`. Where the size is not known (None) it is `part_size`, so the largest
+        such object has `part_size * max_parts` bytes. Writer and backend both number parts by it.
         """
-        fewest = -(-size // self.max_parts)
+        fewest = -(-(size or 0) // self.max_parts)
         return max(self.part_size, -(-fewest // BLOCK_SIZE) * BLOCK_SIZE)
 
 
@@ -124,7 +125,10 @@ class Upload(Protocol):
 
     @property
     def token(self) -> str:
-        """What a later process gives to `Backend.upload(resume=...)`; empty if it cannot."""
+        """What a later process gives to `Backend.upload(resume=...)`; empty if it cannot.
+
+        As it cannot where the size was not given: nobody can say what is still missing.
+        """
         ...
 
     @property
@@ -241,8 +245,17 @@ class Backend(Protocol):
         """Make all objects durable that were created so far with `durable=False`."""
         ...
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
-        """Begin, or with a token resume, an object of `size` bytes."""
+    def upload(self, key: str, size: int | None = None, *, resume: str | None = None) -> Upload:
+        """Begin, or with a token resume, an object of `size` bytes.
+
+        Args:
+            key: of the object.
+            size: its bytes. None where the writer does not know them yet: every part but the last
+                then has `capabilities.part_size_for(None)` bytes, the object ends with the part
+                that is furthest behind, and there is no token. Only the CRC32C that `commit` is
+                given tells of a last part that was never written.
+            resume: the token of the upload to go on with.
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:

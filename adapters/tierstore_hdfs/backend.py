@@ -9,13 +9,14 @@ from tierstore.blocks import Buffer
 from tierstore.errors import TruncatedFileError
 from tierstore.registry import declares
 from tierstore.scan import Found, Ways
+from tierstore.uploads import EmptyUpload, OpenUpload
 from tierstore_hdfs.diagnosis import diagnose
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import listing, scanning
 from tierstore_hdfs.multipart import PartsUpload
 from tierstore_hdfs.options import SMALL, HdfsOptions
-from tierstore_hdfs.uploads import EmptyUpload, OpenUpload, Uploads
+from tierstore_hdfs.uploads import Uploads
 
 
 @declares(HdfsOptions)
@@ -114,17 +115,20 @@ class HdfsBackend:
         """Do nothing: nothing was put off."""
 
     def upload(
-        self, key: str, size: int, *, resume: str | None = None
+        self, key: str, size: int | None = None, *, resume: str | None = None
     ) -> PartsUpload | EmptyUpload:
         """Begin an upload in parts, or go on with the one whose token is given.
+
+        An object whose size is not given has 10,000 times the option `part_size` at most (128 MiB
+        by default, so 1.2 TiB), and its writer holds as much in memory for a part.
 
         Raises:
             NotFoundError: the upload to resume was committed or aborted.
             StorageError: the token is of another upload.
         """
         self._files.paths.of(key)
-        if not size:
-            return EmptyUpload(self._files, key)
+        if size == 0:
+            return EmptyUpload(self.url, key, self._files.create)
         return self._uploads.resume(key, size, resume) if resume else self._uploads.begin(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -102,6 +102,15 @@ def parse_part(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2], 16)) if found else None
 
 
+def outer_folder(inner: str) -> str:
+    """Return the hidden folder of the upload whose parts are in `inner`; empty if there is none."""
+    names = inner.split("/")
+    for depth, name in enumerate(names[:-1], 1):
+        if is_hidden(name):
+            return "/".join(names[:depth])
+    return ""
+
+
 def upload_key(outer: str, inner: str) -> str:
     """Return the key of the upload with these folders, relative to the root."""
     above = outer.rpartition("/")[0]

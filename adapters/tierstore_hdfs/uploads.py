@@ -3,99 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from tierstore.backend import Capabilities, ObjectInfo
-from tierstore.blocks import Buffer
-from tierstore.errors import DamagedInTransitError, InvalidKeyError
+from tierstore.backend import Capabilities
+from tierstore.errors import InvalidKeyError, StorageError
 from tierstore.keys import check_key
+from tierstore.uploads import OpenUpload, PartSizes, ResumeToken
 from tierstore_hdfs.answers import FileStatus
 from tierstore_hdfs.errors import naming
 from tierstore_hdfs.files import Files
 from tierstore_hdfs.listing import entries
-from tierstore_hdfs.multipart import PartsUpload, ResumeToken
-from tierstore_hdfs.paths import HIDDEN, is_hidden, is_temporary, upload_key
+from tierstore_hdfs.multipart import MOST_PARTS, PartsUpload
+from tierstore_hdfs.paths import HIDDEN, is_hidden, is_temporary, outer_folder, upload_key
 
 _LONGEST = 1400  # signs: a key, and the hidden folder in it
 
 
-@dataclass(frozen=True, slots=True)
-class OpenUpload:
-    """What was begun and neither finished nor aborted: a folder of parts, or one hidden file.
-
-    Attributes:
-        key: the key below the tier's root; of a small object its hidden file's own.
-        upload_id: the hidden folder or file, relative to the root.
-        begun: seconds since 1970 by the namenode's clock, of the last change.
-    """
-
-    key: str
-    upload_id: str
-    begun: float
-
-
-class EmptyUpload:
-    """An object of no bytes: CONCAT wants no empty part, so it is created at commit."""
-
-    token = ""
-
-    def __init__(self, files: Files, key: str) -> None:
-        self._files = files
-        self._key = key
-
-    @property
-    def done(self) -> list[tuple[int, int]]:
-        """Nothing is ever held."""
-        return []
-
-    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
-        """Take an empty part.
-
-        Raises:
-            ValueError: it is not empty.
-        """
-        if offset or crc32c or memoryview(buffer).nbytes:
-            raise ValueError(
-                f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
-            )
-
-    def read_back(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002 - the protocol's
-        """Return False: there is nothing to read."""
-        return False
-
-    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
-        """Create the empty object."""
-        if crc32c:
-            text = f"no bytes have CRC32C 0, not {crc32c:08x}"
-            raise DamagedInTransitError(text, url=self._files.url, key=self._key)
-        return self._files.create(self._key, b"", if_absent=if_absent)
-
-    def abort(self) -> None:
-        """Do nothing: HDFS holds nothing."""
-
-
 class Uploads:
-    """The uploads of one tier."""
+    """The uploads of one tier.
+
+    An `OpenUpload` is a folder of parts, or one hidden file: its `upload_id` is that folder or
+    file, relative to the root, and its key, of a small object, the hidden file's own.
+    """
 
     def __init__(self, files: Files, capabilities: Capabilities) -> None:
         self._files = files
         self._capabilities = capabilities
 
-    def begin(self, key: str, size: int) -> PartsUpload:
-        """Begin an upload of `size` bytes, which is not 0."""
+    def begin(self, key: str, size: int | None) -> PartsUpload:
+        """Begin an upload of `size` bytes, which is not 0, or of a size that is not known yet."""
         files = self._files
         outer, inner = files.paths.upload_folder(key)
-        token = ResumeToken(key, size, self._capabilities.part_size_for(size), outer, inner)
+        can = self._capabilities
+        sizes = PartSizes(size, can.part_size_for(size), can.max_parts)
         with naming(files.url, key):
             files.client.call("PUT", files.paths.folder(inner), "MKDIRS")
             if files.options.storage_policy:
                 path, policy = files.paths.folder(outer), files.options.storage_policy
                 files.client.call("PUT", path, "SETSTORAGEPOLICY", storagepolicy=policy)
-        return PartsUpload(files, token)
+        return PartsUpload(files, key, inner, sizes, resumable=size is not None)
 
-    def resume(self, key: str, size: int, token: str) -> PartsUpload:
-        """Go on with the upload that `token` names."""
-        upload = PartsUpload(self._files, ResumeToken.parse(token, key, size))
+    def resume(self, key: str, size: int | None, token: str) -> PartsUpload:
+        """Go on with the upload that `token` names: below a hidden folder, which `abort` removes.
+
+        A journal holds the token, and nothing there says that it is what we wrote.
+        """
+        known = ResumeToken.parse(token, key, size, most=MOST_PARTS)
+        outer = outer_folder(known.upload_id)
+        if not outer or upload_key(outer, known.upload_id) != key:
+            raise StorageError("the upload's token names no parts of it")
+        sizes = PartSizes(known.size, known.part_size, MOST_PARTS)
+        upload = PartsUpload(self._files, key, known.upload_id, sizes)
         upload.recall()
         return upload
 

@@ -11,11 +11,12 @@ from tierstore.blocks import Buffer
 from tierstore.errors import StorageError, TruncatedFileError
 from tierstore.registry import declares
 from tierstore.scan import in_order
+from tierstore.uploads import EmptyUpload, OpenUpload
 from tierstore_s3.errors import failure
 from tierstore_s3.multipart import PartsUpload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import MIB, SMALL, S3Options
-from tierstore_s3.uploads import EmptyUpload, OpenUpload, Uploads
+from tierstore_s3.uploads import Uploads
 from tierstore_s3.xml import NO_S3
 
 _DELETE_BATCH = 1000
@@ -129,17 +130,21 @@ class S3Backend:
         """Do nothing: S3 answers when an object is durable."""
 
     def upload(
-        self, key: str, size: int, *, resume: str | None = None
+        self, key: str, size: int | None = None, *, resume: str | None = None
     ) -> PartsUpload | EmptyUpload:
         """Begin a multipart upload, or go on with the one whose token is given.
+
+        S3 takes 10,000 parts: an object whose size is not given has so many times the option
+        `part_size` at most (32 MiB by default, so 312 GiB), and its writer holds as much in memory
+        for a part.
 
         Raises:
             NotFoundError: the upload to resume was completed, aborted, or has expired.
             StorageError: the token is of another upload.
         """
         self._objects.path(key)
-        if not size:
-            return EmptyUpload(self._objects, key)
+        if size == 0:
+            return EmptyUpload(self.url, key, self._objects.put)
         return self._uploads.resume(key, size, resume) if resume else self._uploads.begin(key, size)
 
     def delete(self, keys: Iterable[str]) -> None:

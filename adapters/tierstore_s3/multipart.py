@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -18,45 +17,13 @@ from tierstore.errors import (
     StorageError,
     TruncatedFileError,
 )
-from tierstore.text import is_unicode
+from tierstore.uploads import EmptyUpload, PartSizes, ResumeToken
 from tierstore_s3.objects import Objects
 from tierstore_s3.signing import decode_crc, encode_crc
 from tierstore_s3.xml import NO_S3
 
-_MOST = 10_000  # parts of an upload
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeToken:
-    """All that a later process must know of an upload."""
-
-    key: str
-    size: int
-    upload_id: str
-    part_size: int
-
-    def __str__(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str, key: str, size: int) -> ResumeToken:
-        """Return the token that `str` printed for an upload of `key` of `size` bytes.
-
-        Raises:
-            StorageError: it is of another upload, or no token.
-        """
-        try:
-            token = cls(**json.loads(text))
-        except (TypeError, ValueError, RecursionError) as error:
-            raise StorageError("the upload's token cannot be read") from error
-        if (token.key, token.size) != (key, size):
-            raise StorageError(
-                f"the token is of an upload of {token.key!r} of {token.size} bytes, not {size}"
-            )
-        named = type(token.upload_id) is str and token.upload_id and is_unicode(token.upload_id)
-        if not named or type(token.part_size) is not int or token.part_size <= 0:
-            raise StorageError("the upload's token names no parts of it")
-        return token
+MOST_PARTS = 10_000
+"""Parts of an upload that S3 takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +42,28 @@ class _Part:
 
 
 class PartsUpload:
-    """An upload of one object in parts of equal size, numbered by their offset."""
+    """An upload of one object in parts of equal size, numbered by their offset.
 
-    def __init__(self, objects: Objects, token: ResumeToken) -> None:
+    Args:
+        objects: of the tier.
+        key: of the object.
+        upload_id: the server's name for the upload.
+        sizes: of its parts.
+        resumable: there is a token.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        key: str,
+        upload_id: str,
+        sizes: PartSizes,
+        *,
+        resumable: bool = True,
+    ) -> None:
         self._objects = objects
-        self._token = token
+        self._key, self._upload_id, self._sizes = key, upload_id, sizes
+        self._resumable = resumable
         self._parts: dict[int, _Part] = {}
         self._lock = threading.Lock()
         self._over = False
@@ -87,15 +71,17 @@ class PartsUpload:
 
     @property
     def token(self) -> str:
-        """For `S3Backend.upload(resume=...)`; it holds no secret."""
-        return str(self._token)
+        """For `S3Backend.upload(resume=...)`; empty where the size is not known."""
+        sizes = self._sizes
+        token = ResumeToken(self._key, sizes.size, self._upload_id, sizes.part_size)
+        return str(token) if self._resumable else ""
 
     @property
     def done(self) -> list[tuple[int, int]]:
         """(offset, length) of the parts the server holds."""
         with self._lock:
             parts = sorted(self._parts.values(), key=lambda part: part.number)
-        return [((part.number - 1) * self._token.part_size, part.size) for part in parts]
+        return [((part.number - 1) * self._sizes.part_size, part.size) for part in parts]
 
     def recall(self) -> None:
         """Ask the server which parts it holds.
@@ -103,10 +89,10 @@ class PartsUpload:
         Raises:
             NotFoundError: the upload was completed, aborted, or has expired.
         """
-        wanted: dict[str, object] = {"UploadId": self._token.upload_id}
+        wanted: dict[str, object] = {"UploadId": self._upload_id}
         last = 0
         while True:
-            page = self._objects.call("list_parts", self._token.key, **wanted)
+            page = self._objects.call("list_parts", self._key, **wanted)
             # A server that keeps no checksums is not asked for them; from one that does, a part
             # without its own is as good as missing.
             needed = self._objects.checked and "ChecksumAlgorithm" in page
@@ -116,9 +102,9 @@ class PartsUpload:
             if not page.get("IsTruncated"):
                 return
             marker = page.get("NextPartNumberMarker")
-            if not isinstance(marker, int) or not last < marker <= _MOST:
+            if not isinstance(marker, int) or not last < marker <= MOST_PARTS:
                 text = "ListParts: the answer does not say how to go on"
-                raise StorageError(text, url=self._objects.url, key=self._token.key, hint=NO_S3)
+                raise StorageError(text, url=self._objects.url, key=self._key, hint=NO_S3)
             wanted["PartNumberMarker"] = last = marker
 
     def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
@@ -126,17 +112,13 @@ class PartsUpload:
 
         Raises:
             DamagedInTransitError: the server received other bytes.
+            UnsupportedError: there are more parts than S3 takes.
             ValueError: it is not one of the upload's parts.
         """
-        size, token = memoryview(buffer).nbytes, self._token
-        index, rest = divmod(offset, token.part_size)
-        if rest or index < 0 or size != self._length(index):
-            raise ValueError(
-                f"{size} bytes at {offset} are no part of {token.size} bytes in parts of "
-                f"{token.part_size}"
-            )
-        query = f"partNumber={index + 1}&uploadId={quote(token.upload_id, safe='')}"
-        etag = self._objects.put_part(token.key, query, buffer, crc32c)
+        size = memoryview(buffer).nbytes
+        index = self._sizes.take(offset, size)
+        query = f"partNumber={index + 1}&uploadId={quote(self._upload_id, safe='')}"
+        etag = self._objects.put_part(self._key, query, buffer, crc32c)
         with self._lock:
             self._parts[index + 1] = _Part(index + 1, size, etag, crc32c)
 
@@ -152,7 +134,10 @@ class PartsUpload:
         """
         if self._info is not None:
             return self._info
-        token, parts = self._token, self._all_parts()
+        key, size = self._key, self._sizes.size
+        if not size:
+            return self._commit_empty(if_absent=if_absent, crc=crc32c)
+        parts = self._all_parts()
         whole = _whole(parts)
         if whole is not None and crc32c not in (None, whole):
             text = f"the parts have CRC32C {whole:08x}, the whole should have {crc32c:08x}"
@@ -162,62 +147,72 @@ class PartsUpload:
             self._complete(parts, crc, if_absent=if_absent)
         except AlreadyExistsError:
             try:
-                self._info = self._objects.winner(token.key, token.size, crc)
+                self._info = self._objects.winner(key, size, crc)
             finally:
                 self.abort()
         except NotFoundError as gone:
             self._info = self._earlier(crc, gone, if_absent=if_absent)
         else:
-            self._info = self._objects.stat(token.key)
+            self._info = self._objects.stat(key)
         self._over = True
         return self._info
 
     def abort(self) -> None:
         """Free the parts on the server. Idempotent; nothing happens after a commit."""
         if not self._over:
-            abort_upload(self._objects, self._token.key, self._token.upload_id)
+            abort_upload(self._objects, self._key, self._upload_id)
             self._over = True
 
-    def _length(self, index: int) -> int:
-        return min(self._token.part_size, self._token.size - index * self._token.part_size)
+    def _commit_empty(self, *, if_absent: bool, crc: int | None) -> ObjectInfo:
+        """Create an object that turned out to have no bytes: S3 wants at least one part."""
+        if self._over:
+            raise StorageError("the upload is over", url=self._objects.url, key=self._key)
+        empty = EmptyUpload(self._objects.url, self._key, self._objects.put)
+        try:
+            info = empty.commit(if_absent=if_absent, crc32c=crc)
+        except AlreadyExistsError:
+            self.abort()
+            raise
+        self.abort()
+        self._info = info
+        return info
 
     def _error(self, kind: type[StorageError], text: str) -> StorageError:
-        return kind(text, url=self._objects.url, key=self._token.key)
+        return kind(text, url=self._objects.url, key=self._key)
 
     def _remember(self, each: dict[str, Any]) -> None:
         crc = decode_crc(each.get("ChecksumCRC32C"))
         part = _Part(each.get("PartNumber", 0), each.get("Size", -1), each.get("ETag", ""), crc)
-        if part.number > 0 and 0 < part.size == self._length(part.number - 1):
+        if part.number > 0 and 0 < part.size == self._sizes.length(part.number - 1):
             with self._lock:
                 self._parts[part.number] = part
 
     def _all_parts(self) -> list[_Part]:
-        token = self._token
-        needed = range(1, -(-token.size // token.part_size) + 1)
+        needed = range(1, self._sizes.count + 1)
         with self._lock:
             missing = [number for number in needed if number not in self._parts]
             if not missing:
                 return [self._parts[number] for number in needed]
         raise TruncatedFileError(
-            f"{self._objects.url}/{token.key}: {len(missing)} of {len(needed)} parts are missing, "
-            f"the first at byte {(missing[0] - 1) * token.part_size}"
+            f"{self._objects.url}/{self._key}: {len(missing)} of {len(needed)} parts are missing, "
+            f"the first at byte {(missing[0] - 1) * self._sizes.part_size}"
         )
 
     def _complete(self, parts: list[_Part], crc: int | None, *, if_absent: bool) -> None:
         wanted: dict[str, object] = {
-            "UploadId": self._token.upload_id,
+            "UploadId": self._upload_id,
             "MultipartUpload": {"Parts": [part.named(self._objects.checked) for part in parts]},
         }
         if self._objects.checked and crc is not None:
             wanted |= {"ChecksumCRC32C": encode_crc(crc), "ChecksumType": "FULL_OBJECT"}
         if if_absent:
             wanted["IfNoneMatch"] = "*"
-        self._objects.call("complete_multipart_upload", self._token.key, **wanted)
+        self._objects.call("complete_multipart_upload", self._key, **wanted)
 
     def _earlier(self, crc: int | None, gone: NotFoundError, *, if_absent: bool) -> ObjectInfo:
         """Return the object of an earlier commit of this upload, whose answer was lost."""
         try:
-            info = self._objects.same(self._token.key, self._token.size, crc)
+            info = self._objects.same(self._key, self._sizes.size, crc)
         except NotFoundError:
             raise gone from None
         if info is None and if_absent:

@@ -3,77 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from tierstore.backend import Capabilities, ObjectInfo
-from tierstore.blocks import Buffer
-from tierstore.errors import (
-    DamagedInTransitError,
-    DeadlineError,
-    StorageError,
-    UnreachableError,
-)
-from tierstore_s3.multipart import PartsUpload, ResumeToken, abort_upload
+from tierstore.backend import Capabilities
+from tierstore.errors import DeadlineError, StorageError, UnreachableError
+from tierstore.uploads import OpenUpload, PartSizes, ResumeToken
+from tierstore_s3.multipart import MOST_PARTS, PartsUpload, abort_upload
 from tierstore_s3.objects import Objects
 from tierstore_s3.options import S3Options
 from tierstore_s3.xml import NO_S3
 
 _BARREN_PAGES = 100
-
-
-@dataclass(frozen=True, slots=True)
-class OpenUpload:
-    """A multipart upload that was begun and neither completed nor aborted.
-
-    Attributes:
-        key: the key below the tier's root.
-        upload_id: the server's name for it.
-        begun: seconds since 1970 by the server's clock.
-    """
-
-    key: str
-    upload_id: str
-    begun: float
-
-
-class EmptyUpload:
-    """An object of no bytes: S3 wants at least one part, so it is put whole at commit."""
-
-    token = ""
-
-    def __init__(self, objects: Objects, key: str) -> None:
-        self._objects = objects
-        self._key = key
-
-    @property
-    def done(self) -> list[tuple[int, int]]:
-        """Nothing is ever held."""
-        return []
-
-    def write(self, offset: int, buffer: Buffer, crc32c: int) -> None:
-        """Take an empty part.
-
-        Raises:
-            ValueError: it is not empty.
-        """
-        if offset or crc32c or memoryview(buffer).nbytes:
-            raise ValueError(
-                f"{memoryview(buffer).nbytes} bytes at {offset} are no part of 0 bytes"
-            )
-
-    def read_back(self, offset: int, buffer: memoryview) -> bool:  # noqa: ARG002 - the protocol's
-        """Return False: there is nothing to read."""
-        return False
-
-    def commit(self, *, if_absent: bool = False, crc32c: int | None = None) -> ObjectInfo:
-        """Put the empty object."""
-        if crc32c:
-            text = f"no bytes have CRC32C 0, not {crc32c:08x}"
-            raise DamagedInTransitError(text, url=self._objects.url, key=self._key)
-        return self._objects.put(self._key, b"", if_absent=if_absent)
-
-    def abort(self) -> None:
-        """Do nothing: the server holds nothing."""
 
 
 class Uploads:
@@ -85,19 +24,23 @@ class Uploads:
         self._capabilities = capabilities
         self._unclear: set[str] = set()
 
-    def begin(self, key: str, size: int) -> PartsUpload:
-        """Begin an upload of `size` bytes, which is not 0."""
+    def begin(self, key: str, size: int | None) -> PartsUpload:
+        """Begin an upload of `size` bytes, which is not 0, or of a size that is not known yet."""
         upload_id = self._create(key)
         if key in self._unclear:
             # An earlier request may have begun one whose name never reached us.
             self.abort_all(key, but=upload_id)
             self._unclear.discard(key)
-        part_size = self._capabilities.part_size_for(size)
-        return PartsUpload(self._objects, ResumeToken(key, size, upload_id, part_size))
+        can = self._capabilities
+        sizes = PartSizes(size, can.part_size_for(size), can.max_parts)
+        resumable = size is not None
+        return PartsUpload(self._objects, key, upload_id, sizes, resumable=resumable)
 
-    def resume(self, key: str, size: int, token: str) -> PartsUpload:
+    def resume(self, key: str, size: int | None, token: str) -> PartsUpload:
         """Go on with the upload that `token` names."""
-        upload = PartsUpload(self._objects, ResumeToken.parse(token, key, size))
+        known = ResumeToken.parse(token, key, size, most=MOST_PARTS)
+        sizes = PartSizes(known.size, known.part_size, MOST_PARTS)
+        upload = PartsUpload(self._objects, key, known.upload_id, sizes)
         upload.recall()
         return upload
 

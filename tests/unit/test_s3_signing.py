@@ -18,7 +18,6 @@ from botocore.credentials import ReadOnlyCredentials
 
 from tests.patience import PATIENCE
 from tierstore import errors
-from tierstore.backend import Capabilities
 from tierstore.blocks import BLOCK_SIZE, crc32c
 from tierstore.errors import ConfigError, StorageError
 from tierstore.http import Response
@@ -26,7 +25,6 @@ from tierstore.registry import open_backend
 from tierstore_s3 import S3Options, open_s3
 from tierstore_s3.client import _raise
 from tierstore_s3.errors import answered, error_code, failure, naming
-from tierstore_s3.multipart import ResumeToken
 from tierstore_s3.signing import decode_crc, encode_crc, quote_key, sign
 
 KEYS = ReadOnlyCredentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", None)
@@ -216,21 +214,6 @@ def test_urls_and_options() -> None:
     for options in wrong:
         with pytest.raises(ConfigError, match=next(iter(options))):
             S3Options(**options)
-
-
-def test_parts_grow_with_the_file() -> None:
-    can = Capabilities(part_size=2 * BLOCK_SIZE, max_parts=10)
-    assert can.part_size_for(1) == 2 * BLOCK_SIZE
-    assert can.part_size_for(20 * BLOCK_SIZE) == 2 * BLOCK_SIZE
-    assert can.part_size_for(20 * BLOCK_SIZE + 1) == 3 * BLOCK_SIZE
-
-
-def test_tokens_are_of_one_upload() -> None:
-    token = ResumeToken("k", 10, "id", 8)
-    assert ResumeToken.parse(str(token), "k", 10) == token
-    for text, key, size in ((str(token), "other", 10), (str(token), "k", 11), ("{}", "k", 10)):
-        with pytest.raises(StorageError, match="token"):
-            ResumeToken.parse(text, key, size)
 
 
 def test_credentials_are_frozen_for_every_request(

@@ -42,6 +42,7 @@ class _Parts:
     """What one upload holds: bytes and the lengths and CRCs of its parts by offset."""
 
     key: str
+    size: int | None
     data: bytearray
     written: dict[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -187,15 +188,17 @@ class MemoryBackend:
     def flush(self) -> None:
         """Do nothing."""
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> MemoryUpload:
+    def upload(
+        self, key: str, size: int | None = None, *, resume: str | None = None
+    ) -> MemoryUpload:
         """See `tierstore.backend.Backend.upload`."""
         space = self._space
         with space.lock:
             held = space.uploads.get(resume) if resume else None
-            if resume and held is not None and held.key == key and len(held.data) == size:
+            if resume and held is not None and (held.key, held.size) == (key, size):
                 return MemoryUpload(self.url, space, resume, held)
             token = secrets.token_hex(8)
-            parts = space.uploads[token] = _Parts(check_key(key), bytearray(size))
+            parts = space.uploads[token] = _Parts(check_key(key), size, bytearray(size or 0))
         return MemoryUpload(self.url, space, token, parts)
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -219,7 +222,8 @@ class MemoryUpload:
 
     def __init__(self, url: str, space: _Space, token: str, parts: _Parts) -> None:
         self._url, self._space, self._parts = url, space, parts
-        self.token = token
+        self._id = token
+        self.token = "" if parts.size is None else token
         self._info: ObjectInfo | None = None
 
     @property
@@ -232,12 +236,13 @@ class MemoryUpload:
         """See `tierstore.backend.Upload.write`."""
         data = memoryview(buffer).cast("B")
         end = offset + len(data)
-        if offset < 0 or end > len(self._parts.data):
+        if offset < 0 or (self._parts.size is not None and end > self._parts.size):
             raise ValueError(f"part {offset}:{end} is outside of {len(self._parts.data)} bytes")
         self._check("part", crc32c, _crc(data))
         with self._space.lock:
-            if self.token not in self._space.uploads:
+            if self._id not in self._space.uploads:
                 raise StorageError("the upload is over", url=self._url, key=self._parts.key)
+            self._parts.data.extend(bytes(max(0, end - len(self._parts.data))))
             self._parts.data[offset:end] = data
             self._parts.written[offset] = len(data), crc32c
 
@@ -252,7 +257,7 @@ class MemoryUpload:
         with self._space.lock:
             if self._info is not None:
                 return self._info
-            if self.token not in self._space.uploads:
+            if self._id not in self._space.uploads:
                 raise StorageError("the upload is over", url=self._url, key=self._parts.key)
             whole = self._whole_crc()
             if crc32c is not None:
@@ -267,7 +272,7 @@ class MemoryUpload:
     def abort(self) -> None:
         """See `tierstore.backend.Upload.abort`."""
         with self._space.lock:
-            self._space.uploads.pop(self.token, None)
+            self._space.uploads.pop(self._id, None)
 
     def _whole_crc(self) -> int:
         at = total = 0

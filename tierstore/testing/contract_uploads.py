@@ -233,6 +233,110 @@ class UploadContract(Hooks):
         two.commit()
         assert self.raw_get("u/x") == b"two__"
 
+    @pytest.mark.parametrize("tail", [0, 1, 4096, 12_345])
+    def test_of_unknown_size(self, backend: Backend, part: int, tail: int) -> None:
+        data = noise(2 * part + tail)
+        upload = backend.upload("u/x")
+        assert upload.token == ""
+        _send(upload, data, list(parts(len(data), part)))
+        assert upload.done[:2] == [(0, part), (part, part)]
+        with pytest.raises(NotFoundError):
+            backend.stat("u/x")
+        info = upload.commit(crc32c=crc32c(data))
+        assert (info.key, info.size) == ("u/x", len(data))
+        assert backend.stat("u/x").size == len(data)
+        assert self.raw_get("u/x") == data
+        assert list(self.raw_uploads()) == []
+
+    @pytest.mark.parametrize("size", [0, 1, 4095, 4097])
+    def test_of_unknown_size_with_a_part_at_most(self, backend: Backend, size: int) -> None:
+        data = noise(size)
+        upload = backend.upload("u/x")
+        _send(upload, data, [(0, size)] if size else [])
+        info = upload.commit(if_absent=True, crc32c=crc32c(data))
+        assert upload.commit(if_absent=True) == info
+        assert info.size == size
+        assert self.raw_get("u/x") == data
+        assert list(self.raw_uploads()) == []
+
+    def test_of_unknown_size_from_threads(self, backend: Backend, part: int) -> None:
+        if not backend.capabilities.parallel_parts:
+            pytest.skip("no parallel_parts")
+        data = noise(3 * part + 5)
+        ranges = list(parts(len(data), part))
+        upload = backend.upload("u/x")
+        _send(upload, data, ranges[-1:])  # the last may be the first
+        assert together(3, lambda i: _send(upload, data, [ranges[i]])) == [None] * 3
+        upload.commit(crc32c=crc32c(data))
+        assert self.raw_get("u/x") == data
+
+    @pytest.mark.parametrize("missing", [0, 1])
+    def test_of_unknown_size_a_missing_part_is_refused(
+        self, backend: Backend, part: int, missing: int
+    ) -> None:
+        data = noise(2 * part + 7)
+        ranges = list(parts(len(data), part))
+        left = ranges.pop(missing)
+        upload = backend.upload("u/x")
+        _send(upload, data, ranges)
+        with pytest.raises(TruncatedFileError, match="u/x"):
+            upload.commit()
+        _send(upload, data, [left])
+        upload.commit(crc32c=crc32c(data))
+        assert self.raw_get("u/x") == data
+
+    def test_of_unknown_size_the_whole_is_checked(self, backend: Backend, part: int) -> None:
+        """It alone tells of a last part that was never written."""
+        data = noise(part + 7)
+        for written in ([], [(0, part)]):
+            upload = backend.upload("u/x")
+            _send(upload, data, written)
+            with pytest.raises(DamagedInTransitError):
+                upload.commit(crc32c=crc32c(data))
+            upload.abort()
+        assert self.raw_list() == []
+        assert list(self.raw_uploads()) == []
+
+    def test_of_unknown_size_nothing_comes_behind_the_last_part(
+        self, backend: Backend, part: int
+    ) -> None:
+        upload = backend.upload("u/x")
+        _send(upload, noise(7), [(0, 7)])
+        with pytest.raises((ValueError, TruncatedFileError)):
+            upload.write(part, b"behind", crc32c(b"behind"))
+            upload.commit()
+        upload.abort()
+        assert self.raw_list() == []
+        assert list(self.raw_uploads()) == []
+
+    def test_of_unknown_size_if_absent(self, backend: Backend) -> None:
+        for data in (b"", b""), (b"first", b"first"):  # the same again is the same
+            for each in data:
+                upload = backend.upload("u/x" if each else "u/empty")
+                _send(upload, each, [(0, len(each))] if each else [])
+                assert upload.commit(if_absent=True).size == len(each)
+        for key, other in (("u/x", b"other"), ("u/x", b""), ("u/empty", b"x")):
+            upload = backend.upload(key)
+            _send(upload, other, [(0, len(other))] if other else [])
+            with pytest.raises(AlreadyExistsError):
+                upload.commit(if_absent=True)
+            upload.abort()
+        assert (self.raw_get("u/x"), self.raw_get("u/empty")) == (b"first", b"")
+        assert list(self.raw_uploads()) == []
+
+    @pytest.mark.parametrize("written", [0, 1])
+    def test_of_unknown_size_abort_leaves_nothing(
+        self, backend: Backend, part: int, written: int
+    ) -> None:
+        upload = backend.upload("u/x")
+        _send(upload, noise(part), [(0, part)] * written)
+        upload.abort()
+        upload.abort()
+        with pytest.raises((StorageError, TruncatedFileError)):
+            upload.commit()
+        assert self.raw_list() == []
+        assert list(self.raw_uploads()) == []
+
     def test_resume(self, backend: Backend, part: int) -> None:
         if not backend.capabilities.resumable_upload:
             pytest.skip("no resumable_upload")

@@ -152,7 +152,7 @@ class Delegate:
         """See `tierstore.backend.Backend.flush`."""
         self.around(Call("flush", ""), self.inner.flush)
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:
+    def upload(self, key: str, size: int | None = None, *, resume: str | None = None) -> Upload:
         """See `tierstore.backend.Backend.upload`."""
         inner = self.around(
             Call("upload", key), lambda: self.inner.upload(key, size, resume=resume)

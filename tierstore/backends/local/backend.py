@@ -242,7 +242,9 @@ class LocalBackend:
         with self._translated(""):
             self._hasty.flush()
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> LocalUpload:
+    def upload(
+        self, key: str, size: int | None = None, *, resume: str | None = None
+    ) -> LocalUpload:
         """See `tierstore.backend.Backend.upload`; for a week somebody can go on with it.
 
         Raises:

@@ -52,7 +52,7 @@ class LocalUpload:
         site: the tier.
         key: the key to publish.
         path: the key's path.
-        size: bytes of the whole object.
+        size: bytes of the whole object; None where they are not known yet.
         direct: "always", "auto" or "never" bypass the page cache.
         resume: the token of the upload to go on with, or empty.
 
@@ -61,9 +61,17 @@ class LocalUpload:
     """
 
     def __init__(
-        self, site: Site, key: str, path: str, size: int, direct: str, *, resume: str = ""
+        self,
+        site: Site,
+        key: str,
+        path: str,
+        size: int | None,
+        direct: str,
+        *,
+        resume: str = "",
     ) -> None:
-        self._site, self._key, self._path, self._size = site, key, path, size
+        self._site, self._key, self._path, self._given = site, key, path, size
+        self._size = size or 0  # where it is not given, up to the end of what was written
         self._parts: dict[int, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._writers = 0
@@ -98,7 +106,7 @@ class LocalUpload:
     def _recall(self, parts: PartsList) -> None:
         """Take the parts that the list names and the file holds."""
         try:
-            if not parts.is_of(self._key, self._size):
+            if self._given is None or not parts.is_of(self._key, self._given):
                 raise self._error(StorageError, "the token is of another upload")
         except FileNotFoundError:
             raise self._gone() from None
@@ -122,6 +130,8 @@ class LocalUpload:
     @property
     def token(self) -> str:
         """Asking for it makes the upload outlive this process, until it is resumed or forgotten."""
+        if self._given is None:
+            return ""
         with self._lock:
             if self._list is None and not self._over:
                 self._list = self._new_list()
@@ -141,10 +151,12 @@ class LocalUpload:
         """Write one part; from aligned memory at an aligned offset nothing is copied."""
         data = memoryview(buffer).cast("B")
         end = offset + len(data)
-        if offset < 0 or end > self._size:
+        if offset < 0 or (self._given is not None and end > self._given):
             raise ValueError(f"part {offset}:{end} is outside of {self._size} bytes")
+        with self._lock:
+            self._size = max(self._size, end)
         with self._open_fd() as fd, self._translated():
-            write_at(fd, data, offset, final=end == self._size)
+            write_at(fd, data, offset, final=end == self._given)
         with self._lock, self._translated():
             self._parts[offset] = (len(data), crc32c)
             if self._list is not None:
