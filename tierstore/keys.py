@@ -7,6 +7,7 @@
     runs/<run>/data/<step:012d>-<launch:06d>-<try:02d>-<nonce>/
         <rank:05d>-<segment:03d>.safetensors
         fragments/<rank:05d>
+        staged/<rank:05d>                  the description of a staged shard; on no tier
         manifest-<crc32c:08x>.arrow
 
 A try has two digits up to 99 and then as many as it needs: parsed, attempts are in order, and as
@@ -309,6 +310,10 @@ class AttemptKeys:
     def fragment(self, rank: int) -> str:
         """The key of a rank's fragment."""
         return f"{self.fragments}{_bounded('rank', rank, 5):05d}"
+
+    def staged(self, rank: int) -> str:
+        """The key of the description of a rank's shard, where it is staged."""
+        return f"{self.root}staged/{_bounded('rank', rank, 5):05d}"
 
     def segment(self, name: str) -> str:
         """The key of a segment, from its name in the manifest (see `segment_name`)."""

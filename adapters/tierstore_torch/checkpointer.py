@@ -369,8 +369,10 @@ class Checkpointer:
         return _Ready(attempt, self._takers(), behind, self._shard, self._launch, taken[0])
 
     def _acquire(self) -> Image:
-        size = self._shard.staged.layout.size if self._shard else 0
-        return self._saver.acquire(size, timeout=self._patience)
+        if self._shard is None:
+            return self._saver.acquire(0, timeout=self._patience)
+        layout = self._shard.staged.layout
+        return self._saver.acquire(layout.size, timeout=self._patience, spans=layout.spans)
 
     def _staged(self, ready: _Ready) -> Shard:
         shard = ready.shard

@@ -45,7 +45,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_image_is_an_aligned_private_file(pool, folder):
+def test_image_is_an_aligned_private_file_in_a_private_folder(pool, folder):
     image = pool.acquire(MIB + 1, timeout=1)
     assert len(image.buffer) >= MIB + 1
     assert len(image.buffer) % 4096 == 0
@@ -54,12 +54,14 @@ def test_image_is_an_aligned_private_file(pool, folder):
     assert image.shared
     (path,) = images(folder)
     assert image.path == str(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert path.stat().st_blocks * 512 >= MIB
+    assert path.stat().st_mode & 0o777 == 0o700
+    (file,) = path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_blocks * 512 >= MIB
     assert str(os.geteuid()) in path.name
     image.buffer[:4] = b"ABCD"
     assert ctypes.string_at(image.address, 4) == b"ABCD"
-    assert path.read_bytes()[:4] == b"ABCD"
+    assert file.read_bytes()[:4] == b"ABCD"
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097])

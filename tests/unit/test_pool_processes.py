@@ -13,7 +13,7 @@ import pytest
 
 from tests.patience import PATIENCE
 from tierstore.errors import CheckpointError, DeadlineError, NotFoundError, TruncatedFileError
-from tierstore.image.memory import collect_leftovers
+from tierstore.image.folder import collect_leftovers
 from tierstore.image.pool import StagingPool, open_image
 
 MIB = 1024**2
@@ -175,10 +175,10 @@ def test_what_is_staged_outlives_its_process_while_a_reader_has_it(folder, hold)
     owner = hold(folder, "own")
     reader = open_image(owner.path, MIB)
     owner.stop()
-    assert collect_leftovers(folder) == []
+    assert collect_leftovers(folder) == {}
     assert bytes(reader.buffer[:4]) == b"kept"
     reader.release()
-    assert collect_leftovers(folder) == [Path(owner.path)]
+    assert collect_leftovers(folder) == {Path(owner.path): None}
 
 
 def test_a_normal_exit_removes_the_files(folder):
@@ -290,7 +290,7 @@ def test_forked_child_leaves_the_parents_files_alone(pool, folder):
     assert os.read(read, 100) == b"refused"
     os.close(read)
     assert len(images(folder)) == 1
-    assert collect_leftovers(folder) == []
+    assert collect_leftovers(folder) == {}
     image = pool.acquire(MIB, timeout=0)
     assert [image.path] == [str(path) for path in images(folder)]
 

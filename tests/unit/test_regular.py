@@ -112,7 +112,7 @@ def test_other_files_that_are_read(path: Path) -> None:
     for error, look in opens:
         with pytest.raises(error, match=kind(path)):
             look()
-    with pytest.raises(StorageError, match=r"staging image .*(not a file|symbolic)"):
+    with pytest.raises(StorageError, match=r"staging image .*Not a directory"):
         open_image(str(path), 4096)
     done = tierstore("sync", "file:///x", "file:///y", "--filter-from", str(path))
     assert (done.code, kind(path) in done.said) == (2, True)

@@ -109,6 +109,37 @@ class Fragment:
             if not len(chunk.shape) == len(chunk.offsets) == len(chunk.sizes):
                 raise ValueError(f"tensor {chunk.name!r}: the chunk's box is not of its shape")
 
+    @classmethod
+    def of(cls, table: Table) -> Fragment:
+        """Return the fragment that a table is of, whose numbers have been checked.
+
+        Its chunks are in order of name and offset. Raises ValueError for numbers that cannot be.
+        """
+        info = table.info
+        launch = Launch(
+            info.attempt.launch, info.nonce, info.parent, info.world_size, info.started, info.format
+        )
+        chunks, placements = _chunks_of(Columns.of(table.tensors))
+        names, sizes, crcs = table.files.flatten()
+        rows = Ragged.of(crcs)
+        return cls(
+            attempt=info.attempt,
+            launch=launch,
+            rank=info.rank,
+            ranks=info.ranks,
+            world_size=info.world_size,
+            declared=info.declared,
+            chunks=chunks,
+            placements=placements,
+            files=[
+                FileEntry(name, size, rows.row(index))
+                for index, (name, size) in enumerate(
+                    zip(names.to_pylist(), sizes.to_pylist(), strict=True)
+                )
+            ],
+            values=[ValueEntry(**value) for value in table.values.to_pylist()],
+        )
+
     def to_bytes(self) -> bytearray:
         """Return the fragment as it is stored: an Arrow IPC file, then its CRC32C."""
         info = Info(
@@ -212,6 +243,21 @@ def _tensor_rows(chunks: Sequence[Chunk], placements: Sequence[Placement]) -> An
         nbytes=_ints(place.nbytes for _, place in pairs),
     )
     return columns.arrow()
+
+
+def _chunks_of(columns: Columns) -> tuple[list[Chunk], list[Placement]]:
+    """Return the chunks of all tensors, and where they are."""
+    texts = (column.to_pylist() for column in (columns.name, columns.dtype, columns.path))
+    chunks = []
+    for index, (name, dtype, path) in enumerate(zip(*texts, strict=True)):
+        shape = tuple(columns.shape.row(index).tolist())
+        offsets, sizes = (c.row(index).tolist() for c in (columns.offsets, columns.sizes))
+        count = int(columns.chunks[index + 1] - columns.chunks[index])
+        for at in range(0, count * len(shape) or count, len(shape) or 1):
+            box = slice(at, at + len(shape))
+            chunks.append(Chunk(name, dtype, shape, tuple(offsets[box]), tuple(sizes[box]), path))
+    places = (column.tolist() for column in (columns.file, columns.offset, columns.nbytes))
+    return chunks, list(map(Placement, *places))
 
 
 def _tensor_key(chunk: Chunk) -> tuple[str, str, tuple[int, ...], str]:

@@ -2,7 +2,7 @@
 
 A shard is laid out once per plan and staged many times. The image is its segments one after the
 other, each starting on a 4 KiB boundary, so that any of them can be written by direct I/O from
-where it lies.
+where it lies, and be a file of its own.
 """
 
 from __future__ import annotations
@@ -88,6 +88,20 @@ class Segment:
     header: bytes
 
 
+class FileSpan(NamedTuple):
+    """One file of an image.
+
+    Attributes:
+        name: the file's.
+        size: its bytes.
+        offset: where it starts in the image, a multiple of 4096; it ends before the next.
+    """
+
+    name: str
+    size: int
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLayout:
     """A shard's segments and the place of each chunk.
@@ -101,6 +115,11 @@ class ImageLayout:
     segments: tuple[Segment, ...]
     placements: tuple[Placement, ...]
     size: int
+
+    @property
+    def spans(self) -> tuple[FileSpan, ...]:
+        """The files that an image of it is made of."""
+        return tuple(FileSpan(each.name, each.size, each.image_offset) for each in self.segments)
 
     def image_offset(self, index: int) -> int:
         """Return where chunk `index` starts in the image."""

@@ -3,8 +3,9 @@
 A save copies tensors into an image and writes from there. The first touch of a page costs ten
 times a reuse, so images are paged in when they are made and kept for the next save::
 
-    image = pool.acquire(layout.size, timeout=60.0, holder="step 100")
+    image = pool.acquire(layout.size, spans=layout.spans, timeout=60.0, holder="step 100")
     layout.write_headers(image.buffer)        # then the tensors, into image.buffer
+    image.describe(name, data)                # from now on it outlives this process
     ...                                       # written to the first tier
     image.release()
 """
@@ -15,18 +16,19 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tierstore.blocks import ALIGNMENT
+from tierstore.blocks import ALIGNMENT, Buffer
 from tierstore.errors import CheckpointError, DeadlineError, UnsupportedError
+from tierstore.image.folder import DEFAULT_DIRECTORY, ShardName, collect_leftovers
+from tierstore.image.layout import FileSpan
 from tierstore.image.memory import (
     FREE,
     LENT,
     OPENED,
     Memory,
-    collect_leftovers,
     create_anonymous,
     create_shared,
     open_shared,
@@ -35,7 +37,6 @@ from tierstore.logs import logger
 
 _log = logger(__name__)
 
-DEFAULT_DIRECTORY = "/dev/shm"  # noqa: S108 - tmpfs is what is wanted; files are 0600, O_EXCL
 _POLL = 0.02  # seconds; a borrower in another process cannot notify
 
 
@@ -45,8 +46,8 @@ class Image:
     Attributes:
         buffer: writable bytes from a page boundary, at least as many as were asked for. They hold
             whatever the last save left.
-        address: of the first byte, for pinning.
-        path: of the file in tmpfs, or None.
+        address: of the first byte.
+        path: of its folder in tmpfs, or None.
         derived: a dictionary that lives as long as the memory, the same for every lease of it:
             the place to keep tensor views or a registration for the next save.
     """
@@ -65,9 +66,38 @@ class Image:
         """Whether other processes can open it; if not, what is staged dies with this process."""
         return self.path is not None
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Address and bytes of each mapping, for pinning."""
+        if self._memory.spans is None:
+            return [(self.address, len(self.buffer))]
+        return [(self.address + span.offset, span.size) for span in self._memory.spans]
+
+    @property
+    def describable(self) -> bool:
+        """Whether another process can be told which shard is staged, by `describe`."""
+        return self.shared and self._memory.spans is not None
+
     def release(self) -> None:
         """Give the memory back. Idempotent, and harmless once another save has the memory."""
         self._on_release(self)
+
+    def describe(self, name: ShardName, data: Buffer) -> None:
+        """Say, now that the copy has ended, which shard is staged, or say more about it.
+
+        It holds until the image is released. Only who holds the image may call it.
+
+        Args:
+            name: whose shard.
+            data: the description, see `tierstore.checkpoint.description`.
+
+        Raises:
+            UnsupportedError: it is not `describable`.
+            OSError: the tmpfs has no room for the description.
+        """
+        if not self.describable:
+            raise UnsupportedError("an image that no other process can open cannot be described")
+        self._memory.describe(name, data)
 
     def lend(self) -> None:
         """Leave the image to another process, which opens it by `path`.
@@ -76,9 +106,9 @@ class Image:
         `release` takes it back.
 
         Raises:
-            UnsupportedError: it is not shared.
+            UnsupportedError: it is not shared, or is made for a shard.
         """
-        if not self.shared:
+        if not self._memory.lendable:
             raise UnsupportedError(
                 "an anonymous staging image cannot be opened by another process",
                 hint=f"make room in {DEFAULT_DIRECTORY}, or save from a thread",
@@ -125,9 +155,11 @@ class _Slot:
         self.holder = ""
         self.since = 0.0
 
-    @property
-    def size(self) -> int:
-        return self.memory.size if self.memory else 0
+    def rank(self, size: int, spans: Sequence[FileSpan] | None) -> tuple[bool, int]:
+        """Order slots: those that fit first, then the smallest."""
+        if self.memory is None:
+            return True, 0
+        return not self.memory.fits(size, spans), self.memory.size
 
     def take(self, holder: str) -> _Slot:
         self.busy, self.holder, self.since = True, holder, time.monotonic()
@@ -144,6 +176,14 @@ class _Slot:
             if state == FREE or (state == OPENED and self.memory.unused()):
                 self.free()
 
+    def undescribe(self) -> None:
+        try:
+            if self.memory:
+                self.memory.undescribe()
+        except OSError as error:  # what it says would not be true of the next save
+            _log.warning("a description in %s cannot be removed: %s", self.memory, error)
+            self.discard()
+
     def discard(self) -> None:
         if self.memory:
             self.memory.discard(unlink=True)
@@ -159,8 +199,8 @@ class StagingPool:
 
     Args:
         directory: a folder in tmpfs, /dev/shm by default. Images that dead processes of this user
-            left there are removed. Where there is no room, images are anonymous mappings, which a
-            logged warning says once.
+            left there are removed; whose shards they held is logged. Where there is no room,
+            images are anonymous mappings, which a logged warning says once.
         limit: how many images there may be at a time.
     """
 
@@ -177,16 +217,25 @@ class StagingPool:
         if directory is not None:
             with suppress(OSError):  # `acquire` finds out and says so
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in collect_leftovers(self._directory):
-            _log.info("removed staging image %s of a dead process", path)
+        for path, shard in collect_leftovers(self._directory).items():
+            _tell_removed(path, shard)
         _pools.add(self)
         weakref.finalize(self, _discard_all, self._slots, self._pid)
 
-    def acquire(self, size: int, *, timeout: float, holder: str = "") -> Image:
+    def acquire(
+        self,
+        size: int,
+        *,
+        timeout: float,
+        holder: str = "",
+        spans: Sequence[FileSpan] | None = None,
+    ) -> Image:
         """Return an image of at least `size` bytes, waiting until one is free.
 
         Args:
             size: bytes.
+            spans: the files of a shard's segments, of which it shall be made so that others can
+                read them; they lie within `size`.
             timeout: seconds to wait for a release. Making a new image, about 0.7 s a GiB, comes
                 on top.
             holder: who asks, for the error that another caller may get.
@@ -197,9 +246,9 @@ class StagingPool:
             CheckpointError: the pool is closed, or is another process's.
         """
         need = max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
-        slot = self._claim(need, timeout, holder or threading.current_thread().name)
+        slot = self._claim(need, spans, timeout, holder or threading.current_thread().name)
         try:
-            memory = self._ready(slot, need)
+            memory = self._ready(slot, need, spans)
         except BaseException:
             self._abandon(slot)
             raise
@@ -224,7 +273,9 @@ class StagingPool:
                 slot.discard()
             self._changed.notify_all()
 
-    def _claim(self, need: int, timeout: float, holder: str) -> _Slot:
+    def _claim(
+        self, need: int, spans: Sequence[FileSpan] | None, timeout: float, holder: str
+    ) -> _Slot:
         if os.getpid() != self._pid:  # before the lock, which the fork may have copied locked
             raise CheckpointError(
                 "a staging pool cannot be used in a forked child",
@@ -235,7 +286,7 @@ class StagingPool:
             while True:
                 if self._closed:
                     raise _closed()
-                if slot := self._free_slot(need):
+                if slot := self._free_slot(need, spans):
                     return slot.take(holder)
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -247,25 +298,25 @@ class StagingPool:
                 lent = any(slot.lease and slot.lease.lent for slot in self._slots)
                 self._changed.wait(min(left, _POLL) if lent else left)
 
-    def _free_slot(self, need: int) -> _Slot | None:
+    def _free_slot(self, need: int, spans: Sequence[FileSpan] | None) -> _Slot | None:
         for slot in self._slots:
             slot.reclaim()
         free = [slot for slot in self._slots if not slot.busy]
-        # The smallest that is large enough; else one that is too small makes way.
+        # The smallest that is large enough; else one that does not fit makes way.
         if free:
-            return min(free, key=lambda slot: (slot.size < need, slot.size))
+            return min(free, key=lambda slot: slot.rank(need, spans))
         if len(self._slots) < self._limit:
             self._slots.append(_Slot())
             return self._slots[-1]
         return None
 
-    def _ready(self, slot: _Slot, need: int) -> Memory:
+    def _ready(self, slot: _Slot, need: int, spans: Sequence[FileSpan] | None) -> Memory:
         """Return memory to stage into; outside the lock, since paging in takes its time."""
-        if slot.memory and slot.memory.size >= need and slot.memory.unused():
+        if slot.memory and slot.memory.fits(need, spans) and slot.memory.unused():
             return slot.memory
         slot.discard()
         try:
-            return create_shared(self._directory, need)
+            return create_shared(self._directory, need, spans)
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -284,6 +335,7 @@ class StagingPool:
         with self._changed:
             for slot in self._slots:
                 if slot.lease is image:
+                    slot.undescribe()
                     slot.free()
                     self._changed.notify_all()
 
@@ -315,6 +367,17 @@ def _discard_all(slots: list[_Slot], pid: int) -> None:
     if os.getpid() == pid:
         for slot in slots:
             slot.discard()
+
+
+def _tell_removed(path: Path, shard: ShardName | None) -> None:
+    if shard is None:
+        _log.info("removed staging image %s of a dead process", path)
+        return
+    _log.warning(
+        "removed staging image %s of a dead process: it held rank %d's part of step %d of run %s, "
+        "which may be on no tier",
+        *(path, shard.rank, shard.id.step, shard.run),
+    )
 
 
 def _closed() -> CheckpointError:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tierstore.checkpoint.commit import Commit
-from tierstore.checkpoint.fragment import FileEntry, Fragment
+from tierstore.checkpoint.fragment import FileEntry
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import (
     AlreadyExistsError,
@@ -31,6 +31,7 @@ from tierstore.errors import (
     TransientError,
 )
 from tierstore.image.layout import Segment
+from tierstore.image.pool import Image
 from tierstore.keys import RunKeys
 from tierstore.ladder.claim import Claims
 from tierstore.ladder.handle import SaveHandle, State
@@ -60,15 +61,19 @@ class Save:
         shard: what is saved.
         handle: where it is.
         lease: the staging image, while it is held.
+        image: the same, if another process can read it.
         entries: the files with their block CRCs, once a tier has them all.
         written: the tiers that have the files, for reading them back.
+        described: whether its entries have been passed on to whoever finds the image.
     """
 
     shard: Shard
     handle: SaveHandle
     lease: Lease
+    image: Image | None = None
     entries: tuple[FileEntry, ...] = ()
     written: list[Replica] = field(default_factory=list)
+    described: bool = False
 
 
 @dataclass(slots=True)
@@ -250,23 +255,9 @@ class Lane:
             FileEntry(segment.name, segment.size, crc)
             for segment, crc in zip(segments, crcs, strict=True)
         )
-        self._store.write_fragment(self._fragment(save))
+        told = shard.description(self._keys.run)
+        self._store.write_fragment(told.fragment_for(self.tier.ranks, save.entries))
         save.written.append(Replica(self.tier.name, self.tier.backend, keys))
-
-    def _fragment(self, save: Save) -> Fragment:
-        shard = save.shard
-        return Fragment(
-            attempt=shard.attempt,
-            launch=shard.launch,
-            rank=shard.rank,
-            ranks=self.tier.ranks,
-            world_size=shard.world_size,
-            declared=sum(shard.declared[rank] for rank in self.tier.ranks),
-            chunks=shard.chunks,
-            placements=shard.layout.placements,
-            files=save.entries,
-            values=shard.values,
-        )
 
     @contextmanager
     def read_back(

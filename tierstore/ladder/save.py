@@ -5,6 +5,9 @@ save asks for it, as soon as one tier holds this rank's bytes; the tiers below a
 that tier. A failure on one tier is recorded, logged and raised to who waits for that tier; it
 neither stops the other tiers nor turns into success.
 
+As long as an image is held, its description lies beside it: another process can then send the shard
+if this one is killed (`tierstore.ladder.staged`).
+
 Closing ends by its deadline, whatever a tier does: shortly before it what is not done is given up,
 and threads that still hang, in a disk or a server that does not answer, are left to themselves.
 """
@@ -20,8 +23,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from tierstore.errors import CheckpointError, ConfigError, DeadlineError
+from tierstore.image.layout import FileSpan
 from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt
+from tierstore.ladder.describe import Describer
 from tierstore.ladder.handle import SaveHandle
 from tierstore.ladder.lane import Lane, Save
 from tierstore.ladder.shard import Shard
@@ -91,6 +96,7 @@ class Saver:
         self._end = float("inf")  # when it has to be closed, once that is asked for
         self._overtake = overtake
         self._failures: deque[SaveFailure] = deque(maxlen=_FAILURES_KEPT)
+        self._describer = Describer(run)
         _open.add(self)
         self._lanes = {
             tier.name: Lane(
@@ -114,8 +120,10 @@ class Saver:
         """Return the tiers that would refuse a save now because their queue is full."""
         return tuple(name for name, lane in self._lanes.items() if lane.full)
 
-    def acquire(self, size: int, *, timeout: float) -> Image:
-        """Return a staging image of at least `size` bytes.
+    def acquire(
+        self, size: int, *, timeout: float, spans: Sequence[FileSpan] | None = None
+    ) -> Image:
+        """Return a staging image of at least `size` bytes, made of the files `spans`.
 
         While it waits, an earlier save gives its image up once one tier holds its bytes.
 
@@ -125,7 +133,7 @@ class Saver:
         if self._pool is None:
             raise ValueError("this Saver has no staging pool")
         try:
-            return self._pool.acquire(size, timeout=0)
+            return self._pool.acquire(size, timeout=0, spans=spans)
         except DeadlineError:
             if timeout <= 0:
                 raise
@@ -133,7 +141,7 @@ class Saver:
             self._wanted += 1
         try:
             self._release_images()
-            return self._pool.acquire(size, timeout=timeout)
+            return self._pool.acquire(size, timeout=timeout, spans=spans)
         finally:
             with self._lock:
                 self._wanted -= 1
@@ -161,10 +169,12 @@ class Saver:
         """
         lease = Lease(image)
         try:
-            save = self._enter(shard, lease, tiers)
+            staged = image if isinstance(image, Image) else None
+            save = self._enter(shard, lease, staged, tiers)
         except BaseException:
             lease.revoke()
             raise
+        self._describer.put(save)
         for name, lane in self._lanes.items():
             if save.handle.goes_to(name):
                 lane.offer(save, behind=name in behind)
@@ -203,6 +213,7 @@ class Saver:
     def _end_lanes(self, grace: float) -> None:
         with self._lock:
             unsettled = [*self._unsettled]
+        self._describer.close(grace)
         for lane in self._lanes.values():
             lane.stop()
         for save in unsettled:
@@ -227,7 +238,9 @@ class Saver:
         left = end - time.monotonic()
         return left if told is None else min(told, left)
 
-    def _enter(self, shard: Shard, lease: Lease, tiers: Collection[str] | None) -> Save:
+    def _enter(
+        self, shard: Shard, lease: Lease, image: Image | None, tiers: Collection[str] | None
+    ) -> Save:
         if os.getpid() != self._pid:  # before the lock, which the fork may have copied locked
             raise CheckpointError(
                 "a saver cannot be used in a forked child", hint="make a new one in the child"
@@ -244,7 +257,8 @@ class Saver:
                 tiers = [tier.name for tier in self._tiers if number % tier.every == 0]
             if not tiers:
                 raise ConfigError("a save goes to at least one tier", hint=f"the tiers are {names}")
-            save = Save(shard, SaveHandle(shard.attempt, names, tiers), lease)
+            handle = SaveHandle(shard.attempt, names, tiers)
+            save = Save(shard, handle, lease, image)
             self._images.add(save)
             self._unsettled.add(save)
             return save
@@ -257,7 +271,11 @@ class Saver:
             if save.handle.done:
                 self._unsettled.discard(save)
                 self._idle.notify_all()
+            news = bool(save.entries) and not save.described
+            save.described = save.described or news
         self._release_images()
+        if news:  # the CRC32C of its blocks
+            self._describer.put(save)
 
     def _release_images(self) -> None:
         with self._lock:

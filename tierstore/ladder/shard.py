@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.checkpoint.description import Description
+from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.timeline import Launch
 from tierstore.image.layout import Chunk, ImageLayout
 from tierstore.keys import Attempt
@@ -43,3 +44,25 @@ class Shard:
         mine = len(self.chunks) + len(self.values)
         if self.declared[self.rank] != mine:
             raise ValueError(f"rank {self.rank} declared {self.declared[self.rank]}, holds {mine}")
+
+    def description(self, run: str, files: Sequence[FileEntry] = ()) -> Description:
+        """Return what can be told of it.
+
+        Args:
+            run: the run's name.
+            files: its files, once the CRC32C of their blocks are known.
+        """
+        bare = [FileEntry(segment.name, segment.size, ()) for segment in self.layout.segments]
+        part = Fragment(
+            attempt=self.attempt,
+            launch=self.launch,
+            rank=self.rank,
+            ranks=tuple(range(self.world_size)),
+            world_size=self.world_size,
+            declared=sum(self.declared),
+            chunks=self.chunks,
+            placements=self.layout.placements,
+            files=files or bare,
+            values=self.values,
+        )
+        return Description(run, self.declared, part)

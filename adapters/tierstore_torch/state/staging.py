@@ -114,6 +114,14 @@ def image_bytes(image: Image) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(image.buffer, np.uint8))
 
 
+def _pin(image: Image, address: int, nbytes: int) -> bool:
+    """Page-lock one file of an image: no chunk that is copied lies in two."""
+    if torch_private.pin(address, nbytes):
+        image.on_discard(lambda: torch_private.unpin(address))
+        return True
+    return False
+
+
 def pin(image: Image) -> bool:
     """Page-lock an image's memory for the GPU, once in its life; False where CUDA refuses.
 
@@ -121,10 +129,7 @@ def pin(image: Image) -> bool:
     """
     pinned = image.derived.get(_PINNED)
     if pinned is None:
-        pinned = image.derived[_PINNED] = torch_private.pin(image.address, len(image.buffer))
-        if pinned:
-            address = image.address
-            image.on_discard(lambda: torch_private.unpin(address))
-        else:
+        pinned = image.derived[_PINNED] = all(_pin(image, *piece) for piece in image.pieces)
+        if not pinned:
             _log.warning("CUDA cannot page-lock %d bytes of staging memory", len(image.buffer))
     return bool(pinned)
