@@ -73,7 +73,7 @@ def test_no_copy_can_be_read(urls: list[str], tmp_path: Path) -> None:
     for tier in ("fast", "slow"):
         (commit,) = tmp_path.glob(f"{tier}/runs/run/commits/{1:012d}-*")
         commit.write_bytes(b"{" * commit.stat().st_size)
-    with pytest.raises(inspect.NoCopyError, match="tier local: .*; tier local2: ") as caught:
+    with pytest.raises(inspect.NoCopyError, match=r"tier local: .*; tier local2: ") as caught:
         inspect.show(urls, "run", 1)
     assert len(caught.value.errors) == 2
 
