@@ -25,6 +25,7 @@ Read the tree as the list of outcomes a caller can meet::
     |     `- NewerFormatError   ... because a newer tierstore wrote it
     `- CheckpointError          a save or restore could not be carried out
        |- CheckpointNotFoundError   no complete checkpoint matches
+       |- UnknownNameError      the checkpoint has nothing of this name
        |- IncompleteError       ranks or bytes are missing; nothing was committed
        |- AttemptDeletedError   the attempt was deleted while it was being written or read
        |- PlanError             the state dict cannot be saved or restored as it is
@@ -60,6 +61,7 @@ __all__ = [
     "TierstoreError",
     "TransientError",
     "TruncatedFileError",
+    "UnknownNameError",
     "UnreachableError",
     "UnsafePickleError",
     "UnsupportedError",
@@ -229,6 +231,10 @@ class CheckpointError(TierstoreError):
 
 class CheckpointNotFoundError(CheckpointError):
     """No complete checkpoint matches."""
+
+
+class UnknownNameError(CheckpointError, KeyError):
+    """The checkpoint has no tensor and no value of this name."""
 
 
 class IncompleteError(CheckpointError):

@@ -1,0 +1,1 @@
+"""The door: runs, checkpoints and tensors of a ladder as Python objects, without torch."""
