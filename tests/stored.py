@@ -16,6 +16,7 @@ from tierstore.blocks import block_crcs
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.fragment import FileEntry, Fragment, ValueEntry
 from tierstore.checkpoint.store import RunStore
+from tierstore.checkpoint.timeline import Launch
 from tierstore.image.layout import SEGMENT_BYTES, Chunk, plan_layout
 from tierstore.keys import Attempt
 
@@ -73,10 +74,11 @@ def save_arrays(
     world: int = 1,
     values: Sequence[ValueEntry] = (),
     segment_bytes: int = SEGMENT_BYTES,
+    launch: Launch | None = None,
 ) -> Commit:
     """Save a checkpoint; chunks go to the ranks in turn."""
     store, attempt = RunStore(backend, run), attempt or Attempt(1, 1, 1)
-    launch = launch_of(attempt.launch, parent, world)
+    launch = launch or launch_of(attempt.launch, parent, world)
     pairs = [pair for name, saved in tensors.items() for pair in saved.chunks(name)]
     keys = store.keys.attempt(attempt, launch.nonce)
     for rank in range(world):

@@ -19,6 +19,7 @@ from tests.attempts import flip, fragment, nonce_of
 from tests.stored import Saved, plain, save_arrays
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.blocks import BLOCK_SIZE, block_crcs
+from tierstore.checkpoint.delete import delete
 from tierstore.checkpoint.fragment import FileEntry, ValueEntry
 from tierstore.checkpoint.paths import marked
 from tierstore.checkpoint.store import RunStore
@@ -301,15 +302,9 @@ def test_a_checkpoint_that_was_deleted_meanwhile_says_so(folder: Path) -> None:
     save_arrays(store_of.backend, "r", {"x": plain(WHOLE)})
     with tierstore.open(folder.as_uri()) as store:
         array = store["r"].latest()["x"]
-        delete_now(store_of, Attempt(1, 1, 1))
+        delete(store_of, Attempt(1, 1, 1), grace=0)
         with pytest.raises(AttemptDeletedError):
             array[0]
-
-
-def delete_now(store: RunStore, attempt: Attempt) -> None:
-    from tierstore.checkpoint.collect import delete
-
-    delete(store, attempt, grace=0)
 
 
 # Values and names

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tierstore.checkpoint.manifest import Tensor
+    from tierstore.door.ladder import OpenLadder
     from tierstore.door.selection import Selection
     from tierstore.ladder.find import Found
 
@@ -30,8 +31,10 @@ class Array:
     block that is damaged on one tier is read from the next one.
     """
 
-    def __init__(self, found: Found, tensor: Tensor, element: Element | None = None) -> None:
-        self._found, self._tensor = found, tensor
+    def __init__(
+        self, ladder: OpenLadder, found: Found, tensor: Tensor, element: Element | None = None
+    ) -> None:
+        self._ladder, self._found, self._tensor = ladder, found, tensor
         self._element = element_of(tensor) if element is None else element
 
     @property
@@ -86,7 +89,7 @@ class Array:
 
         Elements of several bytes have one more, last dimension for them.
         """
-        return Array(self._found, self._tensor, raw_of(self._tensor))
+        return Array(self._ladder, self._found, self._tensor, raw_of(self._tensor))
 
     def __len__(self) -> int:
         if not self.shape:
@@ -107,10 +110,12 @@ class Array:
         Raises:
             IndexError: as numpy's.
             PlanError: see `dtype`.
+            CheckpointError: the store is closed.
             CorruptBlockError: no tier has a good copy of a block; it names file, block and tiers.
             AttemptDeletedError: the checkpoint was deleted meanwhile.
             StorageError: no tier could be read.
         """
+        self._ladder.check_open()
         dtype = self.dtype
         selection = select(index, self.shape)
         result = self._read(selection, dtype)

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from heapq import merge
 from typing import TYPE_CHECKING, Any
 
+from tierstore.checkpoint.delete import GRACE
 from tierstore.door.array import Array
 from tierstore.errors import UnknownNameError, UnsafePickleError
+from tierstore.operations.progress import Progress, unseen
 
 if TYPE_CHECKING:
     from tierstore.checkpoint.fragment import ValueEntry
     from tierstore.door.ladder import OpenLadder
     from tierstore.ladder.find import Found
+    from tierstore.operations.verify import Verified
 
 
 class Checkpoint:
@@ -91,7 +94,7 @@ class Checkpoint:
         self._ladder.check_open()
         manifest = self._found.manifest
         if (tensor := manifest.find(name)) is not None:
-            return Array(self._found, tensor)
+            return Array(self._ladder, self._found, tensor)
         if (value := manifest.find_value(name)) is not None:
             return _loaded(value)
         close = difflib.get_close_matches(name, list(self), 1)
@@ -99,6 +102,43 @@ class Checkpoint:
             f"step {self.step} of run {self.run!r} has nothing called {name!r}",
             hint=f"did you mean {close[0]!r}?" if close else "keys() lists the names",
         )
+
+    def verify(self, *, tier: str | None = None, progress: Progress = unseen) -> Verified:
+        """Read all of it again on every tier that holds it, and return all damage.
+
+        It looks at the commit, the manifest, the fragments and every block. `.good` tells whether
+        everything is as it was written.
+
+        Args:
+            tier: look at this tier only, by its name.
+            progress: begins a bar for each tier; see `tierstore.operations.progress`.
+
+        Raises:
+            CheckpointNotFoundError: it is on no tier any more.
+            ConfigError: there is no such tier.
+        """
+        from tierstore.operations.verify import verify
+
+        tiers, this = self._ladder.tiers, self._found.id
+        return verify(tiers, self.run, self.step, tier=tier, progress=progress, attempt=this)
+
+    def delete(self, *, grace: float = GRACE) -> None:
+        """Delete it on every tier: it is gone at once, and its data after the grace.
+
+        A tombstone takes its place on each tier, also where it is not, so that nothing that is on
+        its way there brings it back. Then it waits until readers have had their time. Killed or
+        failed in between, it may be called again, on what `run[step]` returned before, or by
+        another process: that carries on.
+
+        Args:
+            grace: seconds that readers have; with 0 it does not wait.
+
+        Raises:
+            CheckpointError: some tiers did not do it; it names them. On the others it is deleted.
+        """
+        from tierstore.operations.delete import delete
+
+        delete(self._ladder.tiers, self.run, self._found.id, grace=grace)
 
     def __repr__(self) -> str:
         count = len(self._found.manifest)

@@ -9,6 +9,7 @@ from tierstore.keys import check_run
 if TYPE_CHECKING:
     from tierstore.door.checkpoint import Checkpoint
     from tierstore.door.ladder import OpenLadder
+    from tierstore.door.steps import Step
 
 
 class Run:
@@ -25,6 +26,21 @@ class Run:
     def name(self) -> str:
         """Its name."""
         return self._name
+
+    def steps(self, *, everything: bool = False, allow_unseen: bool = False) -> list[Step]:
+        """Return what was saved, the newest first; nothing if there is no such run.
+
+        Args:
+            everything: also what is of abandoned lines, and deleted.
+            allow_unseen: leave out what only tiers hold that cannot be listed, with a warning.
+
+        Raises:
+            TierstoreError: a tier cannot be listed; it names it.
+        """
+        from tierstore.door.steps import list_steps
+
+        tiers = self._ladder.tiers
+        return list_steps(tiers, self._name, everything=everything, allow_unseen=allow_unseen)
 
     def latest(self, *, allow_older: bool = False) -> Checkpoint:
         """Return the checkpoint that a restore would take: the newest on the timeline.

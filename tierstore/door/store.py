@@ -48,6 +48,22 @@ class Store:
     def __init__(self, tiers: Sequence[OpenTier]) -> None:
         self._ladder = OpenLadder(tiers)
 
+    def runs(self, *, allow_unseen: bool = False) -> list[str]:
+        """Return the names of the runs on all tiers, sorted.
+
+        Args:
+            allow_unseen: leave out what only tiers hold that cannot be listed, with a warning.
+
+        Raises:
+            TierstoreError: a tier cannot be listed; it names it.
+        """
+        from tierstore.door.steps import check_seen
+        from tierstore.operations.inspect import runs
+
+        found = runs(self._ladder.tiers)
+        check_seen(found.unseen, allow_unseen=allow_unseen)
+        return list(found.names)
+
     def __getitem__(self, run: str) -> Run:
         """Return a run.
 

@@ -62,8 +62,16 @@ class TierCopy:
     troubles: list[tuple[str, TierstoreError]] = field(default_factory=list)
 
 
-def locate(tiers: Sequence[OpenTier], run: str, step: int | None) -> Located:
+def locate(
+    tiers: Sequence[OpenTier], run: str, step: int | None, attempt: AttemptId | None = None
+) -> Located:
     """Return the latest checkpoint of a run, or the latest try at one step of it.
+
+    Args:
+        tiers: the ladder.
+        run: the run.
+        step: the step; the latest if None.
+        attempt: this try at the step.
 
     Raises:
         CheckpointNotFoundError: there is none.
@@ -72,7 +80,10 @@ def locate(tiers: Sequence[OpenTier], run: str, step: int | None) -> Located:
     from tierstore.ladder.survey import survey
 
     seen = survey(tiers, run)
-    this = next(iter(seen.line(step)), None)
+    line = seen.line(step)
+    if attempt is not None:
+        line = [attempt] if seen.holders(attempt) else []
+    this = next(iter(line), None)
     if this is None:
         for name, error in seen.errors.items():
             raise of_tier(name, error)

@@ -15,7 +15,7 @@ from tierstore.operations.tiers import opened
 if TYPE_CHECKING:
     from tierstore.checkpoint.fragment import FileEntry
     from tierstore.checkpoint.manifest import Manifest
-    from tierstore.keys import AttemptKeys
+    from tierstore.keys import AttemptId, AttemptKeys
     from tierstore.operations.tiers import Ladder
 
 
@@ -110,6 +110,7 @@ def verify(
     *,
     tier: str | None = None,
     progress: Progress = unseen,
+    attempt: AttemptId | None = None,
 ) -> Verified:
     """Read one checkpoint whole on every tier that holds it, and find all damage.
 
@@ -121,6 +122,7 @@ def verify(
         step: the step; the latest if None.
         tier: look at this tier only.
         progress: begins a bar for each tier.
+        attempt: this try at the step; the latest if None.
 
     Raises:
         CheckpointNotFoundError: there is none.
@@ -128,7 +130,7 @@ def verify(
         TierstoreError: none is seen, and a tier that may have one cannot be listed.
     """
     with opened(ladder, tier) as tiers:
-        located = locate(tiers, run, step)
+        located = locate(tiers, run, step, attempt)
     with opened(ladder, tier, patience=None) as tiers:  # they answer: now wait for each block
         located.tiers[:] = [one for one in tiers if one.name in {t.name for t in located.tiers}]
         copies = _verify_all(located, progress)
