@@ -20,7 +20,7 @@ from tests.shards import assert_restores, folder, launch, stage, tier, until
 from tierstore.backends.images import ImagesBackend
 from tierstore.backends.memory import MemoryBackend
 from tierstore.blocks import block_count
-from tierstore.checkpoint.tombstone import bury
+from tierstore.checkpoint.delete import bury
 from tierstore.errors import (
     AttemptDeletedError,
     FormatError,

@@ -146,7 +146,7 @@ class ImagesBackend:
     def flush(self) -> None:
         """Nothing is ever written."""
 
-    def upload(self, key: str, size: int, *, resume: str | None = None) -> Upload:  # noqa: ARG002
+    def upload(self, key: str, size: int | None = None, *, resume: str | None = None) -> Upload:  # noqa: ARG002
         """Refuse: only a trainer stages."""
         raise self._refusal(key)
 

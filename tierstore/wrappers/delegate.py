@@ -23,7 +23,7 @@ from tierstore.backend import (
 )
 from tierstore.blocks import Buffer
 from tierstore.errors import StorageError, UnsupportedError
-from tierstore.scan import Found, Ways, key_check, place_check, scan
+from tierstore.scan import Found, Scans, Ways, key_check, place_check, scan
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Found)
@@ -112,6 +112,8 @@ class Delegate:
 
     def scan(self, ways: Ways, *, after: str | None = None) -> Iterator[Found]:
         """See `tierstore.scan.scan`; it is asked for as a listing is."""
+        if not isinstance(self.inner, Scans):
+            return self.list("", after=after)
         return self._paged("", _Pages(lambda after: scan(self.inner, ways, after=after), after))
 
     def check_key(self, key: str) -> None:
