@@ -16,9 +16,13 @@ from tests.fired import fired
 from tierstore.backend import Backend
 from tierstore.backends.local.backend import LocalOptions, open_local
 from tierstore.backends.memory import open_memory
+from tierstore.config import TierConfig
 from tierstore.errors import DeadlineError, UnreachableError
+from tierstore.ladder.tiers import OpenTier
+from tierstore.ladder.union import UnionBackend
 from tierstore.registry import open_backend
 from tierstore.testing.machine import BackendMachine
+from tierstore.wrappers import open_tier
 from tierstore.wrappers.faults import Fault, Faulty
 from tierstore.wrappers.retry import Budget, Retrying
 
@@ -91,6 +95,21 @@ def test_retries_hide_a_flaky_tier():
     _run(new_place, 60)
     happened = [sum(times) for times in zip(*map(fired, made), strict=True)]
     assert all(happened), happened
+
+
+@pytest.mark.parametrize("write_to", ["memory", "nvme"])
+def test_a_union(tmp_path: Path, write_to):
+    def new_place() -> Callable[[], Backend]:
+        number = next(_numbers)
+        urls = {"memory": f"memory://machine/{number}", "nvme": f"file://{tmp_path}/{number}"}
+
+        def opened() -> Backend:
+            tiers = [OpenTier(c := TierConfig(*each), open_tier(c)) for each in urls.items()]
+            return UnionBackend(tiers, write_to)
+
+        return opened
+
+    _run(new_place, 15)
 
 
 def test_s3(s3_bucket):
