@@ -87,6 +87,19 @@ class CollectRules:
         assert HOUR - PATIENCE < slept[0] <= HOUR + 2  # whole seconds on some stores
         assert list(store.attempts()) == []
 
+    def test_several_have_one_grace(self, store: RunStore) -> None:
+        several = [save(store, replace(A, step=step)).attempt for step in (50, 60, 70)]
+        bury(store.backend, store.keys.commit(several[0]))
+        with pytest.raises(CheckpointNotFoundError):
+            delete(store, *several, A, grace=0)
+        assert commits(store) == dict(zip(several, (False, True, True), strict=True))
+        slept: list[float] = []
+        delete(store, *several, grace=HOUR, sleep=slept.append)
+        assert len(slept) == 1
+        assert commits(store) == dict.fromkeys(several, False)
+        assert list(store.attempts()) == []
+        delete(store, *several, grace=HOUR, sleep=no_sleep)  # nobody reads what has gone
+
     def test_delete_what_never_was(self, store: RunStore) -> None:
         write_rank(store, A, 0)
         with pytest.raises(CheckpointNotFoundError):

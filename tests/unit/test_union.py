@@ -325,7 +325,7 @@ def test_a_write_wants_to_know_of_every_tier(stores: list[Backend]) -> None:
 
 
 def test_no_tombstone_for_one_tier_alone(stores: list[Backend]) -> None:
-    """A commit would live on below it, without its data: `delete_all` deletes on every tier."""
+    """A commit would live on below it, without its data; `operations.delete` buries on all."""
     for store in stores:
         save(RunStore(store, "run"), A)
     one = ladder(stores)

@@ -50,8 +50,8 @@ def collect(
         # The key belongs to another launch for ever: this folder can never be committed.
         if not _older(store, attempt, nonce, older_than):
             return "young"
-        rest = [info.key for info in data_of(store, attempt, nonce)]
-        Deletion(store.backend, grace=0).remove(rest)  # nobody reads what has no commit
+        # Nobody reads what has no commit.
+        Deletion(store.backend, grace=0).remove_below(f"{store.keys.rivals(attempt)}{nonce}")
         return "collected"
     except (CheckpointError, IntegrityError):
         pass  # not a checkpoint, and never one

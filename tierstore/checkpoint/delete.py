@@ -76,6 +76,12 @@ class Deletion:
         self.wait()
         self._backend.delete(keys)
 
+    def remove_below(self, prefix: str) -> None:
+        """Delete all data below a prefix; if there is none, nobody is waited for."""
+        if next(self._backend.list(prefix), None) is not None:
+            self.wait()
+            self.remove([info.key for info in self._backend.list(prefix)])
+
 
 def bury(backend: Backend, key: str, *, if_absent: bool = False) -> None:
     """Put a tombstone at a commit's key: the checkpoint is deleted, or will never be.
@@ -133,53 +139,21 @@ def delete(
     Raises:
         CheckpointNotFoundError: one has no commit, so none was deleted; see `collect`.
     """
-    delete_all([(store, attempt) for attempt in attempts], grace=grace, sleep=sleep)
-
-
-def delete_all(
-    held: Iterable[tuple[RunStore, Attempt]],
-    *,
-    grace: float = GRACE,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
-    """Delete checkpoints of any runs and tiers, with one grace for all; see `delete`.
-
-    Where a tier fails, the same call carries on later; data goes once all have their tombstones.
-
-    Args:
-        held: each checkpoint with the run, on each tier that has its commit.
-        grace: as in `delete`.
-        sleep: as in `delete`.
-
-    Raises:
-        CheckpointNotFoundError: one has no commit, so none was deleted.
-        StorageError: a tier does not do it.
-    """
-    chosen: dict[RunStore, list[Attempt]] = {}
-    for store, attempt in held:
-        chosen.setdefault(store, []).append(attempt)
-    there = {store: store.entries() for store in chosen}
-    for store, attempts in chosen.items():
-        for attempt in attempts:
-            if attempt not in there[store]:
-                raise CheckpointNotFoundError(
-                    f"{store.backend.url}: run {store.keys.run!r} has no commit of {attempt}"
-                )
-    deletions = []
-    for store, attempts in chosen.items():
-        deletion = Deletion(store.backend, grace=grace, sleep=sleep)
-        deletions.append((deletion, store, attempts))
-        for attempt in attempts:
-            key, entry = store.keys.commit(attempt), there[store][attempt]
-            if not store.deleted(attempt, entry):
-                deletion.bury(key)
-            elif next(data_of(store, attempt), None) is not None:
-                deletion.found(key, entry.mtime)
-    for deletion, store, attempts in deletions:
-        for attempt in attempts:
-            if next(data_of(store, attempt), None) is not None:
-                deletion.wait()
-                deletion.remove([info.key for info in data_of(store, attempt)])
+    entries = store.entries()
+    for attempt in attempts:
+        if attempt not in entries:
+            raise CheckpointNotFoundError(
+                f"{store.backend.url}: run {store.keys.run!r} has no commit of {attempt}"
+            )
+    deletion = Deletion(store.backend, grace=grace, sleep=sleep)
+    for attempt in attempts:
+        key, entry = store.keys.commit(attempt), entries[attempt]
+        if not store.deleted(attempt, entry):
+            deletion.bury(key)
+        elif next(data_of(store, attempt), None) is not None:
+            deletion.found(key, entry.mtime)
+    for attempt in attempts:
+        deletion.remove_below(store.keys.rivals(attempt))
 
 
 def sweep(

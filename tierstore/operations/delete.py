@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tierstore.checkpoint.delete import GRACE, Deletion, data_of
+from tierstore.checkpoint.delete import GRACE, Deletion
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import (
     AlreadyExistsError,
@@ -117,7 +117,7 @@ def delete_here(
     for grave in graves:
         if grave.tier.name not in failed and grave.state != "another":
             with _noting(failed, grave.tier):
-                _remove(grave, this)
+                grave.deletion.remove_below(grave.store.keys.rivals(this.attempt))
     return failed
 
 
@@ -158,10 +158,3 @@ def _bury(grave: _Grave, this: AttemptId) -> None:
     elif grave.state == "deleted":
         for info in grave.store.backend.list(key):
             grave.deletion.found(key, info.mtime)
-
-
-def _remove(grave: _Grave, this: AttemptId) -> None:
-    """Remove the data, once readers have had their time."""
-    if next(data_of(grave.store, this.attempt), None) is not None:
-        grave.deletion.wait()
-        grave.deletion.remove([info.key for info in data_of(grave.store, this.attempt)])
