@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tierstore.blocks import crc32c
 from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.entries import SOURCE, Dead, Entry, Outcome
 from tierstore.transfer.engine.journal import Replay
 from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.records import Begun, Receipt, Record, Version
-from tierstore.transfer.engine.rules import Conflict, Rules
+from tierstore.transfer.engine.records import TARGET, Begun, Receipt, Record, Version
+from tierstore.transfer.engine.rules import Conflict, Destination, Orders
 
 PART = 4
 PAGE = 3
 ALONE, PARTS, COMMITS = "abcdefgh", ("x1", "x2", "y1", "y2"), ("xz", "yz")
 
 
-ARRIVED = (m.Outcome.COPIED, m.Outcome.SAME)
-KNOWN = (m.Outcome.SAME, "")
+ARRIVED = (Outcome.COPIED, Outcome.SAME)
+KNOWN = (Outcome.SAME, "")
 
 
 @dataclass
@@ -55,10 +56,11 @@ class World:
     removes: bool = False
     deaths: int = 0
     resumable: bool = True
+    misses: int = 0
     source: Store = field(default_factory=Store)
     target: Store = field(default_factory=Store)
     journal: list[Record] = field(default_factory=list)
-    outcomes: dict[str, tuple[m.Outcome, str]] = field(default_factory=dict)
+    outcomes: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
     tokens: int = 0
     lost: set[tuple[int, int]] = field(default_factory=set)
     ours: set[str] = field(default_factory=set)
@@ -68,16 +70,14 @@ class World:
     open: dict[tuple[str, int], str] = field(default_factory=dict)
     hired: int = 0
 
-    def rules(self) -> Rules:
-        return Rules(
+    def rules(self) -> Orders:
+        target = Destination(
             lambda _size: PART,
-            conflict=self.conflict,
             reads_back=not self.checked,
-            removes=self.removes,
             clean_copies=self.parallel,
             parallel=self.parallel,
-            window=4,
         )
+        return Orders({TARGET: target}, conflict=self.conflict, removes=self.removes, window=4)
 
     def migrate(self) -> Machine:
         """Live until nothing is left to do."""
@@ -234,6 +234,10 @@ class World:
             assert overwrites or command.entry.key in self.ours
 
     def answer(self, command: m.Command) -> m.Event:
+        reads = isinstance(command, m.Look | m.Compare | m.Copy | m.Send | m.Commit)
+        if self.misses and reads and command.entry.source == SOURCE and self.chance.random() < 0.2:
+            self.misses -= 1
+            return m.Failed(command.job, "the first source does not give it", missed=True)
         can_fail = not isinstance(command, m.More | m.Discard | m.Wait)
         if can_fail and self.failures and self.chance.random() < 0.05:
             self.failures -= 1
@@ -259,11 +263,19 @@ class World:
             assert version is not None
             seals = (key[0],) if key in COMMITS else ()
             if (seals or group) and self.source.objects.get(key[0] + "z", (b"?",))[0] == b"":
-                dead += [m.Dead(key, key[0])] if seals else []
+                dead += [Dead(key, key[0])] if seals else []
                 continue
-            entries.append(m.Entry(key, version, self.target.version(key), group, seals))
+            entries.append(self.entry(key, version, group, seals))
         self.listed = keys[-1] if keys else self.listed
         return m.Fed(tuple(entries), last=len(keys) < PAGE, dead=tuple(dead))
+
+    def entry(self, key: str, version: Version, group: str, seals: tuple[str, ...]) -> Entry:
+        entry = Entry(key, version, self.target.version(key), group, seals)
+        if not self.misses:
+            return entry
+        known = version.size and self.chance.random() < 0.5
+        blocks = (crc32c(self.source.objects[key][0]),) if known else ()
+        return replace(entry, blocks=blocks, sources=(SOURCE, "spare"))
 
     def _wait(self, _command: m.Wait) -> m.Event:
         self.waited = True
@@ -294,11 +306,11 @@ class World:
                 self.source.objects.pop(key, None)
         return m.Removed(command.job)
 
-    def bytes_of(self, entry: m.Entry) -> bytes | None:
+    def bytes_of(self, entry: Entry) -> bytes | None:
         held = self.source.objects.get(entry.key)
         return held[0] if held else None
 
-    def unlike(self, job: int, entry: m.Entry) -> m.Event | None:
+    def unlike(self, job: int, entry: Entry) -> m.Event | None:
         """What the source having something else is answered with."""
         version = self.source.version(entry.key)
         if version is None:

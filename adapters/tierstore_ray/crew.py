@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,10 @@ import tierstore
 from tierstore.errors import ConfigError
 from tierstore.logs import logger
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.crew import Cluster, Effort, Recipe, room_of, width_of
-from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.crew import Cluster, Effort, room_of
+from tierstore.transfer.engine.stores import Recipe, Stores
 from tierstore_ray.sight import Probe, Sight, sight_of
-from tierstore_ray.worker import Answered, Worker
+from tierstore_ray.worker import Actor, Answered
 
 _log = logger(__name__)
 
@@ -64,22 +64,22 @@ class _Member:
     retries: int = 0
 
 
-def open_crew(recipe: Recipe, ends: Ends, cluster: Cluster) -> RayCrew:
+def open_crew(recipe: Recipe, stores: Stores, cluster: Cluster) -> RayCrew:
     """Connect to a cluster.
 
     Raises:
-        ConfigError: there is none, or an end cannot be seen from other machines.
+        ConfigError: there is none, or a store cannot be seen from other machines.
     """
-    mode = recipe.target.options.get("mode")
-    probe = Probe(ends.target, None if mode is None else str(mode))
-    try:
-        sight = sight_of(ends, probe)
+    probes: dict[str, Probe] = {}
+    with ExitStack() as held:
+        for name in stores.targets:
+            mode = recipe.tiers[name].options.get("mode")
+            probe = Probe(stores[name], None if mode is None else str(mode))
+            probes[name] = held.enter_context(closing(probe))
+        sight = sight_of(stores, probes, recipe.sample)
         _connect(cluster.address)
-    except BaseException:
-        probe.close()
-        raise
-    begin = (tierstore.__version__, recipe, sight, cluster.environment)
-    return RayCrew(begin, width_of(ends), room_of(ends), probe)
+        begin = (tierstore.__version__, recipe, sight, cluster.environment)
+        return RayCrew(begin, stores.width, room_of(stores), held.pop_all())
 
 
 def _connect(address: str) -> None:
@@ -102,13 +102,17 @@ class RayCrew:
         begin: what each worker is told first.
         width: commands that each carries out at once.
         room: commands that each is given.
-        probe: closed at the end.
+        held: closed at the end.
     """
 
     def __init__(
-        self, begin: tuple[str, Recipe, Sight, dict[str, str]], width: int, room: int, probe: Probe
+        self,
+        begin: tuple[str, Recipe, Sight, dict[str, str]],
+        width: int,
+        room: int,
+        held: ExitStack,
     ) -> None:
-        self._begin, self._width, self._room, self._probe = begin, width, room, probe
+        self._begin, self._width, self._room, self._held = begin, width, room, held
         self._members: dict[str, _Member] = {}
         self._left_out: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -150,7 +154,7 @@ class RayCrew:
         for member in self._members.values():
             self._end(member)
         ray.shutdown()
-        self._probe.close()
+        self._held.close()
 
     # Answers; in Ray's own thread, which hangs if it calls Ray
 
@@ -235,7 +239,7 @@ class RayCrew:
     def _hire(self, node: dict[str, Any], number: int) -> _Member:
         where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         options = {"scheduling_strategy": where, "max_concurrency": self._width}
-        actor: Any = ray.remote(Worker).options(**options).remote()
+        actor: Any = ray.remote(Actor).options(**options).remote()
         name = f"worker {number + 1} on node {node['NodeID'][:8]} ({node['NodeManagerAddress']})"
         member = _Member(name, node["NodeID"], actor)
         self._members[name] = member

@@ -1,13 +1,14 @@
-"""Whether a node sees the two ends that the machine sees on which the migration was started.
+"""Whether a node sees the stores that the machine sees on which the work was started.
 
-One object of the source is looked at on each node, and the destination is listed: this finds a
-folder that is not mounted, and missing credentials too. In a folder that is the destination each
-node looks for a file that nobody else can have made.
+One object of each source is looked at on each node, and each destination is listed: this finds a
+folder that is not mounted, and missing credentials too. In a folder that is a destination each node
+looks for a file that nobody else can have made.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,10 +18,8 @@ from tierstore.backends.local.folders import Folders
 from tierstore.backends.local.scratch import Scratch
 from tierstore.errors import ConfigError, NotFoundError, TierstoreError
 from tierstore.registry import parse_url
-from tierstore.transfer.engine.ends import Ends
-from tierstore.transfer.engine.records import (
-    Version,
-)
+from tierstore.transfer.engine.records import Version
+from tierstore.transfer.engine.stores import Stores
 
 _MOUNT = "mount it there under the same path, or do without that node"
 
@@ -30,36 +29,42 @@ class Sight:
     """What a node has to see.
 
     Attributes:
-        key: of an object of the source; empty if there is none.
-        version: of that object.
-        probe: the path of a file in the destination's folder; empty if that is no folder.
+        objects: a key and its version at each store that has any and is no destination.
+        probes: for each destination the path of a file in its folder; empty if it is none.
     """
 
-    key: str
-    version: Version | None
-    probe: str
+    objects: Mapping[str, tuple[str, Version]]
+    probes: Mapping[str, str]
 
-    def trouble(self, ends: Ends) -> str:
-        """Return what a node does not see with its own ends; empty if nothing is missing."""
-        if self.probe and not os.path.exists(self.probe):  # noqa: PTH110
-            return f"{ends.target.url} is another folder there: {_MOUNT}"
+    def trouble(self, stores: Stores) -> str:
+        """Return what a node does not see with its own stores; empty if nothing is missing."""
+        for name, probe in self.probes.items():
+            if probe and not os.path.exists(probe):  # noqa: PTH110
+                return f"{stores[name].url} is another folder there: {_MOUNT}"
         try:
-            if not self.probe:
-                next(iter(ends.target.list("")), None)
-            if self.version is None:
-                return ""
-            found = Version.of(ends.source.stat(self.key))
-        except NotFoundError:
-            return f"{ends.source.url} has no {self.key!r} there: {_MOUNT}"
+            for name, probe in self.probes.items():
+                if not probe:
+                    next(iter(stores[name].list("")), None)
+            for name, (key, version) in self.objects.items():
+                if trouble := _object_trouble(stores[name], key, version):
+                    return trouble
         except TierstoreError as error:
             return str(error)
-        if ends.source.capabilities.seen_by == "host" and not found.same(self.version):
-            return f"{ends.source.url} is another folder there: {_MOUNT}"
         return ""
 
 
+def _object_trouble(store: Backend, key: str, version: Version) -> str:
+    try:
+        found = Version.of(store.stat(key))
+    except NotFoundError:
+        return f"{store.url} has no {key!r} there: {_MOUNT}"
+    if store.capabilities.seen_by == "host" and not found.same(version):
+        return f"{store.url} is another folder there: {_MOUNT}"
+    return ""
+
+
 class Probe:
-    """The file at the destination, held while the migration lasts.
+    """The file at a destination, held while the work lasts.
 
     It lies among the unfinished files, locked: after a kill the next writer there removes it.
 
@@ -89,21 +94,26 @@ class Probe:
             self._fd = -1
 
 
-def sight_of(ends: Ends, probe: Probe) -> Sight:
+def sight_of(stores: Stores, probes: Mapping[str, Probe], sample: str) -> Sight:
     """Return what a node has to see.
 
+    Args:
+        stores: all of them.
+        probes: of the destinations.
+        sample: the key of an object of the others; empty if whatever they list will do.
+
     Raises:
-        ConfigError: an end exists in this process only.
-        TierstoreError: the source cannot be listed.
+        ConfigError: a store exists in this process only.
+        TierstoreError: one cannot be listed.
     """
-    for end in (ends.source, ends.target):
-        if end.capabilities.seen_by == "process":
-            raise ConfigError(f"{end.url} is in this process only", hint="leave out --on")
-    if ends.only:
-        info = ends.source.stat(ends.only[0])
-    else:
-        found = next((each for each in ends.source.list("") if each.key[-1] != "/"), None)
-        if found is None:
-            return Sight("", None, probe.path)
-        info = found
-    return Sight(info.key, Version.of(info), probe.path)
+    objects = {}
+    for name, store in stores.by_name.items():
+        if store.capabilities.seen_by == "process":
+            raise ConfigError(f"{store.url} is in this process only", hint="leave out --on")
+        if name in probes:
+            continue
+        if sample:
+            objects[name] = sample, Version.of(store.stat(sample))
+        elif found := next((each for each in store.list("") if each.key[-1] != "/"), None):
+            objects[name] = found.key, Version.of(found)
+    return Sight(objects, {name: probe.path for name, probe in probes.items()})

@@ -1,4 +1,4 @@
-"""What runs on a node: an actor that opens both ends itself and carries out commands."""
+"""What runs on a node: an actor that opens the stores itself and carries out commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import tierstore
 from tierstore.errors import TierstoreError
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.crew import Recipe, retries_of, worker_of
+from tierstore.transfer.engine.crew import worker_of
+from tierstore.transfer.engine.stores import Recipe
 from tierstore_ray.sight import Sight
 
 
@@ -29,17 +30,17 @@ class Answered(NamedTuple):
     retries: int
 
 
-class Worker:
+class Actor:
     """One per node; bytes go from store to store through its own buffers, never through Ray."""
 
     def begin(
         self, version: str, recipe: Recipe, sight: Sight, environment: Mapping[str, str]
     ) -> str:
-        """Open the ends; return why this node cannot take part, or nothing.
+        """Open the stores; return why this node cannot take part, or nothing.
 
         Args:
             version: of tierstore where the migration was started.
-            recipe: how to open the ends.
+            recipe: how to open the stores.
             sight: what has to be seen of them.
             environment: variables to set first.
         """
@@ -47,14 +48,14 @@ class Worker:
             return f"it has tierstore {tierstore.__version__}, not {version}: install the same"
         os.environ.update(environment)
         try:
-            self._ends = recipe.open()
+            self._stores = recipe.open()
         except TierstoreError as error:
             return str(error)
-        self._worker = worker_of(self._ends, Affinity())
+        self._worker = worker_of(self._stores, Affinity())
         self._begun = time.process_time()
-        return sight.trouble(self._ends)
+        return sight.trouble(self._stores)
 
     def carry_out(self, task: m.Task) -> Answered:
         """Return the answer to a command. From any number of threads."""
         event = self._worker.carry_out(task)
-        return Answered(event, time.process_time() - self._begun, retries_of(self._ends))
+        return Answered(event, time.process_time() - self._begun, self._stores.retries)

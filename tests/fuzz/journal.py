@@ -12,8 +12,8 @@ from tierstore.blocks import crc32c
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
 from tierstore.transfer.engine.messages import Entry, Fed, Joined, Open, Opened
-from tierstore.transfer.engine.records import Begun, Finished, Receipt, Version, Void
-from tierstore.transfer.engine.rules import Rules
+from tierstore.transfer.engine.records import TARGET, Begun, Finished, Receipt, Version, Void
+from tierstore.transfer.engine.rules import Destination, Orders
 
 _ENDS = "file:///from", "file:///to"
 _MIB = 1024**2
@@ -54,7 +54,7 @@ def parse(data: bytes) -> None:
         path.unlink()
     past = journal.past()
     past.finished("c", _TWO, _ONE)
-    machine = Machine(Rules(part_size_for=lambda _: 8 * _MIB), past)
+    machine = Machine(Orders({TARGET: Destination(lambda _: 8 * _MIB)}), past)
     entries = [Entry(key, held.begun.version) for key, held in past.held.items()]
     commands = [*machine.begin(), *machine.handle(Joined("worker", 9))]
     commands += machine.handle(Fed((*entries, Entry("z", _TWO)), last=True))

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 
 from tests.s3_keys import ManyKeys, many_keys
-from tierstore.transfer.engine.rules import Rules
+from tierstore.transfer.engine.feed import Listing
 
 KEYS = int(os.environ.get("TIERSTORE_TEST_KEYS", "30000"))
 MOST = 200 * 1000**2  # bytes
 SOME = 300  # objects, after which it is interrupted
-WINDOW = Rules(lambda _size: 0).window
+WINDOW = Listing.ahead
 COMMAND = """
 import sys
 from tierstore.cli.main import main

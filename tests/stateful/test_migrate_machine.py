@@ -4,7 +4,8 @@ The world below is a source and a destination of a few small objects. Commands a
 any order; any of them may fail, and at any moment the process may be killed: then some of what was
 under way has happened, and the next life has only the journal, perhaps without its last lines.
 Some objects are checkpoints: x1, x2 and y1, y2, with the commits xz and yz.
-Or a worker is lost with what it had open, while the process lives on, and others come.
+Or a worker is lost with what it had open, while the process lives on, and others come. Or the first
+of two sources does not give an object.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.migrate_world import ALONE, ARRIVED, COMMITS, KNOWN, PARTS, World
-from tierstore.transfer.engine import messages as m
+from tierstore.transfer.engine.entries import Outcome
 from tierstore.transfer.engine.journal import Replay
 from tierstore.transfer.engine.machine import Machine
 from tierstore.transfer.engine.records import Begun, Finished, Void
@@ -67,9 +68,9 @@ def judge(world: World, machine: Machine, before: dict[str, tuple[bytes, float]]
         else:
             assert key in before, reason
             assert target == before[key][0] != source
-            wanted = {"skip": m.Outcome.KEPT, "fail": m.Outcome.FAILED}
+            wanted = {"skip": Outcome.KEPT, "fail": Outcome.FAILED}
             if key in COMMITS:
-                wanted["overwrite"] = m.Outcome.FAILED
+                wanted["overwrite"] = Outcome.FAILED
             assert outcome is wanted[world.conflict]  # KeyError: overwriting has no conflicts
     begun = {r.token: r.upload for r in world.journal if isinstance(r, Begun)}
     over = {r.upload for r in world.journal if isinstance(r, Void | Finished)}
@@ -94,6 +95,7 @@ def judge(world: World, machine: Machine, before: dict[str, tuple[bytes, float]]
     removes=st.booleans(),
     deaths=st.integers(0, 4),
     resumable=st.booleans(),
+    misses=st.integers(0, 4),
 )
 def test_every_object_ends_identical_or_reported(seed: int, **how: object) -> None:
     world = World(random.Random(seed), **how)  # type: ignore[arg-type]
@@ -101,7 +103,9 @@ def test_every_object_ends_identical_or_reported(seed: int, **how: object) -> No
     before = dict(world.target.objects)
     judge(world, world.migrate(), before)
     # Once nothing goes wrong any more, the same command settles what had failed before.
-    again = replace(world, crashes=0, failures=0, changes=0, losses=0, deaths=min(world.deaths, 1))
+    again = replace(
+        world, crashes=0, failures=0, changes=0, losses=0, misses=0, deaths=min(world.deaths, 1)
+    )
     machine = again.migrate()
     assert not machine.trouble
     for key, (data, _) in again.source.objects.items():
@@ -122,7 +126,7 @@ def test_every_object_ends_identical_or_reported(seed: int, **how: object) -> No
     replay = Replay()
     for record in again.journal:
         replay.add(record)
-    failed = {key for key, (outcome, _) in again.outcomes.items() if outcome is m.Outcome.FAILED}
+    failed = {key for key, (outcome, _) in again.outcomes.items() if outcome is Outcome.FAILED}
     assert set(replay.past().held) <= failed
     # And then there is nothing left to do.
     last = replace(again)

@@ -13,13 +13,14 @@ import pytest
 from tests.patience import PATIENCE
 from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.errors import AccessError
+from tierstore.migration.ends import Ends
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.entries import Entry, Item, Outcome
 from tierstore.transfer.engine.feed import Feed, Inbox, Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.records import Version
-from tierstore.transfer.engine.rules import Rules
+from tierstore.transfer.engine.records import TARGET, Version
+from tierstore.transfer.engine.rules import Destination, Orders
 from tierstore.transfer.engine.run import Engine
 
 
@@ -38,7 +39,7 @@ class Fed:
         self.reports: queue.SimpleQueue[m.Report] = queue.SimpleQueue()
         self._journal = Journal(path / "journal", "from", "to")
         ends = Ends(self.source, self.target)
-        self.engine = Engine(ends, self._journal, feed, report=self.reports.put)
+        self.engine = Engine(ends.stores, self._journal, feed, report=self.reports.put)
         self._thread = threading.Thread(target=self.engine.run, name="tierstore-test-engine")
 
     @contextmanager
@@ -53,15 +54,15 @@ class Fed:
                 self.engine.stop()
                 self._thread.join(PATIENCE)
 
-    def entry(self, key: str, **how: object) -> m.Entry:
+    def entry(self, key: str, **how: object) -> Entry:
         """An object of the source."""
         self.source.create(key, key.encode(), if_absent=False)
-        return m.Entry(key, Version.of(self.source.stat(key)), **how)  # type: ignore[arg-type]
+        return Entry(key, Version.of(self.source.stat(key)), **how)  # type: ignore[arg-type]
 
     def next(self) -> str:
         """Wait for an object to arrive."""
         report = self.reports.get(timeout=PATIENCE)
-        assert report.outcome is m.Outcome.COPIED
+        assert report.outcome is Outcome.COPIED
         return report.key
 
 
@@ -78,9 +79,9 @@ def test_items_come_over_time_none_for_a_while_and_then_the_end(tmp_path: Path) 
         assert {fed.next(), fed.next()} == {"b", "c"}
         inbox.close()
     assert fed.engine.complete
-    assert fed.engine.totals.settled[m.Outcome.COPIED] == 3
+    assert fed.engine.totals.settled[Outcome.COPIED] == 3
     with pytest.raises(ValueError, match="closed"):
-        inbox.put(m.Entry("d", Version(0, 0.0)))
+        inbox.put(Entry("d", Version(0, 0.0)))
 
 
 def test_items_come_while_others_are_under_way(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_what_is_in_the_box_as_it_is_closed_is_moved(tmp_path: Path) -> None:
     inbox.close()
     with fed.running():
         pass
-    assert fed.engine.totals.settled[m.Outcome.COPIED] == 700
+    assert fed.engine.totals.settled[Outcome.COPIED] == 700
 
 
 def test_an_engine_that_stops_closes_its_feed(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_an_engine_that_stops_closes_its_feed(tmp_path: Path) -> None:
 
 
 def test_a_feed_that_fails_ends_it(tmp_path: Path) -> None:
-    def found() -> Iterator[m.Item]:
+    def found() -> Iterator[Item]:
         yield from ()
         raise AccessError("no rights")
 
@@ -144,14 +145,14 @@ def test_a_feed_that_fails_ends_it(tmp_path: Path) -> None:
 
 def machine(width: int) -> tuple[Machine, list[m.Command]]:
     """A machine that was asked for more, and a worker."""
-    made = Machine(Rules(lambda _size: 4))
+    made = Machine(Orders({TARGET: Destination(lambda _size: 4)}))
     told = [*made.begin(), *made.handle(m.Joined("", width))]
     assert told == [m.More()]
     return made, told
 
 
-def entry(key: str, priority: int = 0, **how: object) -> m.Entry:
-    return m.Entry(key, Version(1, 1.0), priority=priority, **how)  # type: ignore[arg-type]
+def entry(key: str, priority: int = 0, **how: object) -> Entry:
+    return Entry(key, Version(1, 1.0), priority=priority, **how)  # type: ignore[arg-type]
 
 
 def begun(commands: list[m.Command]) -> list[str]:
@@ -179,7 +180,7 @@ def test_what_is_more_urgent_overtakes_what_waits_and_equals_keep_their_order() 
 
 def test_a_large_object_that_was_begun_lets_a_more_urgent_one_pass() -> None:
     made, _ = machine(1)
-    large = m.Entry("large", Version(12, 1.0))
+    large = Entry("large", Version(12, 1.0))
     (opening,) = (c for c in made.handle(m.Fed((large,), last=False)) if isinstance(c, m.Open))
     told = made.handle(m.Opened(opening.job, "token"))
     assert any(isinstance(c, m.Send) for c in told)

@@ -25,11 +25,12 @@ from tierstore.errors import (
     TruncatedFileError,
     UnreachableError,
 )
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.crew import Buffers, room_of, width_of
-from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.crew import Memory, room_of
+from tierstore.transfer.engine.entries import Outcome
 from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.run import Engine
@@ -51,7 +52,9 @@ class Run:
         try:
             ends = Ends(source, target)
             found = objects(ends, how.pop("selection", Selection()))
-            self.migration = Engine(ends, journal, Listing(found), report=self._report, **how)
+            self.migration = Engine(
+                ends.stores, journal, Listing(found), report=self._report, **how
+            )
             self.totals = self.migration.run()
         finally:
             journal.close()
@@ -133,7 +136,7 @@ def test_the_first_byte_moves_before_the_listing_ends(tmp_path: Path) -> None:
     for number in range(700):
         source.inner.create(f"{number:04}", b"x")
     target = memory(Fault("create", action=lambda _call: moved.set()))
-    assert Run(tmp_path, source, target).totals.settled[m.Outcome.COPIED] == 700
+    assert Run(tmp_path, source, target).totals.settled[Outcome.COPIED] == 700
 
 
 @pytest.mark.parametrize("conflict", ["skip", "fail", "overwrite"])
@@ -148,7 +151,7 @@ def test_something_else_is_there(src: Path, tmp_path: Path, conflict: str, other
     assert (dst / "large").read_bytes() == (LARGE if conflict == "overwrite" else other)
     if conflict == "fail":
         assert done.reason("large") == "the destination already has something else there"
-    assert done.totals.settled[m.Outcome.COPIED] == (7 if conflict == "overwrite" else 6)
+    assert done.totals.settled[Outcome.COPIED] == (7 if conflict == "overwrite" else 6)
 
 
 @pytest.mark.parametrize("conflict", ["skip", "fail"])
@@ -194,7 +197,7 @@ def test_the_source_changes_for_ever(src: Path, tmp_path: Path) -> None:
     done = Run(tmp_path, source, folder(tmp_path / "dst"))
     assert done.reports["sub/3"] == ("failed", "it changed again and again while it was read")
     assert not (tmp_path / "dst/sub/3").exists()
-    assert done.totals.settled[m.Outcome.COPIED] == 6
+    assert done.totals.settled[Outcome.COPIED] == 6
 
 
 def test_the_source_loses_an_object(src: Path, tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_a_read_error(src: Path, tmp_path: Path, key: str) -> None:
     target = folder(tmp_path / "dst")
     done = Run(tmp_path, folder(src, fault), target)
     assert done.reports[key] == ("failed", "the disk is ill")
-    assert done.totals.settled[m.Outcome.COPIED] == 6
+    assert done.totals.settled[Outcome.COPIED] == 6
     again = Run(tmp_path, folder(src), target)
     assert again.outcome(key) == "copied"
     assert contents(tmp_path / "dst") == contents(src)
@@ -236,11 +239,11 @@ def test_permission_is_lost_half_way(src: Path, tmp_path: Path) -> None:
         (src / f"many{number:03}").write_bytes(b"x")
     fault = Fault("create", nth=20, key="many", error=AccessError("denied"), times=99)
     done = Run(tmp_path, folder(src), folder(tmp_path / "dst", fault))
-    assert done.totals.settled[m.Outcome.FAILED] == 31
+    assert done.totals.settled[Outcome.FAILED] == 31
     assert {reason for outcome, reason in done.reports.values() if reason} == {"denied"}
     again = Run(tmp_path, folder(src), folder(tmp_path / "dst"))
     settled = {outcome: number for outcome, number in again.totals.settled.items() if number}
-    assert settled == {m.Outcome.COPIED: 31, m.Outcome.SAME: 26}
+    assert settled == {Outcome.COPIED: 31, Outcome.SAME: 26}
 
 
 def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None
     target = memory(Fault("create", times=100, action=wait))
     ends = Ends(source, target)
     with closing(Journal(tmp_path / "journal", "from", "to")) as journal:
-        migration = Engine(ends, journal, Listing(objects(ends, Selection())))
+        migration = Engine(ends.stores, journal, Listing(objects(ends, Selection())))
         stopper = threading.Thread(target=lambda: begun.acquire() and migration.stop())
         stopper.start()
         totals = migration.run()  # waits for a while, not for these
@@ -264,9 +267,9 @@ def test_what_was_given_ahead_is_not_begun_after_the_end(tmp_path: Path) -> None
         released.set()
         for thread in threads:
             thread.join(PATIENCE)
-    assert totals.settled[m.Outcome.COPIED] == 0
+    assert totals.settled[Outcome.COPIED] == 0
     created = sum(call.operation == "create" for call in target.calls)
-    assert 0 < created <= width_of(ends) < room_of(ends)
+    assert 0 < created <= ends.stores.width < room_of(ends.stores)
 
 
 def test_everything_fails(src: Path, tmp_path: Path) -> None:
@@ -276,7 +279,9 @@ def test_everything_fails(src: Path, tmp_path: Path) -> None:
     fault = Fault("create", error=AccessError("denied"), times=9999)
     done = Run(tmp_path, folder(src), folder(tmp_path / "dst", fault))
     assert done.migration.trouble == "100 objects failed one after the other, the last: denied"
-    assert done.totals.settled[m.Outcome.FAILED] <= 100 + room_of(Ends(done.source, done.target))
+    assert done.totals.settled[Outcome.FAILED] <= 100 + room_of(
+        Ends(done.source, done.target).stores
+    )
 
 
 @pytest.mark.parametrize("key", ["large", "sub/3"])
@@ -313,7 +318,7 @@ def test_nothing_small_has_arrived_before_it_is_flushed(src: Path, tmp_path: Pat
 
     target = folder(tmp_path / "dst", Fault("flush", action=look, times=99))
     done = Run(tmp_path, folder(src), target)
-    assert done.totals.settled[m.Outcome.COPIED] == 7
+    assert done.totals.settled[Outcome.COPIED] == 7
     assert flushed.is_set()
     flushes = [call for call in target.calls if call.operation == "flush"]
     assert len(flushes) <= 3, "many are flushed together"
@@ -352,7 +357,7 @@ def test_a_listing_that_fails(src: Path, tmp_path: Path) -> None:
 
 
 def test_large_parts_wait_for_memory() -> None:
-    pools = Buffers(256 * MIB, 8, 8)
+    pools = Memory(256 * MIB, 8, 8)
     with pools.take(9 * MIB), pools.take(256 * MIB), pools.take(1), pools.take(8 * MIB):
         waiting = threading.Thread(target=lambda: pools.take(9 * MIB).__enter__(), daemon=True)
         waiting.start()

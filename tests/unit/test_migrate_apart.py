@@ -21,7 +21,7 @@ from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import AccessError, ConfigError, UnreachableError
 from tierstore.migration.apart import check_apart
-from tierstore.transfer.engine.ends import Ends
+from tierstore.migration.ends import Ends
 from tierstore.wrappers.faults import Fault, Faulty
 
 FILES = {"a": b"a", "sub/b": b"bb", "sub/deep/c": b"ccc"}

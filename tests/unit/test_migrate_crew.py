@@ -17,18 +17,21 @@ from tests.command import tierstore
 from tests.files import contents
 from tierstore.config import load_config
 from tierstore.errors import ConfigError
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.testing.servers.process import free_port
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.crew import Cluster, Effort, Recipe, open_crew, worker_of
+from tierstore.transfer.engine.crew import Cluster, Effort, open_crew, worker_of
+from tierstore.transfer.engine.entries import SOURCE, Entry, Outcome
 from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.records import Version
-from tierstore.transfer.engine.rules import ALONE, Rules
+from tierstore.transfer.engine.records import TARGET, Version
+from tierstore.transfer.engine.rules import ALONE, Destination, Orders
 from tierstore.transfer.engine.run import Engine
+from tierstore.transfer.engine.stores import Recipe
 
 PART = 8 * 1024**2  # of a folder
 LARGE = {f"large{number}": os.urandom(3 * PART + number) for number in range(3)}
@@ -45,7 +48,7 @@ def recipe(tmp_path: Path) -> Recipe:
     for key, data in {**LARGE, "empty": b"", "small": b"small"}.items():
         (tmp_path / "src" / key).write_bytes(data)
     tiers = [load_config(f"file://{tmp_path}/{name}").tiers[0] for name in ("src", "dst")]
-    return Recipe(tiers[0], tiers[1])
+    return Recipe({SOURCE: tiers[0], TARGET: tiers[1]})
 
 
 class Several:
@@ -53,7 +56,7 @@ class Several:
 
     def __init__(self, recipe: Recipe, lives: dict[str, int]) -> None:
         self._lives = lives
-        self._ends = {worker: recipe.open() for worker in lives}
+        self._stores = {worker: recipe.open() for worker in lives}
         self._tasks: dict[str, queue.SimpleQueue[m.Task | None]]
         self._tasks = {worker: queue.SimpleQueue() for worker in lives}
         self._threads = [
@@ -76,11 +79,10 @@ class Several:
         for worker, thread in zip(self._lives, self._threads, strict=True):
             self._tasks[worker].put(None)
             thread.join()
-            self._ends[worker].source.close()
-            self._ends[worker].target.close()
+            self._stores[worker].close()
 
     def _work(self, worker: str) -> None:
-        acting, left = worker_of(self._ends[worker], Affinity()), self._lives[worker]
+        acting, left = worker_of(self._stores[worker], Affinity()), self._lives[worker]
         while (task := self._tasks[worker].get()) is not None:
             answer = acting.carry_out(task)
             self.done.append((worker, task))
@@ -101,12 +103,11 @@ class Several:
 
 def migrate(recipe: Recipe, tmp_path: Path, crew: Several) -> tuple[Engine, list[m.Report]]:
     reports: list[m.Report] = []
-    ends = recipe.open()
+    stores = recipe.open()
     with closing(Journal(tmp_path / "journal", "a", "b")) as journal:
-        with closing(ends.source), closing(ends.target):
-            migration = Engine(
-                ends, journal, Listing(objects(ends, Selection())), report=reports.append
-            )
+        with closing(stores):
+            found = Listing(objects(Ends(stores[SOURCE], stores[TARGET]), Selection()))
+            migration = Engine(stores, journal, found, report=reports.append)
             migration.run(crew)
     return migration, reports
 
@@ -123,7 +124,7 @@ def test_workers_are_lost(recipe: Recipe, tmp_path: Path, lives: dict[str, int])
     migration, reports = migrate(recipe, tmp_path, crew)
     assert migration.complete
     assert contents(tmp_path / "dst") == contents(tmp_path / "src")
-    assert {(r.outcome, r.reason) for r in reports} == {(m.Outcome.COPIED, "")}
+    assert {(r.outcome, r.reason) for r in reports} == {(Outcome.COPIED, "")}
     assert migration.totals.sent == migration.totals.moved == migration.totals.found_bytes
     # Each lost worker had two commands at most.
     again = len(crew.sends()) - sum(-(-len(data) // PART) for data in LARGE.values())
@@ -142,9 +143,9 @@ def test_all_workers_are_lost_and_others_go_on(recipe: Recipe, tmp_path: Path) -
 
 
 def test_an_object_that_loses_its_workers_is_reported() -> None:
-    machine = Machine(Rules(lambda _size: PART))
+    machine = Machine(Orders({TARGET: Destination(lambda _size: PART)}))
     machine.begin()
-    entries = (m.Entry("bad", Version(3 * PART, 1.0)),)
+    entries = (Entry("bad", Version(3 * PART, 1.0)),)
     assert machine.handle(m.Fed(entries, last=True)) == []
     for number in range(4):
         *_, task = machine.handle(m.Joined(f"w{number}", 1))
@@ -153,16 +154,16 @@ def test_an_object_that_loses_its_workers_is_reported() -> None:
         assert machine.handle(m.Left(f"w{number}")) == []
     machine.handle(m.Joined("last", 1))
     (report,) = machine.handle(m.Left("last"))
-    assert report == m.Report("bad", m.Outcome.FAILED, 3 * PART, ALONE)
+    assert report == m.Report("bad", Outcome.FAILED, 3 * PART, ALONE)
     assert machine.over
 
 
 def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
     """What is there may be somebody else's, however good the upload was: all of it is read."""
-    machine = Machine(Rules(lambda _size: PART))
+    machine = Machine(Orders({TARGET: Destination(lambda _size: PART)}))
     machine.begin()
     version = Version(2 * PART, 1.0)
-    machine.handle(m.Fed((m.Entry("x", version),), last=True))
+    machine.handle(m.Fed((Entry("x", version),), last=True))
     machine.handle(m.Joined("a", 2))
     *_, first, second = machine.handle(m.Opened(1, "token"))
     machine.handle(m.Sent(1, 0, 10, checked=True))
@@ -180,18 +181,18 @@ def test_a_worker_is_lost_that_had_read_everything_back_and_committed() -> None:
     assert isinstance(second, m.Check)
     machine.handle(m.Checked(1, 0, 10))
     *_, report = machine.handle(m.Checked(1, 1, 11))
-    assert report == m.Report("x", m.Outcome.COPIED, 2 * PART, "")
+    assert report == m.Report("x", Outcome.COPIED, 2 * PART, "")
     assert machine.over
 
 
 def test_workers_of_one_object_and_of_others() -> None:
     """One object's parts keep one worker busy, and leave room for others elsewhere."""
-    machine = Machine(Rules(lambda _size: PART))
+    machine = Machine(Orders({TARGET: Destination(lambda _size: PART)}))
     machine.begin()
     machine.handle(m.Joined("a", 2))
     machine.handle(m.Joined("b", 2))
     version = Version(9 * PART, 1.0)
-    told = machine.handle(m.Fed(tuple(m.Entry(key, version) for key in "xyz"), last=True))
+    told = machine.handle(m.Fed(tuple(Entry(key, version) for key in "xyz"), last=True))
     tasks = [task for task in told if isinstance(task, m.Open)]
     assert [machine.worker(task.job) for task in tasks] == ["a", "b", "a"]
     tasks = [t for number in (1, 2, 3) for t in machine.handle(m.Opened(number, f"t{number}"))]
@@ -200,10 +201,10 @@ def test_workers_of_one_object_and_of_others() -> None:
 
 
 def test_an_unknown_crew(recipe: Recipe) -> None:
-    ends = recipe.open()
-    with closing(ends.source), closing(ends.target):
+    stores = recipe.open()
+    with closing(stores):
         with pytest.raises(ConfigError, match="nothing is known to run on 'rey'"):
-            open_crew("rey", recipe, ends, Cluster())
+            open_crew("rey", recipe, stores, Cluster())
 
 
 def test_options_that_need_a_cluster(tmp_path: Path) -> None:
@@ -246,20 +247,20 @@ def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) ->
     def trouble(source: str, target: str) -> str:
         names = (source, target)
         tiers = [load_config(f"file://{tmp_path}/{name}").tiers[0] for name in names]
-        there = Recipe(*tiers).open()
-        with closing(there.source), closing(there.target):
+        there = Recipe(dict(zip((SOURCE, TARGET), tiers, strict=True))).open()
+        with closing(there):
             return sight.trouble(there)
 
-    ends = recipe.open()
-    with closing(ends.source), closing(ends.target), closing(Probe(ends.target)) as probe:
-        sight = sight_of(ends, probe)
+    stores = recipe.open()
+    with closing(stores), closing(Probe(stores[TARGET])) as probe:
+        sight = sight_of(stores, {TARGET: probe}, "")
         assert trouble("src", "dst") == ""
         assert f"{tmp_path}/other has no 'empty' there: mount it there" in trouble("other", "dst")
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "empty").write_bytes(b"something else")
         assert f"{tmp_path}/other is another folder there" in trouble("other", "dst")
         # A folder of that name on the node itself has no such file.
-        elsewhere = replace(sight, probe=sight.probe.replace("/dst/", "/dst2/"))
+        elsewhere = replace(sight, probes={TARGET: probe.path.replace("/dst/", "/dst2/")})
         sight = elsewhere
         assert f"{tmp_path}/dst is another folder there" in trouble("src", "dst")
 
@@ -269,8 +270,8 @@ def test_a_folder_that_the_probe_makes_is_for_whom_the_tier_says(tmp_path: Path)
     from tierstore_ray.sight import Probe
 
     target = load_config(f"file://{tmp_path}/dst?mode=0600").tiers[0]
-    ends = Recipe(target, target).open()
-    with closing(ends.source), closing(ends.target), closing(Probe(ends.target, "0600")):
+    stores = Recipe({TARGET: target}).open()
+    with closing(stores), closing(Probe(stores[TARGET], "0600")):
         assert (tmp_path / "dst").stat().st_mode & 0o777 == 0o700
 
 
@@ -279,8 +280,8 @@ def test_memory_is_in_one_process_only(tmp_path: Path) -> None:
     from tierstore_ray import open_crew as open_ray
 
     tiers = [load_config(url).tiers[0] for url in ("memory://crew", f"file://{tmp_path}/dst")]
-    recipe = Recipe(*tiers)
-    ends = recipe.open()
-    with closing(ends.source), closing(ends.target):
+    recipe = Recipe(dict(zip((SOURCE, TARGET), tiers, strict=True)))
+    stores = recipe.open()
+    with closing(stores):
         with pytest.raises(ConfigError, match="memory://crew is in this process only"):
-            open_ray(recipe, ends, Cluster())
+            open_ray(recipe, stores, Cluster())

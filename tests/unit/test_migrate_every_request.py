@@ -14,10 +14,10 @@ from tierstore.backend import Capabilities
 from tierstore.backends.memory import open_memory
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.errors import AccessError, DamagedInTransitError, StorageError, UnreachableError
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.run import Engine
@@ -66,7 +66,7 @@ def migrate(path: Path, source: Store, target: Store) -> tuple[Engine, dict[str,
 
     try:
         ends = Ends(source, target)
-        migration = Engine(ends, journal, Listing(objects(ends, Selection())), report=report)
+        migration = Engine(ends.stores, journal, Listing(objects(ends, Selection())), report=report)
         migration.run()
     finally:
         journal.close()

@@ -14,11 +14,11 @@ from tierstore.backend import ObjectInfo
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.backends.memory import open_memory
 from tierstore.errors import UnsupportedError
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import objects
 from tierstore.migration.mirror import Mirror
 from tierstore.patterns import Selection
 from tierstore.scan import Ways, in_order, scan
-from tierstore.transfer.engine.ends import Ends
 from tierstore.wrappers.faults import Faulty
 from tierstore.wrappers.retry import Retrying
 from tierstore_s3.backend import S3Backend

@@ -15,12 +15,13 @@ from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.errors import AccessError, NotFoundError, StorageError
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.crew import Buffers
-from tierstore.transfer.engine.ends import Ends
-from tierstore.transfer.engine.records import Version
+from tierstore.transfer.engine.crew import Memory
+from tierstore.transfer.engine.entries import Entry
+from tierstore.transfer.engine.records import TARGET, Version
+from tierstore.transfer.engine.stores import Stores
 from tierstore.transfer.engine.worker import Worker
 
-ENTRY = m.Entry("k", Version(10, 1.0))
+ENTRY = Entry("k", Version(10, 1.0))
 
 
 class Resuming(MemoryBackend):
@@ -35,9 +36,8 @@ class Resuming(MemoryBackend):
 
 
 def worker(target: Any) -> Worker:
-    return Worker(
-        Ends(open_memory("memory://worker/from"), target), Buffers(4096, 1, 1), Affinity()
-    )
+    stores = Stores.pair(open_memory("memory://worker/from"), target)
+    return Worker(stores, Memory(4096, 1, 1), Affinity())
 
 
 def test_an_upload_that_the_store_began_anew_is_gone_and_leaves_nothing() -> None:
@@ -71,7 +71,7 @@ def test_an_upload_that_is_new_is_opened() -> None:
     answer = working.carry_out(m.Open(7, ENTRY, ""))
     assert isinstance(answer, m.Opened)
     assert (answer.job, len(list(target._space.uploads))) == (7, 1)
-    assert working.carry_out(m.Discard(7, "k", 10, answer.token)) == m.Discarded(7)
+    assert working.carry_out(m.Discard(7, TARGET, "k", 10, answer.token)) == m.Discarded(7)
     assert not list(target._space.uploads)
 
 
@@ -99,12 +99,12 @@ def test_what_changed_since_it_was_copied_is_not_removed(
         closing(LocalBackend(str(tmp_path / "src"))) as source,
         closing(LocalBackend(str(tmp_path / "dst"))) as target,
     ):
-        entry = m.Entry("k", Version.of(source.stat("k")))
+        entry = Entry("k", Version.of(source.stat("k")))
         target.create("k", copied)
         path.unlink()
         path.write_bytes(now)
         os.utime(path, (1, 1))
-        working = Worker(Ends(source, target), Buffers(1 << 24, 1, 1), Affinity())
+        working = Worker(Stores.pair(source, target), Memory(1 << 24, 1, 1), Affinity())
         answer = working.carry_out(m.Remove(7, entry))
     assert answer == m.Removed(7, changed=now != copied)
     assert path.exists() == (now != copied)

@@ -11,8 +11,8 @@ from tierstore.errors import ConfigError
 from tierstore.waiting import on
 
 if TYPE_CHECKING:
-    from tierstore.transfer.engine.crew import Crew, Recipe
-    from tierstore.transfer.engine.ends import Ends
+    from tierstore.transfer.engine.crew import Crew
+    from tierstore.transfer.engine.stores import Recipe, Stores
 
 _CREDENTIALS = ("AWS_", "HADOOP_")
 
@@ -47,7 +47,7 @@ class Elsewhere:
         ),
     ] = False
 
-    def crew(self, recipe: Recipe, ends: Ends, *, dry: bool = False) -> Crew | None:
+    def crew(self, recipe: Recipe, stores: Stores, *, dry: bool = False) -> Crew | None:
         """Return who does the work; None for threads of this process, as in a dry run.
 
         Raises:
@@ -64,4 +64,4 @@ class Elsewhere:
             return None
         sent = {k: v for k, v in os.environ.items() if self.sends and k.startswith(_CREDENTIALS)}
         with on(f"{self.on} {self.address or 'here'}", "a cluster to work on"):
-            return open_crew(self.on, recipe, ends, Cluster(self.address or "", sent))
+            return open_crew(self.on, recipe, stores, Cluster(self.address or "", sent))

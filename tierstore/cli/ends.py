@@ -17,8 +17,8 @@ from tierstore.operations.tiers import hasty
 
 if TYPE_CHECKING:
     from tierstore.config import TierConfig
-    from tierstore.transfer.engine.crew import Recipe
-    from tierstore.transfer.engine.ends import Ends
+    from tierstore.migration.ends import Ends
+    from tierstore.transfer.engine.stores import Recipe
 
 _NUMBER = re.compile(r"[0-9._]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -176,8 +176,11 @@ def open_ends(
         ConfigError: one is wrong, or they are one place, or one lies within the other.
     """
     from tierstore.migration.apart import check_apart
+    from tierstore.migration.ends import Ends
     from tierstore.registry import join_url
-    from tierstore.transfer.engine.crew import Recipe
+    from tierstore.transfer.engine.entries import SOURCE
+    from tierstore.transfer.engine.records import TARGET
+    from tierstore.transfer.engine.stores import Recipe
 
     named = _Named(limits.config)
     origin, goal = (Place.parse(text, named) for text in (source, target))
@@ -189,11 +192,12 @@ def open_ends(
             goal = replace(goal, base=join_url(goal.base, origin.name))
         _refuse_same(origin, goal)
         bases, keys = (origin.parent, goal.parent), (origin.name, goal.name)
-    recipe = Recipe(limits.of(origin.tier(bases[0])), limits.of(goal.tier(bases[1])), keys)
+    tiers = {SOURCE: limits.of(origin.tier(bases[0])), TARGET: limits.of(goal.tier(bases[1]))}
+    recipe = Recipe(tiers, sample=keys[0] if keys else "")
     meant = f" runs {', '.join(runs)}" if runs else ""
-    ends = recipe.open()
-    with closing(ends.source), closing(ends.target):
-        changes_class = bool(recipe.target.options.get("storage_class"))
+    with closing(recipe.open()) as stores:
+        ends = Ends(stores[SOURCE], stores[TARGET], keys)
+        changes_class = bool(tiers[TARGET].options.get("storage_class"))
         check_apart(ends, writes=not limits.hasty, hint=_CLASS if changes_class else "")
         yield Between(ends, recipe, f"{origin.identity}{meant}", goal.identity)
 

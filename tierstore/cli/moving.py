@@ -34,9 +34,10 @@ from tierstore.errors import ConfigError, InvalidKeyError, TierstoreError
 
 if TYPE_CHECKING:
     from tierstore.cli.ends import Between
+    from tierstore.migration.ends import Ends
     from tierstore.transfer.engine.crew import Effort
-    from tierstore.transfer.engine.ends import Ends
-    from tierstore.transfer.engine.messages import Item, Report
+    from tierstore.transfer.engine.entries import Item
+    from tierstore.transfer.engine.messages import Report
     from tierstore.transfer.engine.rules import Conflict
     from tierstore.transfer.engine.run import Engine
 
@@ -210,14 +211,14 @@ def move(
             only links are removed not for a file, which is tried again with the rest.
     """
     from tierstore.migration.forecast import Forecast
-    from tierstore.transfer.engine.crew import retries_of
+    from tierstore.transfer.engine.entries import Outcome
     from tierstore.transfer.engine.feed import Listing
     from tierstore.transfer.engine.journal import Journal
-    from tierstore.transfer.engine.messages import Outcome
     from tierstore.transfer.engine.run import Engine
 
     view: View = (JsonView if options.as_json else TextView)(dry=options.dry_run)
-    ends, crew = between.ends, elsewhere.crew(between.recipe, between.ends, dry=options.dry_run)
+    ends, stores = between.ends, between.ends.stores
+    crew = elsewhere.crew(between.recipe, stores, dry=options.dry_run)
     forecast = Forecast(ends.source) if options.dry_run else None
     path, dry = options.journal or _default_journal(between), options.dry_run
     told = _Told(view, ends)
@@ -228,7 +229,7 @@ def move(
         opened.enter_context(closing(notes))
         begun, used = time.monotonic(), time.process_time()
         migration = Engine(
-            ends,
+            stores,
             notes,
             Listing(found),
             conflict=conflict,
@@ -245,7 +246,7 @@ def move(
         view.plan_summary(totals, seconds)
     else:
         seconds, cpu = time.monotonic() - begun, time.process_time() - used
-        cost = {"seconds": seconds, "cpu_seconds": cpu, "retries": retries_of(ends)}
+        cost = {"seconds": seconds, "cpu_seconds": cpu, "retries": stores.retries}
         cost = cost if crew is None else _with_workers(cost, crew.effort)
         view.summary(totals, cost, complete=migration.complete, journal=str(path))
     _judge(migration, view, between, stopped, goes_on=only_links and not told.needed)

@@ -25,10 +25,10 @@ from tierstore.errors import (
     UnsupportedError,
 )
 from tierstore.logs import logger
+from tierstore.migration.ends import Ends
 from tierstore.migration.mounts import share_folders
 from tierstore.registry import parse_url
 from tierstore.scan import place_check
-from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.removal import is_one_file, path_of
 
 _log = logger(__name__)

@@ -21,11 +21,11 @@ from tierstore.errors import (
     TierstoreError,
 )
 from tierstore.keys import Attempt
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import DELETED, Beside
 from tierstore.patterns import matcher
 from tierstore.scan import in_order
-from tierstore.transfer.engine.ends import Ends
-from tierstore.transfer.engine.messages import Dead, Entry, Item
+from tierstore.transfer.engine.entries import Dead, Entry, Item
 from tierstore.transfer.engine.records import Version
 
 _RANGE = re.compile(r"(\d*)(?:(:)(\d*))?")

@@ -18,11 +18,11 @@ from tierstore.checkpoint.commit import looks_deleted
 from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
 from tierstore.keys import Part, parse_part
+from tierstore.migration.ends import Ends
 from tierstore.patterns import Selection
 from tierstore.registry import parse_url
 from tierstore.scan import Found, Kind, LeftOut, Ways, key_check, scan
-from tierstore.transfer.engine.ends import Ends
-from tierstore.transfer.engine.messages import Dead, Entry, Item
+from tierstore.transfer.engine.entries import Dead, Entry, Item
 from tierstore.transfer.engine.records import Version
 
 DELETED = "the destination has deleted this checkpoint"
@@ -45,10 +45,10 @@ def _one(ends: Ends) -> Iterator[Entry]:
     if ends.only:
         key, other = ends.only
         try:
-            target = Version.of(ends.target.stat(other))
+            there = Version.of(ends.target.stat(other))
         except NotFoundError:
-            target = None
-        yield Entry(key, Version.of(ends.source.stat(key)), target)
+            there = None
+        yield Entry(key, Version.of(ends.source.stat(key)), there, new_key=other)
 
 
 def _joined(ends: Ends, selection: Selection, *, follow: bool) -> Iterator[Item]:
@@ -170,7 +170,7 @@ class _Behind:
         if is_dead(self._ends.source, entry.key, entry.version.size):
             self._dead[part.group] = entry.key
             return
-        there = entry.target
+        there = entry.there
         deleted = there is not None and is_dead(self._ends.target, entry.key, there.size)
         trouble = DELETED if deleted else ""
         seals = (part.group, part.launches)

@@ -12,10 +12,10 @@ from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.delete import GRACE, Deletion
 from tierstore.errors import BlockedError, NotFoundError, StorageError
 from tierstore.keys import Part, parse_part
+from tierstore.migration.ends import Ends
 from tierstore.migration.listing import Beside, at_source, at_target, is_dead, refused
 from tierstore.patterns import Selection
 from tierstore.scan import Kind, LeftOut, Ways, key_check, scan
-from tierstore.transfer.engine.ends import Ends
 
 _BATCH = 1000  # what S3 deletes by one request
 

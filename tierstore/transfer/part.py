@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from tierstore.backend import Backend, Capabilities, Upload
 from tierstore.blocks import BLOCK_SIZE, block_crcs, combine_blocks, crc32c, crc32c_of, cut
-from tierstore.errors import IntegrityError
 from tierstore.transfer.source import BlockSource, Buffers, RevokedError
 
 Crcs = Sequence[int] | npt.NDArray[np.uint32]
@@ -42,7 +41,7 @@ class Wrong(NamedTuple):
         return f"CRC32C {self.found:08x} instead of {self.expected:08x}"
 
 
-Blame = Callable[[Wrong], IntegrityError]
+Blame = Callable[[Wrong], Exception]
 """Says what it means that a source has a wrong block."""
 
 
@@ -97,7 +96,7 @@ def move(
             be read then, or is wrong, is not `proven`: it has to be read after the commit.
 
     Raises:
-        IntegrityError: the source is not what `known` says. Nothing was sent.
+        Exception: as `blame` says, if the source is not what `known` says. Nothing was sent.
         StorageError: the source or the store failed.
     """
     while True:

@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
-from tierstore.backend import Backend
-
 
 class Staged(Protocol):
     """Memory that holds a staged shard and can be given back."""
@@ -71,10 +69,18 @@ class MemorySource:
         yield from _lend(self._buffer[offset : offset + length])
 
 
+class Readable(Protocol):
+    """What objects are read from, such as a `Backend`."""
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """See `Backend.read_into`."""
+        ...
+
+
 class StoredSource:
     """Bytes of an object of a store, read when they are asked for."""
 
-    def __init__(self, backend: Backend, key: str, buffers: Buffers) -> None:
+    def __init__(self, backend: Readable, key: str, buffers: Buffers) -> None:
         self._backend, self._key, self._buffers = backend, key, buffers
 
     @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from tierstore.transfer.engine.messages import Entry
+from tierstore.transfer.engine.entries import Entry
 
 
 class Backlog:

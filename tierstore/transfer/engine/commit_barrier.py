@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from tierstore.transfer.engine.messages import Entry
+from tierstore.transfer.engine.entries import Entry
 
 
 class CommitBarrier:

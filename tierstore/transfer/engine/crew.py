@@ -15,45 +15,19 @@ from importlib import metadata
 from typing import Protocol
 
 from tierstore import registry
-from tierstore.config import TierConfig
 from tierstore.errors import ConfigError
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.flushing import Flusher
 from tierstore.transfer.engine.rules import SMALL
+from tierstore.transfer.engine.stores import Recipe, Stores
 from tierstore.transfer.engine.worker import Worker
 from tierstore.transfer.source import AlignedBuffers
-from tierstore.wrappers import open_tier
-from tierstore.wrappers.metrics import Metered
 
 GROUP = "tierstore.crews"
 _MEMORY = 512 * 1024**2
 _SMALL = 8 * 1024**2
 _AHEAD = 32  # small commands: more than end before the next ones are given
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to open both ends, in this process or in another one; it can be pickled.
-
-    Attributes:
-        source: where objects come from.
-        target: where they go.
-        only: as in `Ends`.
-    """
-
-    source: TierConfig
-    target: TierConfig
-    only: tuple[str, str] | None = None
-
-    def open(self) -> Ends:
-        """Open both ends; whoever calls closes them.
-
-        Raises:
-            ConfigError: one is wrong.
-        """
-        return Ends(open_tier(self.source), open_tier(self.target), self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,22 +86,22 @@ class Crew(Protocol):
         ...
 
 
-Factory = Callable[[Recipe, Ends, Cluster], Crew]
+Factory = Callable[[Recipe, Stores, Cluster], Crew]
 
 
-def open_crew(name: str, recipe: Recipe, ends: Ends, cluster: Cluster) -> Crew:
+def open_crew(name: str, recipe: Recipe, stores: Stores, cluster: Cluster) -> Crew:
     """Open the crew of a name.
 
     Args:
         name: such as "ray".
-        recipe: how workers open the ends.
-        ends: the same, open here.
+        recipe: how workers open the stores.
+        stores: the same, open here.
         cluster: where.
 
     Raises:
         ConfigError: there is no such crew, its package is missing, or there is no cluster.
     """
-    return find_crew(name)(recipe, ends, cluster)
+    return find_crew(name)(recipe, stores, cluster)
 
 
 def find_crew(name: str) -> Factory:
@@ -151,8 +125,8 @@ def find_crew(name: str) -> Factory:
     return factory
 
 
-class Buffers:
-    """Memory for every thread, and for as many large parts at once as fit.
+class Memory:
+    """Memory for every thread, and for as many large parts at once as fit; see `Buffers`.
 
     Args:
         part: bytes of a usual part.
@@ -173,71 +147,54 @@ class Buffers:
         return (self._small if length <= _SMALL else self._large).take(length)
 
 
-def retries_of(ends: Ends) -> int:
-    """Return how many requests were repeated at both ends so far, as far as they count them."""
-    metered = (end for end in (ends.source, ends.target) if isinstance(end, Metered))
-    return sum(sum(end.snapshot().retries.values()) for end in metered)
-
-
-def heavy_of(ends: Ends) -> int:
+def heavy_of(stores: Stores) -> int:
     """Return for how many small commands a large one counts, so that large ones are fewer."""
-    return room_of(ends) // _wide(ends)
+    return room_of(stores) // stores.wide
 
 
-def width_of(ends: Ends) -> int:
-    """Return how many commands at once suit one worker with these ends."""
-    source, target = ends.source.capabilities, ends.target.capabilities
-    return max(_wide(ends), source.small_concurrency, target.small_concurrency)
-
-
-def room_of(ends: Ends) -> int:
+def room_of(stores: Stores) -> int:
     """Return how many commands one worker is given, some ahead, so that it never waits for one."""
-    return width_of(ends) + _AHEAD
+    return stores.width + _AHEAD
 
 
-def worker_of(ends: Ends, affinity: Affinity, *, durable: bool = True) -> Worker:
-    """Return what carries out commands in as many threads as suit the ends.
+def worker_of(stores: Stores, affinity: Affinity, *, durable: bool = True) -> Worker:
+    """Return what carries out commands in as many threads as suit the stores.
 
     Args:
-        ends: what they work on.
+        stores: what they work on.
         affinity: see `Worker`.
         durable: see `Worker`.
     """
-    part = ends.target.capabilities.part_size
-    return Worker(ends, Buffers(part, _wide(ends), width_of(ends)), affinity, durable=durable)
-
-
-def _wide(ends: Ends) -> int:
-    return max(ends.source.capabilities.concurrency, ends.target.capabilities.concurrency)
+    memory = Memory(stores.part_size, stores.wide, stores.width)
+    return Worker(stores, memory, affinity, durable=durable)
 
 
 class Threads:
     """Threads of this process; one worker, which never leaves.
 
     Args:
-        ends: what they work on.
+        stores: what they work on.
         affinity: see `Worker`.
     """
 
     effort = Effort()
 
-    def __init__(self, ends: Ends, affinity: Affinity) -> None:
-        self._flushes = ends.target.capabilities.flushes
-        self._flush = ends.target.flush
-        self._flusher: Flusher | None = None
-        self._worker = worker_of(ends, affinity, durable=not self._flushes)
+    def __init__(self, stores: Stores, affinity: Affinity) -> None:
+        self._stores = stores
+        self._flushers: dict[str, Flusher] = {}  # by store
+        self._worker = worker_of(stores, affinity, durable=False)
         self._tasks: queue.SimpleQueue[m.Task | None] = queue.SimpleQueue()
-        self._width, self._room = width_of(ends), room_of(ends)
+        self._width, self._room = stores.width, room_of(stores)
         self._threads: list[threading.Thread] = []
 
     def start(self, tell: Callable[[m.Event], None]) -> None:
         """See `Crew.start`."""
-        self._tell: Callable[[m.Answer], None] = tell
+        self._tell = tell
+        for name in self._stores.targets:
+            if self._stores[name].capabilities.flushes:
+                self._flushers[name] = Flusher(self._stores[name].flush, tell)
         works = [self._work] * self._width
-        if self._flushes:
-            self._flusher = Flusher(self._flush, tell)
-            self._tell = self._flusher.put
-            works.append(self._flusher.run)
+        works += [flusher.run for flusher in self._flushers.values()]
         # Daemons: whoever stops does not wait for a store that does not answer.
         self._threads = [
             threading.Thread(target=work, name=f"tierstore-engine-{number}", daemon=True)
@@ -259,11 +216,16 @@ class Threads:
                 self._tasks.get_nowait()
         for _ in self._threads:
             self._tasks.put(None)
-        if self._flusher:
-            self._flusher.close()
+        for flusher in self._flushers.values():
+            flusher.close()
         for thread in self._threads if patience else ():
             thread.join(patience)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
-            self._tell(self._worker.carry_out(task))
+            answer = self._worker.carry_out(task)
+            flusher = self._flushers.get(task.entry.target) if isinstance(task, m.Copy) else None
+            if flusher and isinstance(answer, m.Copied):
+                flusher.put(answer)
+            else:
+                self._tell(answer)

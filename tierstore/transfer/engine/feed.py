@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Protocol
 
 from tierstore.scan import LeftOut
-from tierstore.transfer.engine.messages import Dead, Entry, Fed, Item
+from tierstore.transfer.engine.entries import Dead, Entry, Item
+from tierstore.transfer.engine.messages import Fed
 
 _PAGE = 256
 
@@ -20,9 +21,12 @@ class Feed(Protocol):
 
     Attributes:
         ahead: how many may wait in the engine, at most twice as many, before it asks for more.
+        goes_on: a failure ends nothing but its object, as whoever feeds knows what to do about it;
+            else a store that is full or does not answer ends it all.
     """
 
     ahead: int
+    goes_on: bool
 
     def next(self) -> Fed:
         """Wait for items and return some; `last` if no others will come. From one thread.
@@ -45,6 +49,7 @@ class Listing:
     """
 
     ahead = 4096
+    goes_on = False
 
     def __init__(self, found: Iterable[Item]) -> None:
         self._found = iter(found)
@@ -65,6 +70,7 @@ class Inbox:
     """
 
     ahead = sys.maxsize
+    goes_on = True
 
     def __init__(self) -> None:
         self._items: deque[Item] = deque()

@@ -31,11 +31,8 @@ class Flusher:
         self._changed = threading.Condition()
         self._closed = threading.Event()
 
-    def put(self, answer: m.Answer) -> None:
-        """Pass an answer on, now or when it is true."""
-        if not isinstance(answer, m.Copied):
-            self._put(answer)
-            return
+    def put(self, answer: m.Copied) -> None:
+        """Pass an answer on when it is true."""
         self._put(m.Flushing(answer.job))
         with self._changed:
             self._held.append(answer)

@@ -40,6 +40,7 @@ from tierstore.errors import ConfigError, FormatError, NewerFormatError, Storage
 from tierstore.regular import open_regular
 from tierstore.transfer.engine.machine import Past
 from tierstore.transfer.engine.records import (
+    TARGET,
     Begun,
     Finished,
     Held,
@@ -80,7 +81,7 @@ class Replay:
             self._begun.pop(record.upload, None)
             self._crcs.pop(record.upload, None)
             if isinstance(record, Finished):
-                self._finished += _digest(record.key, record.version, record.target)
+                self._finished += _digest(record.store, record.key, record.version, record.target)
 
     def add_digests(self, digests: bytes) -> None:
         """Take what a journal that was written anew says of finished objects."""
@@ -99,7 +100,10 @@ class Replay:
 
     def past(self) -> Past:
         """Return what the next life begins with."""
-        held = {begun.key: Held(begun, self._crcs[upload]) for upload, begun in self._begun.items()}
+        held = {
+            (begun.store, begun.key): Held(begun, self._crcs[upload])
+            for upload, begun in self._begun.items()
+        }
         return Past(held, _Index(self._finished).has, self._highest)
 
 
@@ -110,15 +114,16 @@ class _Index:
         self._sorted: npt.NDArray[np.bytes_] = np.array(np.frombuffer(digests, f"S{_DIGEST}"))
         self._sorted.sort()
 
-    def has(self, key: str, version: Version, target: Version) -> bool:
+    def has(self, store: str, key: str, version: Version, target: Version) -> bool:
         """See `Past.finished`."""
-        wanted = _digest(key, version, target).rstrip(b"\0")  # as NumPy sees it
+        wanted = _digest(store, key, version, target).rstrip(b"\0")  # as NumPy sees it
         at = int(np.searchsorted(self._sorted, np.bytes_(wanted)))
         return at < len(self._sorted) and bytes(self._sorted[at]) == wanted
 
 
-def _digest(key: str, version: Version, target: Version) -> bytes:
-    text = json.dumps([key, version.size, version.stamp, target.size, target.stamp])
+def _digest(store: str, key: str, version: Version, target: Version) -> bytes:
+    versions = version.size, version.stamp, target.size, target.stamp
+    text = json.dumps([key, *versions, *_named(store)])
     return hashlib.blake2b(text.encode(), digest_size=_DIGEST).digest()
 
 
@@ -299,14 +304,30 @@ def _to_json(record: Record) -> list[object]:
     match record:
         case Begun():
             version = _fields(record.version)
-            return ["begun", record.upload, record.key, version, record.part, record.token]
+            store = _named(record.store)
+            return ["begun", record.upload, record.key, version, record.part, record.token, *store]
         case Receipt():
             return ["part", record.upload, record.index, record.crc]
         case Void():
             return ["void", record.upload]
         case Finished():
             versions = _fields(record.version), _fields(record.target)
-            return ["finished", record.upload, record.key, *versions]
+            return ["finished", record.upload, record.key, *versions, *_named(record.store)]
+
+
+def _named(store: str) -> tuple[str, ...]:
+    """Return how a store is told; most journals have but one."""
+    return () if store == TARGET else (store,)
+
+
+def _store(told: list[object]) -> str:
+    match told:
+        case []:
+            return TARGET
+        case [str(store)]:
+            return store
+        case _:
+            raise NewerFormatError(f"a journal has the store {str(told)[:60]!r}")
 
 
 def _fields(version: Version) -> tuple[int, float, str]:
@@ -315,14 +336,14 @@ def _fields(version: Version) -> tuple[int, float, str]:
 
 def _from_json(line: object) -> Record:
     match line:
-        case ["begun", int(upload), str(key), version, int(part), str(token)]:
-            return Begun(upload, key, _version(version), part, token)
+        case ["begun", int(upload), str(key), version, int(part), str(token), *store]:
+            return Begun(upload, key, _version(version), part, token, _store(store))
         case ["part", int(upload), int(index), int(crc)]:
             return Receipt(upload, index, crc)
         case ["void", int(upload)]:
             return Void(upload)
-        case ["finished", int(upload), str(key), version, target]:
-            return Finished(upload, key, _version(version), _version(target))
+        case ["finished", int(upload), str(key), version, target, *store]:
+            return Finished(upload, key, _version(version), _version(target), _store(store))
         case _:
             raise NewerFormatError(f"a journal has the record {str(line)[:60]!r}")
 

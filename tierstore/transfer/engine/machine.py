@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from tierstore.transfer.engine.assignment import Assignment
 from tierstore.transfer.engine.backlog import Backlog
 from tierstore.transfer.engine.commit_barrier import CommitBarrier
+from tierstore.transfer.engine.entries import Dead, Entry, Missed, Outcome
 from tierstore.transfer.engine.messages import (
     Answer,
     Broken,
     Command,
-    Dead,
-    Entry,
     Event,
     Failed,
     Fed,
@@ -30,7 +29,6 @@ from tierstore.transfer.engine.messages import (
     More,
     Note,
     Opened,
-    Outcome,
     Report,
     Stop,
     Sweep,
@@ -43,7 +41,7 @@ from tierstore.transfer.engine.records import (
     Held,
     Version,
 )
-from tierstore.transfer.engine.rules import SMALL, Rules, State
+from tierstore.transfer.engine.rules import SMALL, Beginning, Earlier, Orders
 
 _GIVE_UP = 100
 _ARRIVED = (Outcome.COPIED, Outcome.SAME)
@@ -54,14 +52,14 @@ class Past:
     """What an earlier life has left in the journal.
 
     Attributes:
-        held: by key, the uploads that were begun and not finished.
-        finished: tells whether the destination's object, the second version, was verified to be
-            the source's, the first.
+        held: by store and key, the uploads that were begun and not finished.
+        finished: tells whether that store's object of that key, the second version, was verified
+            to be the source's, the first.
         uploads: the highest number that an upload has.
     """
 
-    held: Mapping[str, Held] = field(default_factory=dict)
-    finished: Callable[[str, Version, Version], bool] = lambda _key, _version, _target: False
+    held: Mapping[tuple[str, str], Held] = field(default_factory=dict)
+    finished: Callable[[str, str, Version, Version], bool] = lambda *_of: False
     uploads: int = 0
 
 
@@ -104,12 +102,14 @@ class Machine:
         trouble: why it ended before its end; empty if it did not.
     """
 
-    def __init__(self, rules: Rules, past: Past | None = None) -> None:
+    def __init__(self, rules: Orders, past: Past | None = None) -> None:
         self.totals = Totals()
         self.trouble = ""
         self._rules = rules
         past = past or Past()
-        self._held, self._finished = dict(past.held), past.finished
+        self._finished = past.finished
+        # What was begun at a store that is unknown now waits for a life that knows it.
+        self._held = {at: held for at, held in past.held.items() if at[0] in rules.targets}
         self._number = past.uploads
         self._backlog = Backlog()
         self._barrier = CommitBarrier()
@@ -211,7 +211,7 @@ class Machine:
         """Begin an object that is more urgent than that."""
         while self._backlog.priority > priority:
             entry = self._backlog.pop()
-            if task := self._start(entry, self._held.pop(entry.key, None), out):
+            if task := self._start(entry, self._held.pop(entry.place, None), out):
                 return task
         return None
 
@@ -240,7 +240,7 @@ class Machine:
         if held is None:
             self._number += 1
         number = held.begun.upload if held else self._number
-        state = State.FINISHED if self._is_finished(entry) else State.NEW
+        state = Beginning.FINISHED if self._is_finished(entry) else Beginning.NEW
         job = self._begin(OneObject(number, entry, self._rules, held=held, state=state))
         self._settle(job, out)
         return self._task(job, out)
@@ -249,9 +249,9 @@ class Machine:
         """Free what was begun of objects that the source has no more."""
         if not self._held:
             return None
-        key, held = self._held.popitem()
-        number, gone = held.begun.upload, Entry(key, held.begun.version)
-        state = State.ABANDONED
+        (store, key), held = self._held.popitem()
+        number, gone = held.begun.upload, Entry(key, held.begun.version, target=store)
+        state = Beginning.ABANDONED
         job = self._begin(OneObject(number, gone, self._rules, held=held, state=state))
         return self._task(job, out)
 
@@ -290,19 +290,18 @@ class Machine:
     def _admit(self, entry: Entry, out: list[Command]) -> None:
         """Have an object begun, unless it is over at once."""
         if trouble := entry.trouble or self._barrier.trouble(entry):
-            self._count(entry, Outcome.FAILED, trouble, out)
+            self._count(entry, Outcome.FAILED, out, trouble)
         elif self._is_finished(entry) and (entry.group or not self._rules.removes):
-            self._count(entry, Outcome.SAME, "", out)
+            self._count(entry, Outcome.SAME, out)
         elif entry.seals:  # it makes a checkpoint of what was moved already
             self._backlog.add(entry, first=True)
         else:
             self._backlog.add(entry)
 
     def _is_finished(self, entry: Entry) -> bool:
-        target = entry.target
-        if target is None or not self._rules.trusts:
+        if entry.there is None or not self._rules.trusts:
             return False
-        return self._finished(entry.key, entry.version, target)
+        return self._finished(*entry.place, entry.version, entry.there)
 
     def _answered(self, event: Answer, out: list[Command]) -> None:
         if event.job in self._flushing:
@@ -344,29 +343,37 @@ class Machine:
             self.totals.moved -= job.moved
             self.totals.found_bytes += job.again.version.size - job.entry.version.size
             self._number += 1
-            again = OneObject(
-                self._number, job.again, self._rules, tries=job.tries + 1, ours=job.ours
-            )
+            earlier = Earlier(job.tries, job.ours, job.missed)
+            again = OneObject(self._number, job.again, self._rules, earlier=earlier)
             self._settle(self._begin(again), out)
         elif job.outcome is not None:
             self.totals.moved -= job.moved
             self.totals.removed += job.removed
             if job.removed and job.entry.seals and not self._rules.dry:
-                self._dead.append(Dead(job.entry.key, job.entry.seals[0]))
-            self._count(job.entry, job.outcome, job.reason, out)
-            if job.fatal:
+                entry = job.entry
+                dead = Dead(entry.key, entry.seals[0], entry.source, entry.target)
+                self._dead.append(dead)
+            self._count(job.entry, job.outcome, out, job.reason, job.missed)
+            if job.fatal and not self._rules.goes_on:
                 self._break(f"{job.entry.key}: {job.reason}")
 
-    def _count(self, entry: Entry, outcome: Outcome, reason: str, out: list[Command]) -> None:
+    def _count(
+        self,
+        entry: Entry,
+        outcome: Outcome,
+        out: list[Command],
+        reason: str = "",
+        missed: tuple[Missed, ...] = (),
+    ) -> None:
         size, totals = entry.version.size, self.totals
         totals.settled[outcome] += 1
         totals.bytes[outcome] += size
-        totals.created += outcome is Outcome.COPIED and entry.target is None
+        totals.created += outcome is Outcome.COPIED and entry.there is None
         totals.moved += size
-        out.append(Report(entry.key, outcome, size, reason))
+        out.append(Report(entry.key, outcome, size, reason, missed=missed))
         failed = outcome is Outcome.FAILED
         self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
-        if self._failed_in_a_row == _GIVE_UP:
+        if self._failed_in_a_row == _GIVE_UP and not self._rules.goes_on:
             self._break(f"{_GIVE_UP} objects failed one after the other, the last: {reason}")
         for commit in self._barrier.settle(entry, arrived=outcome in _ARRIVED):
             self._admit(commit, out)

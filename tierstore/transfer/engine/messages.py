@@ -7,80 +7,11 @@ command is carried out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 
 from tierstore.scan import Kind, LeftOut
+from tierstore.transfer.engine.entries import Dead, Entry, Missed, Outcome
 from tierstore.transfer.engine.records import Record, Version
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One object to move, as it was listed.
-
-    Attributes:
-        key: at the source.
-        version: of the source's object.
-        target: of what the destination has under that name; None for nothing.
-        group: what it is part of, as a prefix of keys: the data of a checkpoint, or the launches
-            of a run; empty for none.
-        seals: for a commit, the groups that it relies on, its data first: all of them arrive
-            before it does.
-        blocks: the CRC32Cs of its 4 MiB blocks, where its checkpoint's manifest says them.
-        partial: it is the commit of some ranks, to be joined with those of the others.
-        trouble: why it cannot be moved, if that is known already.
-        priority: of those that wait the highest is begun first.
-    """
-
-    key: str
-    version: Version
-    target: Version | None = None
-    group: str = ""
-    seals: tuple[str, ...] = ()
-    blocks: tuple[int, ...] = field(default=(), repr=False)
-    partial: bool = False
-    trouble: str = ""
-    priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """A checkpoint that was deleted at the source, and has data there still.
-
-    Attributes:
-        commit: the key of its tombstone.
-        group: the prefix of its data.
-    """
-
-    commit: str
-    group: str
-
-
-Item = Entry | Dead | LeftOut
-"""What a feed gives."""
-
-
-class Outcome(Enum):
-    """How an object ended."""
-
-    COPIED = "copied"
-    SAME = "same"
-    """It was there already and is identical."""
-    KEPT = "kept"
-    """The destination has something else there, which was left alone as asked."""
-    WAITING = "waiting"
-    """It arrived, and becomes a checkpoint once the parts of other nodes have arrived as well."""
-    LEFT_OUT = "left_out"
-    """It is no object, or no key of the destination can name it."""
-    BLOCKED = "blocked"
-    """What a mirror has in its place, and the original has not, has to go first."""
-    FAILED = "failed"
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether there was no object at all."""
-        return self is Outcome.LEFT_OUT
-
 
 # Commands
 
@@ -102,6 +33,8 @@ class Report:
     reason: str = ""
     asked: bool = False
     """It was left out because somebody asked for that."""
+    missed: tuple[Missed, ...] = ()
+    """The sources that did not give it, in the order in which they were asked."""
 
     @classmethod
     def of(cls, left: LeftOut) -> Report:
@@ -126,7 +59,7 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Ask both ends what they know: `Looked`, `Changed` or `Failed`."""
+    """Ask source and destination what they know: `Looked`, `Changed` or `Failed`."""
 
     job: int
     entry: Entry
@@ -134,7 +67,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Read a range of both ends, or of the source alone: `Compared` or `Failed`."""
+    """Read a range of both, or of the source alone: `Compared`, `Changed` or `Failed`."""
 
     job: int
     entry: Entry
@@ -164,7 +97,7 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Read a part of the source and write it: `Sent` or `Failed`."""
+    """Read a part of the source and write it: `Sent`, `Changed` or `Failed`."""
 
     job: int
     entry: Entry
@@ -203,6 +136,7 @@ class Discard:
     """
 
     job: int
+    store: str
     key: str
     size: int
     token: str
@@ -299,7 +233,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What both ends know; the CRC32Cs are None where a store knows none."""
+    """What source and destination know; the CRC32Cs are None where a store knows none."""
 
     job: int
     source_crc: int | None
@@ -447,12 +381,14 @@ class Failed:
         reason: why.
         fatal: others will not be, either.
         outcome: of the object.
+        missed: it is the source that did not do its part; another one may.
     """
 
     job: int
     reason: str
     fatal: bool = False
     outcome: Outcome = Outcome.FAILED
+    missed: bool = False
 
 
 Answer = (

@@ -1,4 +1,4 @@
-"""What the journal of a migration says, and what tells an object from another one of its key.
+"""What the journal of an engine says, and what tells an object from another one of its key.
 
 A record is a command: it is carried out before those that rely on it.
 """
@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tierstore.backend import ObjectInfo
+
+TARGET = "target"
+"""The store that objects go to unless their entries name another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,23 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An upload exists at the destination and can be resumed; with an empty token it soon may."""
+    """An upload exists at the destination and can be resumed; with an empty token it soon may.
+
+    Attributes:
+        upload: its number.
+        key: at the destination.
+        version: of the source's object.
+        part: bytes of every part but the last.
+        token: to resume it by.
+        store: the destination.
+    """
 
     upload: int
     key: str
     version: Version
     part: int
     token: str
+    store: str = TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +87,17 @@ class Finished:
 
     Attributes:
         upload: its number.
-        key: at the source.
+        key: at the destination.
         version: of the source's object.
         target: of the destination's.
+        store: the destination.
     """
 
     upload: int
     key: str
     version: Version
     target: Version
+    store: str = TARGET
 
 
 Record = Begun | Receipt | Void | Finished
@@ -90,7 +105,7 @@ Record = Begun | Receipt | Void | Finished
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An upload that an earlier life of the migration began: its record and its receipts."""
+    """An upload that an earlier life of the engine began: its record and its receipts."""
 
     begun: Begun
     crcs: Mapping[int, int]

@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from tierstore.backend import Capabilities
 from tierstore.checkpoint.delete import grace_for_readers
 from tierstore.errors import TierstoreError
 from tierstore.logs import logger
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
 from tierstore.transfer.engine.crew import Crew, Threads, heavy_of
-from tierstore.transfer.engine.ends import Ends
 from tierstore.transfer.engine.feed import Feed
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine, Totals
-from tierstore.transfer.engine.rules import Conflict, Removes, Rules
+from tierstore.transfer.engine.rules import Conflict, Destination, Orders, Removes
+from tierstore.transfer.engine.stores import Stores
 from tierstore.transfer.part import reads_back
 
 _log = logger(__name__)
@@ -31,10 +32,10 @@ _TOGETHER = 0.001  # seconds: answers of small commands are taken several at onc
 
 
 class Engine:
-    """Moves what it is fed with from one end to the other; see `run`.
+    """Moves what it is fed with between stores; see `run`.
 
     Args:
-        ends: from where to where.
+        stores: that entries name.
         journal: of these stores, open; of a dry run, which writes nothing, if that one is.
         feed: what is to be moved; asked by another thread, and closed at the end.
         conflict: what to do where the destination has something else.
@@ -47,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        ends: Ends,
+        stores: Stores,
         journal: Journal,
         feed: Feed,
         *,
@@ -57,24 +58,21 @@ class Engine:
         report: Callable[[m.Report], None] = lambda _report: None,
         tick: Callable[[Totals], None] = lambda _totals: None,
     ) -> None:
-        target = ends.target.capabilities
-        rules = Rules(
-            target.part_size_for,
+        rules = Orders(
+            {name: _destination(stores[name].capabilities) for name in stores.targets},
             conflict=conflict,
-            reads_back=reads_back(target, verify=True),
             removes=bool(removes),
             only_links=removes == "links",
-            clean_copies=target.clean_create,
-            parallel=target.parallel_parts,
-            heavy=heavy_of(ends),
+            heavy=heavy_of(stores),
             window=feed.ahead,
             dry=journal.dry,
             trusts=journal.trusted,
+            goes_on=feed.goes_on,
         )
         self._journal, self._report, self._tick = journal, report, tick
         self._machine = Machine(rules, journal.past())
         self._feed = feed
-        self._ends, self._grace, self._waits_until = ends, grace, float("inf")
+        self._stores, self._grace, self._waits_until = stores, grace, float("inf")
         self._readers = ExitStack()  # open while they are waited for
         self._affinity = Affinity()
         self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
@@ -110,7 +108,7 @@ class Engine:
         Raises:
             StorageError: the journal cannot be written.
         """
-        self._crew = crew or Threads(self._ends, self._affinity)
+        self._crew = crew or Threads(self._stores, self._affinity)
         self._feeder.start()
         try:
             self._crew.start(self._events.put)
@@ -157,6 +155,13 @@ class Engine:
                 case m.Note():
                     self._journal.append(command.record)
                 case m.Report():
+                    for missed in command.missed:
+                        _log.warning(
+                            "%s could not be read from %s: %s",
+                            command.key,
+                            self._stores[missed.source].url,
+                            missed.reason,
+                        )
                     self._report(command)
                 case m.More():
                     self._asked.put(command)
@@ -176,3 +181,12 @@ class Engine:
             except Exception as error:
                 _log.exception("the feed failed")
                 self._events.put(m.Broken(f"{type(error).__name__}: {error}"))
+
+
+def _destination(store: Capabilities) -> Destination:
+    return Destination(
+        store.part_size_for,
+        reads_back=reads_back(store, verify=True),
+        clean_copies=store.clean_create,
+        parallel=store.parallel_parts,
+    )

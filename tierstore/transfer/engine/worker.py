@@ -1,21 +1,14 @@
-"""Carrying out the commands of a migration: every byte is read once, checked, and written once."""
+"""Carrying out the commands of an engine: every byte is read once, checked, and written once."""
 
 from __future__ import annotations
 
-import os
-import threading
-
-from tierstore.backend import ObjectInfo, Upload, abort_uploads
+from tierstore.backend import Backend, ObjectInfo, Upload, abort_uploads
 from tierstore.blocks import combine_blocks
-from tierstore.checkpoint.commit import looks_deleted
-from tierstore.checkpoint.delete import bury, remove_data
 from tierstore.checkpoint.join import join
 from tierstore.checkpoint.store import RunStore
-from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import (
     AlreadyExistsError,
     BlockedError,
-    CheckpointError,
     DamagedInTransitError,
     IntegrityError,
     InvalidKeyError,
@@ -31,41 +24,79 @@ from tierstore.logs import logger
 from tierstore.scan import place_check
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.ends import Ends
+from tierstore.transfer.engine.entries import Entry, Outcome
 from tierstore.transfer.engine.records import Version
-from tierstore.transfer.engine.removal import is_link, path_of, stays
+from tierstore.transfer.engine.removal import Remover, path_of
+from tierstore.transfer.engine.stores import Stores
 from tierstore.transfer.part import Wrong, checked, crc_at, move, reads_back, wrong_at
 from tierstore.transfer.source import Buffers, StoredSource
 
 _log = logger(__name__)
-_TOUCHES = 64  # while a file is compared; others remove its other names
 _LIGHT = 256 * 1024  # bytes: more of them take longer to move than Python takes for the command
 
-CANNOT_REMOVE = "nothing may be removed from its folder"
 BAD_SOURCE = "the source's own checksum is not that of the bytes it gives"
 BAD_UPLOAD = "what the destination took is not what it was sent"
 BAD_COPY = "the destination gave back other bytes than it was sent; nothing else was touched"
+
+
+class _MissedError(Exception):
+    """A source did not do its part.
+
+    Attributes:
+        cause: what it said.
+    """
+
+    def __init__(self, cause: TierstoreError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _Source:
+    """A store that is read; its errors are told from those of a destination."""
+
+    def __init__(self, store: Backend) -> None:
+        self._store = store
+
+    def stat(self, key: str) -> ObjectInfo:
+        try:
+            return self._store.stat(key)
+        except TierstoreError as error:
+            raise _MissedError(error) from error
+
+    def fetch(self, key: str, buffer: memoryview) -> ObjectInfo:
+        try:
+            return self._store.fetch(key, buffer)
+        except TierstoreError as error:
+            raise _MissedError(error) from error
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        try:
+            self._store.read_into(key, offset, buffer)
+        except TierstoreError as error:
+            raise _MissedError(error) from error
 
 
 class Worker:
     """Carries out commands, from any number of threads.
 
     Args:
-        ends: the two stores, with their policy around them.
+        stores: that they are about.
         buffers: lend memory for a range.
         affinity: where what is light is done.
-        durable: False if whoever asks flushes the destination before believing in small objects.
+        durable: False if whoever asks flushes a destination that can be, before believing in small
+            objects.
     """
 
     def __init__(
-        self, ends: Ends, buffers: Buffers, affinity: Affinity, *, durable: bool = True
+        self, stores: Stores, buffers: Buffers, affinity: Affinity, *, durable: bool = True
     ) -> None:
-        self._ends, self._buffers, self._affinity, self._durable = ends, buffers, affinity, durable
-        self._source, self._target = ends.source, ends.target
-        verified = reads_back(ends.target.capabilities, verify=True)
-        self._back = buffers if verified else None  # what the target holds is read into
+        self._stores, self._buffers, self._affinity = stores, buffers, affinity
+        self._sources = {name: _Source(store) for name, store in stores.by_name.items()}
+        self._targets = {
+            name: _Target(stores[name], buffers, durable=durable) for name in stores.targets
+        }
+        self._remover = Remover(stores, buffers)
         self._uploads: dict[int, Upload] = {}
-        self._touched = threading.Lock()
 
     def carry_out(self, task: m.Task) -> m.Answer:
         """Return the answer to a command; errors are answers too."""
@@ -75,16 +106,10 @@ class Worker:
             self._affinity.join()
         try:
             return self._carry_out(task)
+        except _MissedError as error:
+            return _failed(task, error.cause, missed=True)
         except TierstoreError as error:
-            if isinstance(task, m.Discard):
-                return m.Discarded(task.job)
-            if isinstance(error, InvalidKeyError):
-                return m.Failed(task.job, str(error), outcome=m.Outcome.LEFT_OUT)
-            if isinstance(error, BlockedError):
-                return m.Failed(task.job, str(error), outcome=m.Outcome.BLOCKED)
-            # These were repeated for long; whoever fills the destination or is away stays so.
-            fatal = isinstance(error, OutOfSpaceError | TransientError)
-            return m.Failed(task.job, str(error), fatal)
+            return m.Discarded(task.job) if isinstance(task, m.Discard) else _failed(task, error)
         except Exception as error:
             _log.exception("a worker failed")
             return m.Failed(task.job, f"{type(error).__name__}: {error}", fatal=True)
@@ -108,26 +133,27 @@ class Worker:
             case m.Unite():
                 return self._unite(task)
             case m.Remove():
-                return self._remove(task)
+                return self._remover.remove(task)
             case m.Sweep():
-                return self._sweep(task)
+                return self._remover.sweep(task)
 
     def _try(self, task: m.Try) -> m.Answer:
         entry = task.entry
         # On a disk reading is the only way to know; elsewhere it is a request for each object.
-        if entry.version.size and path_of(self._source, entry.key):
+        if entry.version.size and path_of(self._stores[entry.source], entry.key):
             with self._buffers.take(1) as byte:
-                self._source.read_into(entry.key, 0, byte)
-        place_check(self._target)(self._ends.target_key(entry.key))
+                self._sources[entry.source].read_into(entry.key, 0, byte)
+        place_check(self._stores[entry.target])(entry.target_key)
         return m.Tried(task.job)
 
     def _look(self, task: m.Look) -> m.Answer:
-        info = self._source.stat(task.entry.key)
+        info = self._sources[task.entry.source].stat(task.entry.key)
         version = Version.of(info)
         if not version.same(task.entry.version):
             return m.Changed(task.job, version)
+        store, key = task.entry.place
         try:
-            there = self._target.stat(self._ends.target_key(task.entry.key))
+            there = self._stores[store].stat(key)
         except NotFoundError:
             return m.Looked(task.job, info.crc32c, None, None)
         found = Version.of(there)
@@ -143,7 +169,10 @@ class Worker:
                     return self._copy(task)
                 case m.Send():
                     return self._send(task)
-        except IntegrityError:  # it has become shorter, or it is damaged there
+        except _MissedError as error:
+            if not isinstance(error.cause, IntegrityError):
+                raise
+            # It has become shorter, or it is damaged there.
             if changed := self._changed(task, None):
                 return changed
             raise
@@ -151,37 +180,40 @@ class Worker:
     def _compare(self, task: m.Compare) -> m.Answer:
         offset, length, blocks = task.offset, task.length, task.entry.blocks
         with self._lent(task.entry).view(offset, length) as part:
-            crc = combine_blocks(checked(part, offset, blocks, _damaged), length)
+            crc = combine_blocks(_checked(part, offset, blocks), length)
             other = None
             if task.both:
-                other = crc_at(self._target, self._ends.target_key(task.entry.key), offset, part)
+                store, key = task.entry.place
+                other = crc_at(self._stores[store], key, offset, part)
         return m.Compared(task.job, task.index, crc, other)
 
     def _copy(self, task: m.Copy) -> m.Answer:
         entry = task.entry
         with self._buffers.take(entry.version.size) as data:
-            info = self._source.fetch(entry.key, data)
-            crcs = checked(data, 0, entry.blocks, _damaged)
+            info = self._sources[entry.source].fetch(entry.key, data)
+            crcs = _checked(data, 0, entry.blocks)
             crc = combine_blocks(crcs, entry.version.size)
             return self._differs(task, info, crc) or self._create(task, data, crcs)
 
     def _create(self, task: m.Copy, data: memoryview, crcs: list[int]) -> m.Answer:
-        key, absent = self._ends.target_key(task.entry.key), not task.replace
+        target, key = self._targets[task.entry.target], task.entry.target_key
+        absent = not task.replace
         try:
-            info = self._target.create(key, data, if_absent=absent, durable=self._durable)
+            info = target.store.create(key, data, if_absent=absent, durable=target.durable)
         except AlreadyExistsError:
             return m.Conflicted(task.job)
-        if self._back is not None and wrong_at(self._target, key, 0, data, crcs):
+        if target.back is not None and wrong_at(target.store, key, 0, data, crcs):
             return m.Failed(task.job, BAD_COPY)
         return m.Copied(task.job, Version.of(info))
 
     def _open(self, task: m.Open) -> m.Answer:
-        key, size = self._ends.target_key(task.entry.key), task.entry.version.size
+        target, key = self._stores[task.entry.target], task.entry.target_key
+        size = task.entry.version.size
         if not task.token:
-            upload = self._target.upload(key, size)
+            upload = target.upload(key, size)
         else:
             try:
-                upload = self._target.upload(key, size, resume=task.token)
+                upload = target.upload(key, size, resume=task.token)
             except StorageError as error:
                 if type(error) not in (NotFoundError, StorageError):
                     raise  # the store would not say
@@ -190,7 +222,7 @@ class Worker:
                 upload.abort()
                 return m.Gone(task.job)
         self._uploads[task.job] = upload
-        token = upload.token if self._target.capabilities.resumable_upload else ""
+        token = upload.token if target.capabilities.resumable_upload else ""
         return m.Opened(task.job, token, tuple(upload.done))
 
     def _send(self, task: m.Send) -> m.Answer:
@@ -202,7 +234,7 @@ class Worker:
             task.length,
             known=task.entry.blocks,
             blame=_damaged,
-            back=self._back,
+            back=self._targets[task.entry.target].back,
         )
         return m.Sent(task.job, task.index, moved.crc, checked=moved.proven)
 
@@ -224,97 +256,37 @@ class Worker:
         return m.Committed(task.job, Version.of(info))
 
     def _check(self, task: m.Check) -> m.Answer:
+        store, key = task.entry.place
         with self._buffers.take(task.length) as part:
-            key = self._ends.target_key(task.entry.key)
-            return m.Checked(task.job, task.index, crc_at(self._target, key, task.offset, part))
+            crc = crc_at(self._stores[store], key, task.offset, part)
+            return m.Checked(task.job, task.index, crc)
 
     def _discard(self, task: m.Discard) -> m.Answer:
-        upload, key = self._uploads.pop(task.job, None), self._ends.target_key(task.key)
+        upload, target = self._uploads.pop(task.job, None), self._stores[task.store]
         if upload is None and not task.token:
-            abort_uploads(self._target, key)
+            abort_uploads(target, task.key)
             return m.Discarded(task.job)
         if upload is None:
-            upload = self._target.upload(key, task.size, resume=task.token)
+            upload = target.upload(task.key, task.size, resume=task.token)
         upload.abort()
         return m.Discarded(task.job)
 
     def _unite(self, task: m.Unite) -> m.Answer:
+        source, target = self._stores[task.entry.source], self._stores[task.entry.target]
         run, attempt = commit_of(task.entry.key)
-        if join(RunStore(self._source, run), RunStore(self._target, run), attempt) is None:
+        if join(RunStore(source, run), RunStore(target, run), attempt) is None:
             return m.United(task.job, None)
-        return m.United(task.job, Version.of(self._target.stat(task.entry.key)))
+        return m.United(task.job, Version.of(target.stat(task.entry.key)))
 
-    def _remove(self, task: m.Remove) -> m.Answer:
-        entry = task.entry
-        if task.only_link and not is_link(self._source, entry.key):
-            return m.Removed(task.job, kept=True)
-        if why := stays(self._ends, entry.key):  # also if it went by another way to it meanwhile
-            return m.Failed(task.job, why)
-        if task.dry:
-            path = path_of(self._source, entry.key)
-            may = path is None or os.access(path.parent, os.W_OK | os.X_OK)
-            return m.Removed(task.job) if may else m.Failed(task.job, CANNOT_REMOVE)
-        try:
-            version = Version.of(self._source.stat(entry.key))
-        except NotFoundError:
-            return m.Removed(task.job)
-        if entry.seals and looks_deleted(version.size) and is_buried(self._source, entry.key):
-            return m.Removed(task.job)  # a worker was lost after it had done it
-        if version.same(entry.version):
-            self._delete(entry)
-            return m.Removed(task.job)
-        with self._touched:  # by one at a time: each removal touches what is left
-            if version.size != entry.version.size or not self._only_touched(entry):
-                return m.Removed(task.job, changed=True)
-            self._delete(entry)
-        return m.Removed(task.job)
-
-    def _delete(self, entry: m.Entry) -> None:
-        if entry.seals:
-            bury(self._source, entry.key)
-        else:
-            self._source.delete([entry.key])
-
-    def _only_touched(self, entry: m.Entry) -> bool:
-        """Whether the source has another version, but still the bytes that the destination has.
-
-        So it is with a file that has several names, when the first of them is removed.
-        """
-        version = Version.of(self._source.stat(entry.key))
-        for _ in range(_TOUCHES):
-            before = version
-            if not self._equal(entry.key, entry.version.size):
-                return False
-            version = Version.of(self._source.stat(entry.key))
-            if version.same(before):
-                return True
-        return False
-
-    def _equal(self, key: str, size: int) -> bool:
-        part = self._target.capabilities.part_size
-        for offset in range(0, size, part):
-            with self._buffers.take(min(part, size - offset)) as data:
-                crc = crc_at(self._source, key, offset, data)
-                if crc_at(self._target, self._ends.target_key(key), offset, data) != crc:
-                    return False
-        return True
-
-    def _sweep(self, task: m.Sweep) -> m.Answer:
-        def check(key: str) -> None:
-            if why := stays(self._ends, key):
-                raise CheckpointError(f"{key}: {why}")
-
-        remove_data(self._source, task.dead.commit, check)
-        return m.Removed(task.job)
-
-    def _lent(self, entry: m.Entry) -> StoredSource:
-        return StoredSource(self._source, entry.key, self._buffers)
+    def _lent(self, entry: Entry) -> StoredSource:
+        return StoredSource(self._sources[entry.source], entry.key, self._buffers)
 
     def _changed(
         self, task: m.Compare | m.Copy | m.Send | m.Commit, crc: int | None
     ) -> m.Changed | None:
         """Look whether the source still has what was listed, and gave the bytes that it has."""
-        return self._differs(task, self._source.stat(task.entry.key), crc)
+        info = self._sources[task.entry.source].stat(task.entry.key)
+        return self._differs(task, info, crc)
 
     def _differs(
         self, task: m.Compare | m.Copy | m.Send | m.Commit, info: ObjectInfo, crc: int | None
@@ -327,12 +299,43 @@ class Worker:
         return None
 
 
-def _damaged(wrong: Wrong) -> IntegrityError:
-    return IntegrityError(
-        f"block {wrong.block} of it is damaged at the source: its CRC32C is not what the "
-        "manifest says",
-        hint="migrate from another tier that has this checkpoint",
+class _Target:
+    """A destination.
+
+    Attributes:
+        store: the same.
+        back: memory to read back what it holds; None if it checks what it is sent.
+        durable: whether a small object is, once it was created.
+    """
+
+    def __init__(self, store: Backend, buffers: Buffers, *, durable: bool) -> None:
+        verified = reads_back(store.capabilities, verify=True)
+        self.store, self.back = store, buffers if verified else None
+        self.durable = durable or not store.capabilities.flushes
+
+
+def _checked(part: memoryview, offset: int, blocks: tuple[int, ...]) -> list[int]:
+    return checked(part, offset, blocks, _damaged)
+
+
+def _damaged(wrong: Wrong) -> Exception:
+    return _MissedError(
+        IntegrityError(
+            f"block {wrong.block} of it is damaged at the source: its CRC32C is not what the "
+            "manifest says",
+            hint="migrate from another tier that has this checkpoint",
+        )
     )
+
+
+def _failed(task: m.Task, error: TierstoreError, *, missed: bool = False) -> m.Failed:
+    if isinstance(error, InvalidKeyError):
+        return m.Failed(task.job, str(error), outcome=Outcome.LEFT_OUT)
+    if isinstance(error, BlockedError):
+        return m.Failed(task.job, str(error), outcome=Outcome.BLOCKED)
+    # These were repeated for long; whoever fills a destination or is away stays so.
+    fatal = isinstance(error, OutOfSpaceError | TransientError)
+    return m.Failed(task.job, str(error), fatal, missed=missed)
 
 
 def _size(task: m.Task) -> int:

@@ -1,10 +1,11 @@
-"""Between which stores objects are moved."""
+"""Between which two stores a migration goes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tierstore.backend import Backend
+from tierstore.transfer.engine.stores import Stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Ends:
     target: Backend
     only: tuple[str, str] | None = None
 
-    def target_key(self, key: str) -> str:
-        """Return the key at the destination of a key at the source."""
-        return self.only[1] if self.only else key
+    @property
+    def stores(self) -> Stores:
+        """The same, as an engine knows them."""
+        return Stores.pair(self.source, self.target)
