@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pyarrow.compute  # noqa: F401 - 30 MiB and a third of a second that no save should pay
+import torch
 import torch.distributed as dist
 
 from tierstore.config import Config, load_config
 from tierstore.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
     PlanError,
     TierstoreError,
     UnsafePickleError,
@@ -24,14 +27,16 @@ from tierstore.errors import (
 from tierstore.image.layout import SEGMENT_BYTES
 from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt, AttemptId, RunKeys, check_run
-from tierstore.ladder.find import Found, choose, open_attempt
+from tierstore.ladder.find import Found
 from tierstore.ladder.handle import SaveHandle
 from tierstore.ladder.save import Saver
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import close_ladder, open_ladder
 from tierstore.logs import logger
+from tierstore_torch.catalog import GRACE, Catalog, Step
 from tierstore_torch.group import Group
 from tierstore_torch.launch import claim_launch
+from tierstore_torch.load import load_from
 from tierstore_torch.preempt import StopSignal
 from tierstore_torch.restore import Rules, restore_into
 from tierstore_torch.save import Save
@@ -41,6 +46,7 @@ from tierstore_torch.state.shard import RankShard, plan_shard
 if TYPE_CHECKING:
     from tierstore.checkpoint.timeline import Launch
 
+T = TypeVar("T")
 _log = logger(__name__)
 
 
@@ -59,7 +65,7 @@ class _Ready:
 class Checkpointer:
     """Saves and restores one run, from every rank of a job.
 
-    All ranks make it, and call `save`, `restore` and `stop_requested` in the same order::
+    All ranks make it, and call its methods in the same order::
 
         ckpt = Checkpointer("file:///nvme/t", "s3://bucket/t", run="llama-8b", sigterm_deadline=25)
         state = {"model": model, "optimizer": optimizer, "rng": per_rank(rng), "step": 0}
@@ -135,6 +141,7 @@ class Checkpointer:
                 exchange=self._group.all_gather,
             )
             undo.callback(close_ladder, self._tiers)
+            self._catalog = Catalog(self._tiers, run, self._group)
             self._pool = StagingPool(limit=staging_images)
             undo.callback(self._pool.close)
             self._saver = Saver(
@@ -233,24 +240,84 @@ class Checkpointer:
         self._check_open()
         self._settle()
         rules = Rules(strict=strict, allow_pickle=self._allow_pickle)
-        failed: list[AttemptId] = []
-        while True:
-            found = self._choose(step, failed, allow_older=allow_older)
-            if found is None:
-                return None
-            try:
-                restore_into(state, found, self._group, rules)
-            except (PlanError, UnsafePickleError):
-                raise
-            except TierstoreError as error:
-                if not allow_older or step is not None:
-                    raise
-                _log.warning("step %d is passed over: %s", found.attempt.step, error)
-                failed.append(found.id)
-            else:
-                self._since = max(self._since, found.since)
-                self._begin(found.id)
-                return found.attempt.step
+        read = self._read(
+            *(step, lambda found: restore_into(state, found, self._group, rules)),
+            allow_older=allow_older,
+        )
+        if read is None:
+            return None
+        self._go_on_from(read[0])
+        return read[0].attempt.step
+
+    def load(
+        self,
+        step: int | None = None,
+        *,
+        map_location: str | torch.device | None = None,
+        allow_older: bool = False,
+        resume: bool = True,
+    ) -> Any:
+        """Return what was saved, in new memory: no state to fill is needed.
+
+        Dicts with the types of their keys, lists and tuples, values, tensors (contiguous; sharded
+        ones whole, on every rank), arrays, and this rank's own parts in `per_rank`. Of an object
+        with `state_dict` that is its state dict; of a subclass of dict or tuple its base. Every
+        byte is checked against its CRC32C.
+
+        Args:
+            step: this step instead of the newest.
+            map_location: the device for tensors, as torch's; None for the CPU.
+            allow_older: if the newest cannot be read, take the newest that can, on all ranks.
+            resume: a later `save` goes on from this checkpoint, as after `restore`. With False it
+                goes on as if nothing had been loaded.
+
+        Raises:
+            CheckpointNotFoundError: there is no complete checkpoint, or none of `step`.
+            UnsafePickleError: a value is a pickle, and `allow_pickle` is not set.
+            PlanError: this torch lacks a dtype, or the device is none.
+            IntegrityError: no tier has good bytes.
+            StorageError: as for `restore`. Every error is raised on every rank.
+        """
+        self._check_open()
+        self._settle()
+        trust = self._allow_pickle
+        read = self._read(
+            *(step, lambda found: load_from(found, self._group, map_location, allow_pickle=trust)),
+            allow_older=allow_older,
+        )
+        if read is None:
+            raise CheckpointNotFoundError(
+                f"run {self._run!r} has no checkpoint on {[tier.name for tier in self._tiers]}"
+            )
+        if resume:
+            self._go_on_from(read[0])
+        return read[1]
+
+    def steps(self, *, everything: bool = False, allow_unseen: bool = False) -> list[Step]:
+        """Return what is saved, as rank 0 sees it, the newest first; see `tierstore.Run.steps`."""
+        self._check_open()
+        return self._catalog.steps(everything=everything, allow_unseen=allow_unseen)
+
+    def delete(self, step: int, *, grace: float = GRACE) -> None:
+        """Delete the checkpoint of a step on every tier. Collective; it waits for the grace.
+
+        A tombstone takes its place on each tier; the data goes when readers have had their time.
+        What failed or was killed in between is carried on by the same call.
+
+        Args:
+            step: which; of several tries the newest on the timeline, else of an abandoned line.
+            grace: seconds that readers have, fewer than `deadline`; with 0 it does not wait.
+
+        Raises:
+            CheckpointNotFoundError: there is none.
+            CheckpointError: it is still being saved; or some tiers did not do it: it names them.
+            StorageError: a tier that may have it does not answer.
+        """
+        self._check_open()
+        if not 0 <= grace < self._deadline:
+            raise ConfigError(f"a grace of {grace} s is not less than the deadline, and 0 or more")
+        busy = [handle.attempt.step for handle in self._pending if not handle.done]
+        self._catalog.delete(step, grace=grace, busy=busy)
 
     def stop_requested(self) -> bool:
         """Whether any rank has been told by SIGTERM to stop. Collective, about 1 ms.
@@ -285,6 +352,29 @@ class Checkpointer:
             self._closed = True
             self._shard = None
             self._closing.close()
+
+    def _read(
+        self, step: int | None, action: Callable[[Found], T], *, allow_older: bool
+    ) -> tuple[Found, T] | None:
+        """Do something with a checkpoint, or an older one; None if the run has none."""
+        failed: list[AttemptId] = []
+        while True:
+            found = self._catalog.choose(step, failed, allow_older=allow_older)
+            if found is None:
+                return None
+            try:
+                return found, action(found)
+            except (PlanError, UnsafePickleError):
+                raise
+            except TierstoreError as error:
+                if not allow_older or step is not None:
+                    raise
+                _log.warning("step %d is passed over: %s", found.attempt.step, error)
+                failed.append(found.id)
+
+    def _go_on_from(self, found: Found) -> None:
+        self._since = max(self._since, found.since)
+        self._begin(found.id)
 
     def _begin(self, parent: AttemptId | None) -> None:
         """Let the next save begin a launch that goes on from there."""
@@ -397,34 +487,6 @@ class Checkpointer:
         end = time.monotonic() + self._patience
         for handle in self._pending:
             handle.wait_anywhere(max(0.0, end - time.monotonic()))
-
-    def _choose(
-        self, step: int | None, failed: list[AttemptId], *, allow_older: bool
-    ) -> Found | None:
-        """Let rank 0 choose and every rank open it; None if the run has no checkpoint."""
-        mine: list[Found] = []
-
-        def pick(_: list[None]) -> list[tuple[AttemptId, tuple[str, ...]] | None]:
-            try:
-                mine.append(
-                    choose(
-                        *(self._tiers, self._run), step=step, allow_older=allow_older, failed=failed
-                    )
-                )
-            except CheckpointNotFoundError:
-                if step is not None or failed:
-                    raise
-                return [None] * self._group.size
-            return [(mine[0].id, mine[0].unseen)] * self._group.size
-
-        picked = self._group.centrally(lambda: None, pick)
-        if picked is None:
-            return None
-        wanted, unseen = picked
-        tiers = [tier for tier in self._tiers if tier.name not in unseen]
-        return self._group.together(
-            lambda: mine[0] if mine else open_attempt(tiers, self._run, wanted)
-        )
 
 
 def _raise(error: BaseException | None) -> None:

@@ -51,7 +51,7 @@ def restore_into(state: object, found: Found, group: Group, rules: Rules) -> Rea
         UnsafePickleError: a value is a pickle and `rules` do not allow it; nothing has changed.
         TierstoreError: bytes could not be read; the state is then partly overwritten.
     """
-    with _without_collector():
+    with without_collector():
         stored = Stored(found.manifest)
         matched = group.together(lambda: _Match(state, stored, group))
         extra = _unexpected(stored, matched, group)
@@ -65,7 +65,7 @@ def restore_into(state: object, found: Found, group: Group, rules: Rules) -> Rea
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keep Python from looking for garbage in all objects of the process because a plan makes many.
 
     A plan makes no garbage; looking takes 0.2 s after an import of torch, as long as the plan.
@@ -102,7 +102,7 @@ class _Match:
             _log.warning(
                 "rank %d has nothing saved for its own %s and keeps what it has: the checkpoint "
                 "is of %d ranks",
-                *(group.rank, _listed(kept), stored.world_size),
+                *(group.rank, listed(kept), stored.world_size),
             )
 
 
@@ -138,7 +138,7 @@ class _Plan:
             else:
                 targets += found
         if wrong:
-            raise PlanError(f"{len(wrong)} keys do not fit: {_listed(wrong)}")
+            raise PlanError(f"{len(wrong)} keys do not fit: {listed(wrong)}")
         self._check_same()
         self.targets, self.twins = check_memory(targets)
 
@@ -149,7 +149,7 @@ class _Plan:
         if isinstance(entry, ValueEntry):
             if is_storable(value):
                 return f"{leaf.name}: {_kind(entry)} was saved, {_kind_of(value)} is here"
-            self._values[index] = _decoded(entry, rules)
+            self._values[index] = decoded(entry, allow_pickle=rules.allow_pickle)
             return ()
         kind = array_type(entry.path)
         if kind and not isinstance(value, torch.Tensor):
@@ -204,7 +204,7 @@ def _unexpected(stored: Stored, matched: _Match, group: Group) -> list[str]:
     if of_others and group.rank == 0:
         _log.warning(
             "not restored, as it is of ranks that are not here: %s; the checkpoint is of %d ranks",
-            *(_listed(of_others), stored.world_size),
+            *(listed(of_others), stored.world_size),
         )
     return names
 
@@ -212,9 +212,9 @@ def _unexpected(stored: Stored, matched: _Match, group: Group) -> list[str]:
 def _check(matched: _Match, extra: Sequence[str], rules: Rules) -> None:
     parts = []
     if matched.missing:
-        parts.append(f"{len(matched.missing)} keys were not saved: {_listed(matched.missing)}")
+        parts.append(f"{len(matched.missing)} keys were not saved: {listed(matched.missing)}")
     if extra:
-        parts.append(f"{len(extra)} saved keys have no place here: {_listed(extra)}")
+        parts.append(f"{len(extra)} saved keys have no place here: {listed(extra)}")
     if not parts:
         return
     if rules.strict:
@@ -226,10 +226,16 @@ def _check(matched: _Match, extra: Sequence[str], rules: Rules) -> None:
     _log.warning("not restored: %s", "; ".join(parts))
 
 
-def _decoded(entry: ValueEntry, rules: Rules) -> Any:
+def decoded(entry: ValueEntry, *, allow_pickle: bool) -> Any:
+    """Return a stored value.
+
+    Raises:
+        UnsafePickleError: it is a pickle, and pickles are not allowed.
+        PlanError: its pickle cannot be loaded.
+    """
     if entry.kind == "json":
         return decode(bytes(entry.data).decode())
-    if not rules.allow_pickle:
+    if not allow_pickle:
         raise UnsafePickleError(
             f"{entry.name} is stored as a pickle, and loading one can run any code",
             hint="if you trust who wrote the checkpoint, make the Checkpointer with "
@@ -259,6 +265,7 @@ def _kind_of(value: object) -> str:
     return f"{kind} of layout {str(value.layout).removeprefix('torch.')}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return some names for an error or the log, sorted, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(sorted(names)[:_LISTED]) + more

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests.command import Done, tierstore
 from tierstore.errors import PlanError
-from tierstore_torch.convert.tree import nested
+from tierstore_torch.state.nested import nested
 
 pytestmark = [
     pytest.mark.torch,

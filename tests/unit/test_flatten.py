@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tierstore.checkpoint.paths import Containers
 from tierstore.errors import PlanError
 from tierstore_torch.state.flatten import Leaf, Tree, per_rank, rank_of
 
@@ -95,7 +96,9 @@ def test_what_may_hold_tensors_is_entered(value: object, expected: list[str]) ->
 
 def test_a_ranks_own_part_has_its_number() -> None:
     (leaf,) = Tree({"rng": per_rank({"cpu": T})}, rank=3).leaves
-    assert leaf == Leaf("rank00003/rng.cpu", '[{"rank": 3}, "rng", "cpu"]', 3)
+    path = '[{"rank": 3}, "rng", "cpu"]'
+    assert leaf == Leaf("rank00003/rng.cpu", path, 3, inside=Containers(own=1))
+    assert leaf.stored_path == '[{"rank": 3}, "rng", "cpu", {"own": 1}]'
     assert rank_of(leaf.path) == 3
     assert rank_of('["rank", "x"]') is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from tierstore.errors import FormatError
@@ -12,13 +13,39 @@ from tierstore.errors import FormatError
 _TYPE = r"[<>|][biufcmMUS][0-9]{1,9}(?:\[[0-9]{0,9}[A-Za-z]{1,9}\])?"
 _MARK = re.compile(rf'(?:, |, \{{|\{{)"array": "({_TYPE})"\}}\]?$')
 _CLOSING = str.maketrans("[{", "]}")
+_NUMBER = r"(?:0|[1-9][0-9]{0,8})"
+_TUPLES, _OWN = rf'"tuples": \[{_NUMBER}(?:, {_NUMBER})*\]', rf'"own": {_NUMBER}'
+_CONTAINERS = re.compile(rf", (\{{(?:{_TUPLES}(?:, {_OWN})?|{_OWN})\}})\]$")
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """What the steps of a path do not tell of the containers that it leads through.
+
+    A container is meant by how many steps lead to it, without the rank's.
+
+    Attributes:
+        tuples: those that are tuples; what else has items is a list.
+        own: the one that is each rank's own as a whole; None if there is none, or nobody said so.
+    """
+
+    tuples: tuple[int, ...] = ()
+    own: int | None = None
+
+    def mark(self, path: str) -> str:
+        """Return a path that says so too; the inverse is `containers`."""
+        facts: dict[str, Any] = {"tuples": [*self.tuples]} if self.tuples else {}
+        if self.own is not None:
+            facts["own"] = self.own
+        return f"{path[:-1]}, {json.dumps(facts)}]" if facts else path
 
 
 def parse_path(text: str) -> list[Any] | dict[str, list[Any]]:
     """Return the steps of a stored path; none if nothing is known.
 
     Each is a string key, or {"item": 3} of a list, {"key": <tagged value>}, or {"rank": 3}. What
-    DCP has saved is {"dcp": [...]}, of strings and indices. That it is an array is left out.
+    DCP has saved is {"dcp": [...]}, of strings and indices. That it is an array is left out, and
+    what `containers` tells.
 
     Raises:
         FormatError: it is something else.
@@ -53,8 +80,25 @@ def array_mark(path: str) -> str | None:
     return found[1] if found else None
 
 
+def containers(path: str) -> Containers:
+    """Return what a stored path says of the containers that it leads through."""
+    found = _CONTAINERS.search(_without_array(path))
+    if found is None:
+        return Containers()
+    facts = json.loads(found[1])
+    return Containers(tuple(facts.get("tuples", ())), facts.get("own"))
+
+
 def plain_path(path: str) -> str:
-    """Return a path without what says that an array is there."""
+    """Return a path without what says that an array is there, and what containers there are."""
+    if not path.endswith(("}]", "}")):  # most
+        return path
+    path = _without_array(path)
+    found = _CONTAINERS.search(path)
+    return path if found is None else path[: found.start()] + "]"
+
+
+def _without_array(path: str) -> str:
     found = _MARK.search(path) if '"array": "' in path else None
     if found is None:
         return path

@@ -91,8 +91,17 @@ def delete_here(
     *,
     grace: float = GRACE,
     sleep: Callable[[float], None] = time.sleep,
+    known: bool = False,
 ) -> dict[str, TierstoreError]:
     """Delete a checkpoint on some open tiers; see `delete`.
+
+    Args:
+        tiers: which, fastest first.
+        run: the run.
+        this: which try, of which launch.
+        grace: as in `delete`.
+        sleep: as in `delete`.
+        known: some tier has it, if not one of these.
 
     Returns:
         The tiers that did not do it, each with its error.
@@ -108,7 +117,8 @@ def delete_here(
             deletion = Deletion(tier.backend, grace=grace, sleep=sleep)
             store = RunStore(tier.backend, run)
             graves.append(_Grave(tier, store, deletion, _state(store, this)))
-    if not failed and all(grave.state in ("absent", "another") for grave in graves):
+    here = failed or any(grave.state in ("alive", "deleted") for grave in graves)
+    if not (known or here):
         names = ", ".join(tier.name for tier in tiers)
         raise CheckpointNotFoundError(f"run {run!r} has no attempt {this.attempt} on {names}")
     for grave in graves:

@@ -39,10 +39,11 @@ from tierstore_torch import torch_private
 from tierstore_torch.convert.archive import check_archive
 from tierstore_torch.convert.skeleton import check_dtypes, skeleton
 from tierstore_torch.convert.strided import is_row_major, strided_reader
-from tierstore_torch.convert.tree import loaded, nested
+from tierstore_torch.convert.tree import loaded
 from tierstore_torch.state.encoding import encode_value
 from tierstore_torch.state.flatten import Leaf, Tree
 from tierstore_torch.state.items import dtype_name, is_plain, is_storable
+from tierstore_torch.state.nested import nested
 
 
 @contextmanager

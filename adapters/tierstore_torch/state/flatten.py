@@ -4,7 +4,9 @@ Dicts are always entered; lists where a dict or a tensor is inside, as DCP does,
 tensor is, for which a large numpy array counts (see `arrays`): `[0, 1, 2]` is one value, which may
 have another length when it is restored. An object with `state_dict` and `load_state_dict` stands
 for what its `state_dict` returns. A leaf's path is stored as JSON: a string key as itself, an index
-as `{"item": 3}`, another key as `{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`.
+as `{"item": 3}`, another key as `{"key": <tagged value>}`, a rank's own part as `{"rank": 3}`. That
+a container is a tuple, or in `per_rank`, is stored behind the path (see `Containers`), so that a
+state with a list in place of a tuple is restored as before.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 
 from tierstore.blocks import crc32c
 from tierstore.checkpoint import values
-from tierstore.checkpoint.paths import marked
+from tierstore.checkpoint.paths import Containers, marked
 from tierstore.errors import CheckpointError, PlanError, TierstoreError
 from tierstore_torch.state.arrays import is_large
 from tierstore_torch.state.encoding import check_name, saveable
@@ -32,6 +34,8 @@ Step = str | dict[str, Any]
 
 
 _OWN = re.compile(r'\[\{"rank": ?([0-9]{1,9})\}')
+
+_PLAIN = Containers()
 
 LayOut = Callable[[object, Any, str, str], Any]
 
@@ -63,17 +67,20 @@ class Leaf:
     Attributes:
         rank: whose own it is; None if it is no rank's.
         array: numpy's dtype, if it is an array that is stored as a tensor.
+        inside: what containers it is in.
     """
 
     name: str
     path: str
     rank: int | None = None
     array: str = ""
+    inside: Containers = _PLAIN
 
     @property
     def stored_path(self) -> str:
         """The path as a manifest has it."""
-        return marked(self.path, self.array) if self.array else self.path
+        path = self.path if self.inside is _PLAIN else self.inside.mark(self.path)
+        return marked(path, self.array) if self.array else path
 
     @property
     def exact_name(self) -> str:
@@ -123,7 +130,7 @@ class Tree:
         self._values: list[Any] = []
         self._rank = rank
         try:
-            self._root = self._scan(state, "", "", own=False)
+            self._root = self._scan(state, "", "", _PLAIN)
         except RecursionError:
             raise PlanError(
                 "the state is nested too deep, or a dict or list in it contains itself"
@@ -166,60 +173,64 @@ class Tree:
                 f"a {type(state).__name__} cannot be restored in place", hint="put it into a dict"
             )
 
-    def _scan(self, value: Any, name: str, path: str, *, own: bool) -> Node:
+    def _scan(self, value: Any, name: str, path: str, inside: Containers) -> Node:
         """Look at one value; `path` is the JSON of its steps without the brackets around them."""
         if type(value) is torch.Tensor:  # most are
-            return self._take(value, name, path, own=own)
+            return self._take(value, name, path, inside)
         first = len(self.leaves)
-        node = self._enter(value, name, path, own=own)
+        node = self._enter(value, name, path, inside)
         if self._hold and node.kind in ("dict", "list", "stateful"):
             known = self._begun.setdefault(id(value), first)
             if known != first:
                 self.same += [(known + i, first + i) for i in range(len(self.leaves) - first)]
         return node
 
-    def _enter(self, value: Any, name: str, path: str, *, own: bool) -> Node:
+    def _enter(self, value: Any, name: str, path: str, inside: Containers) -> Node:
         if isinstance(value, PerRank):
-            inner = self._scan(value.value, name, path, own=True)
+            if inside.own is None:
+                inside = replace(inside, own=_depth(path))
+            inner = self._scan(value.value, name, path, inside)
             return Node("rank", PerRank, children=[inner])
         if is_stateful(value):
-            full = self._full(name, path, own=own)
+            full = self._full(name, path, inside)
             state = _state_of(value, full[0])
             if self._lay_out is not None:
                 state = self._lay_out(value, state, *full)
-            inner = self._scan(state, name, path, own=own)
+            inner = self._scan(state, name, path, inside)
             held = state if self._hold else None
             return Node("stateful", type(value), children=[inner], held=held, name=full[0])
         if isinstance(value, dict) and (value or not path):  # an empty one inside is a value
             plain = all(type(key) is str for key in value)
             children = [
-                self._scan(v, *_below(name, path, str(k), _step(k)), own=own)
+                self._scan(v, *_below(name, path, str(k), _step(k)), inside)
                 for k, v in value.items()
             ]
             types = None if plain else {key: type(key) for key in value}
             return Node("dict", type(value), dict.fromkeys(value), types, children)
         if isinstance(value, (list, tuple)) and _is_inner(value):
+            kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
+            if kind == "tuple":
+                inside = replace(inside, tuples=(*inside.tuples, _depth(path)))
             children = [
-                self._scan(v, *_below(name, path, str(i), {"item": i}), own=own)
+                self._scan(v, *_below(name, path, str(i), {"item": i}), inside)
                 for i, v in enumerate(value)
             ]
-            kind: Literal["list", "tuple"] = "list" if isinstance(value, list) else "tuple"
             return Node(kind, type(value), children=children)
-        return self._take(value, name, path, own=own)
+        return self._take(value, name, path, inside)
 
-    def _take(self, value: Any, name: str, path: str, *, own: bool) -> Node:
-        name, path = self._full(name, path, own=own)
+    def _take(self, value: Any, name: str, path: str, inside: Containers) -> Node:
+        name, path = self._full(name, path, inside)
         self._values.append(value)
-        rank = self._rank if own else None
+        rank = None if inside.own is None else self._rank
         if self._hold or not is_large(value):
-            self.leaves.append(Leaf(name, f"[{path}]", rank))
+            self.leaves.append(Leaf(name, f"[{path}]", rank, "", inside))
             return _LEAF
-        self.leaves.append(Leaf(name, f"[{path}]", rank, value.dtype.str))
+        self.leaves.append(Leaf(name, f"[{path}]", rank, value.dtype.str, inside))
         return Node("array", np.ndarray, held=value.dtype.str)
 
-    def _full(self, name: str, path: str, *, own: bool) -> tuple[str, str]:
+    def _full(self, name: str, path: str, inside: Containers) -> tuple[str, str]:
         """Return name and path with the rank whose own part they are in."""
-        if not own:
+        if inside.own is None:
             return name, path
         mark = json.dumps({"rank": self._rank})
         return f"rank{self._rank:05d}/{name}", f"{mark}, {path}" if path else mark
@@ -230,6 +241,11 @@ def _below(name: str, path: str, label: str, step: Step) -> tuple[str, str]:
     check_name(label)
     text = _quote(step) if isinstance(step, str) else json.dumps(step)
     return (f"{name}.{label}", f"{path}, {text}") if path else (label, text)
+
+
+def _depth(path: str) -> int:
+    """Return how many steps a path has, of which the brackets around it are left out."""
+    return len(json.loads(f"[{path}]"))
 
 
 def rank_of(path: str) -> int | None:

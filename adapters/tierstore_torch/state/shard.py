@@ -244,7 +244,7 @@ class RankShard:
         """Return the values that this rank writes."""
         leaves = self._tree.leaves
         return [
-            ValueEntry(self._name(leaves[index]), leaves[index].path, *self._encoded[index])
+            ValueEntry(self._name(leaves[index]), leaves[index].stored_path, *self._encoded[index])
             for index in self._owned_values
         ]
 
@@ -281,7 +281,7 @@ def _digest(texts: Sequence[bytes], tensors: Sequence[torch.Tensor]) -> tuple[in
 def _held(leaf: Leaf, known: _Signature, value: Any) -> list[torch.Tensor] | None:
     if type(value) is not known.cls:
         return None
-    pairs = tensor_chunks(leaf.name, value, leaf.path)
+    pairs = tensor_chunks(leaf.name, value, leaf.stored_path)
     same = tuple(chunk for chunk, _ in pairs) == known.chunks
     return [tensor for _, tensor in pairs] if same else None
 
