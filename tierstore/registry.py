@@ -38,6 +38,9 @@ from tierstore.waiting import on
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+# What is promised to backends of others, and to whoever opens one; the rest is for tierstore.
+__all__ = ["declares", "open_backend"]
+
 GROUP = "tierstore.backends"
 CREDENTIALS_HINT = (
     "credentials come from the environment or from the files that the store's own tools read, "

@@ -15,13 +15,9 @@ MODULES = (
     "tierstore",
     "tierstore.errors",
     "tierstore.backend",
-    "tierstore.registry",
+    "tierstore.registry",  # what a backend of others needs
     "tierstore.config",
     "tierstore.testing",
-    "tierstore.testing.servers",
-    "tierstore_hdfs",
-    "tierstore_ray",
-    "tierstore_s3",
     "tierstore_torch",
 )
 # What Python versions print differently, or is an address.
