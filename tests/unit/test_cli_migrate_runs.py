@@ -15,7 +15,7 @@ import pytest
 from tests.attempts import line_of
 from tests.command import Done, folders, ladder_file, save, start, stored, tierstore
 from tests.damage import flip
-from tests.files import contents
+from tests.files import contents, put
 from tests.patience import PATIENCE
 from tests.shards import assert_restores, folder, launch, stage
 from tierstore.backends.local.backend import LocalBackend
@@ -198,6 +198,25 @@ def test_the_source_is_removed_commit_first(src: Path, tmp_path: Path, plain: bo
     # Again: what is gone is gone, and nothing of it comes back.
     assert migrate(tmp_path, "--delete-source").code == 0  # and nobody waits for readers
     assert steps(tmp_path / "dst") == [1, 2, 3]
+
+
+def test_no_data_is_removed_under_a_commit_that_stays(src: Path, tmp_path: Path) -> None:
+    """Neither if that is excluded, nor if it was not there yet when its place was listed."""
+    before = {key for key in contents(src) if "/data/" in key or "/commits/" in key}
+    words = ["migrate", str(src), str(tmp_path / "dst"), "--delete-source", "--grace", "0"]
+    for more in (["-n"], []):
+        done = tierstore(*words, "--exclude", "commits/", *more)
+        assert done.code == 1
+        assert "its checkpoint is alive at the source" in done.said
+        assert before <= contents(src).keys()
+    assert steps(src) == [1, 2, 3]
+    delete(store(src), Attempt(2, 1, 1), grace=0)
+    put(src, {key: b"left" for key in before if "/data/000000000002-" in key})
+    commit = next(src.glob("runs/run/commits/000000000003-*"))
+    commit.unlink()  # of what has no commit, or a tombstone, nobody has read anything
+    assert tierstore(*words, "--exclude", "commits/", "--conflict", "overwrite").code == 1
+    left = {key for key in contents(src) if "/data/" in key}
+    assert left == {key for key in before if "/data/000000000001-" in key}
 
 
 def test_what_did_not_arrive_is_not_removed(src: Path, tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def remove_data(backend: Backend, commit: str, check: Callable[[str], object]) -
     backend.delete(keys)
 
 
+def is_relied_on(backend: Backend, key: str) -> bool:
+    """Return whether an object is data of a checkpoint that is alive, so not to be removed."""
+    part = parse_part(key)
+    return part is not None and part.kind == "data" and not is_buried(backend, part.commit)
+
+
 def grace_for_readers(seconds: float) -> waiting.Wait:
     """Return what tells, with `with`, that somebody gives them their time."""
     return waiting.on("readers of what was deleted", "grace", most=seconds)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tierstore.backend import Backend, local_path
 from tierstore.checkpoint.commit import looks_deleted
-from tierstore.checkpoint.delete import bury, remove_data
+from tierstore.checkpoint.delete import bury, is_relied_on, remove_data
 from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import CheckpointError, NotFoundError
 from tierstore.transfer.engine import messages as m
@@ -24,6 +24,7 @@ from tierstore.transfer.source import Buffers
 
 _TOUCHES = 64  # while a file is compared; others remove its other names
 CANNOT_REMOVE = "nothing may be removed from its folder"
+RELIED_ON = "its checkpoint is alive at the source and was not moved as a whole, so it stays"
 ONE_FILE = "the source's file and the destination's are one and the same"
 BEHIND = "it lies behind a link, and what a link leads to is never removed"
 
@@ -49,6 +50,8 @@ class Remover:
             source, entry.key, self._stores[entry.target], entry.target_key
         ):  # also if it went by another way to it meanwhile
             return m.Failed(task.job, why)
+        if is_relied_on(source, entry.key):
+            return m.Failed(task.job, RELIED_ON)
         if task.dry:
             path = path_of(source, entry.key)
             may = path is None or os.access(path.parent, os.W_OK | os.X_OK)
