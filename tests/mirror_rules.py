@@ -19,9 +19,9 @@ from tierstore.checkpoint.commit import TOMBSTONE_SIZE
 from tierstore.checkpoint.delete import bury, delete
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import StorageError
+from tierstore.migration.ends import Ends
 from tierstore.migration.mirror import Mirror
 from tierstore.patterns import Selection
-from tierstore.transfer.engine.ends import Ends
 from tierstore.wrappers.delegate import Call
 from tierstore.wrappers.faults import Fault, Faulty
 
