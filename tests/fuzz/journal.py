@@ -9,9 +9,10 @@ from random import Random
 
 from tests.mutations import mutate_json
 from tierstore.blocks import crc32c
+from tierstore.transfer.engine.entries import Entry
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.messages import Entry, Fed, Joined, Open, Opened
+from tierstore.transfer.engine.messages import Fed, Joined, Open, Opened
 from tierstore.transfer.engine.records import TARGET, Begun, Finished, Receipt, Version, Void
 from tierstore.transfer.engine.rules import Destination, Orders
 
@@ -53,9 +54,9 @@ def parse(data: bytes) -> None:
     finally:
         path.unlink()
     past = journal.past()
-    past.finished("c", _TWO, _ONE)
+    past.finished(TARGET, "c", _TWO, _ONE)
     machine = Machine(Orders({TARGET: Destination(lambda _: 8 * _MIB)}), past)
-    entries = [Entry(key, held.begun.version) for key, held in past.held.items()]
+    entries = [Entry(key, held.begun.version) for (_, key), held in past.held.items()]
     commands = [*machine.begin(), *machine.handle(Joined("worker", 9))]
     commands += machine.handle(Fed((*entries, Entry("z", _TWO)), last=True))
     for command in commands:

@@ -15,6 +15,7 @@ from tierstore.errors import ConfigError, FormatError, NewerFormatError, Storage
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Past
 from tierstore.transfer.engine.records import (
+    TARGET,
     Begun,
     Finished,
     Held,
@@ -55,13 +56,15 @@ def test_what_was_noted_is_there(tmp_path: Path) -> None:
     write(path, *RECORDS[3:])
     past = read(path)
     assert past.uploads == 3
-    assert list(past.held) == ["a"]
-    assert past.held["a"].begun == RECORDS[0]
-    assert past.held["a"].crcs == {0: 11, 2: 12}
-    assert past.finished("b", TWO, THERE)
-    assert past.finished("b", Version(20, 7.0, "tag"), THERE), "a tag tells more than a time"
+    assert list(past.held) == [(TARGET, "a")]
+    assert past.held[TARGET, "a"].begun == RECORDS[0]
+    assert past.held[TARGET, "a"].crcs == {0: 11, 2: 12}
+    assert past.finished(TARGET, "b", TWO, THERE)
+    assert past.finished(TARGET, "b", Version(20, 7.0, "tag"), THERE), (
+        "a tag tells more than a time"
+    )
     for key, version, target in [("a", TWO, THERE), ("b", ONE, THERE), ("b", TWO, TWO)]:
-        assert not past.finished(key, version, target)
+        assert not past.finished(TARGET, key, version, target)
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,11 +80,11 @@ def test_cut_off_anywhere(tmp_path_factory: pytest.TempPathFactory, cut: int, ta
     path.write_bytes(whole[:cut] + tail.replace(b"\n", b"?"))
     write(path, Finished(9, "later", ONE, TWO))
     past = read(path)
-    assert past.finished("later", ONE, TWO)
+    assert past.finished(TARGET, "later", ONE, TWO)
     ends = [len(b"".join(lines[: number + 1])) - 1 for number in range(len(lines))]
     kept = sum(cut >= end for end in ends) - (cut in ends and bool(tail))
-    assert past.finished("b", TWO, THERE) == (kept >= 8)
-    assert ("a" in past.held) == (kept >= 2)
+    assert past.finished(TARGET, "b", TWO, THERE) == (kept >= 8)
+    assert ((TARGET, "a") in past.held) == (kept >= 2)
 
 
 def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
     write(path, *RECORDS)
     data = path.read_bytes()
     path.write_bytes(data.replace(b'["part",1,0,11]', b'["part",1,0,13]'))
-    assert read(path).held["a"].crcs == {2: 12}
+    assert read(path).held[TARGET, "a"].crcs == {2: 12}
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -172,7 +175,7 @@ def test_a_record_that_cannot_be(tmp_path: Path, line: str) -> None:
 def test_a_part_behind_the_end_is_no_part(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     write(path, Begun(1, "a", ONE, 4, "token"), Receipt(1, 2, 11), Receipt(1, 3, 12))
-    assert read(path).held["a"].crcs == {2: 11}
+    assert read(path).held[TARGET, "a"].crcs == {2: 11}
 
 
 def test_another_file_is_not_read_whole(tmp_path: Path) -> None:
@@ -199,10 +202,10 @@ def test_written_anew(tmp_path: Path) -> None:
     before, past = path.stat().st_size, read(path)
     assert path.stat().st_size < before / 2
     for again in (past, read(path)):
-        assert again.held == {"a": Held(Begun(1, "a", ONE, 4, "token"), {0: 11, 2: 12})}
-        assert all(again.finished(f"many/{n:06}", ONE, THERE) for n in range(24_000))
-        assert again.finished("b", TWO, THERE)
-        assert not again.finished("many/024000", ONE, THERE)
+        assert again.held == {(TARGET, "a"): Held(Begun(1, "a", ONE, 4, "token"), {0: 11, 2: 12})}
+        assert all(again.finished(TARGET, f"many/{n:06}", ONE, THERE) for n in range(24_000))
+        assert again.finished(TARGET, "b", TWO, THERE)
+        assert not again.finished(TARGET, "many/024000", ONE, THERE)
     assert [each.name for each in tmp_path.iterdir()] == ["journal"]
 
 
@@ -215,4 +218,4 @@ def test_one_process_at_a_time_while_it_is_written_anew(tmp_path: Path) -> None:
         Journal(path, "from", "to")
     journal.append(Begun(7, "a", ONE, 4, "token"))
     journal.close()
-    assert read(path).held.keys() == {"a"}
+    assert read(path).held.keys() == {(TARGET, "a")}

@@ -21,7 +21,8 @@ from tierstore.cli.migrated import JsonView, TextView
 from tierstore.cli.progress import bars
 from tierstore.logs import logger
 from tierstore.text import printable
-from tierstore.transfer.engine.messages import Outcome, Report
+from tierstore.transfer.engine.entries import Outcome
+from tierstore.transfer.engine.messages import Report
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\nok: all fine\r\x9b31m\u202egpj\udc80 \xe9"
 WRITTEN = r"a\x1b]0;owned\x07\x1b[2J\nok: all fine\r\x9b31m\u202egpj\udc80" + " \xe9"
