@@ -91,6 +91,8 @@ def blocks_covering(offset: int, length: int) -> range:
 def block_crcs(data: Buffer) -> list[int]:
     """Return the CRC32C of every block of a whole file held in memory."""
     view = memoryview(data)
+    if 0 < len(view) <= BLOCK_SIZE:  # of a small object, which costs Python more than memory
+        return [crc32c(view)]
     return [crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
 
 
@@ -101,6 +103,8 @@ def combine_blocks(crcs: Sequence[int], size: int) -> int:
         crcs: the CRCs of the blocks, in order; as many as `size` needs.
         size: bytes covered; only the last block may be short.
     """
+    if len(crcs) == 1:
+        return int(crcs[0])
     total = 0
     for index, crc in enumerate(crcs):
         total = combine(total, crc, block_range(index, size)[1])
