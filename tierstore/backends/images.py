@@ -35,7 +35,7 @@ from tierstore.errors import (
 from tierstore.image.folder import DEFAULT_DIRECTORY, ImageFolder, ShardName, image_paths
 from tierstore.keys import RUNS, AttemptId, AttemptKeys, RunKeys, check_run
 
-_CAPABILITIES = Capabilities(concurrency=min(8, 2 * len(os.sched_getaffinity(0))))
+_CAPABILITIES = Capabilities(concurrency=min(8, 2 * len(os.sched_getaffinity(0))), seen_by="host")
 _KEY = re.compile(
     rf"{RUNS}([^/]+)/data/([^/]+)/(?:staged/([0-9]{{5}})|(([0-9]{{5}})-[0-9]{{3}}\.safetensors))"
 )
