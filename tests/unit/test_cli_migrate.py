@@ -18,7 +18,7 @@ from tests.command import start, tierstore
 from tests.files import contents
 from tests.patience import PATIENCE
 from tests.shards import until
-from tierstore.cli.ends import Place
+from tierstore.operations.ends import Location
 
 
 @pytest.fixture(autouse=True)
@@ -231,11 +231,11 @@ def test_one_object_into_a_folder_and_under_a_link(src: Path, tmp_path: Path) ->
 
 
 def test_the_server_tells_places_apart() -> None:
-    one = Place.parse("s3://b/x?endpoint_url=http://one:9000&part_size=8388608")
-    other = Place.parse("s3://b/x?endpoint_url=http://other:9000")
+    one = Location.parse("s3://b/x?endpoint_url=http://one:9000&part_size=8388608")
+    other = Location.parse("s3://b/x?endpoint_url=http://other:9000")
     assert one.identity == "s3://b/x?endpoint_url=http%3A%2F%2Fone%3A9000"
     assert one.identity != other.identity
-    assert Place.parse("s3://b/x?part_size=8388608").identity == "s3://b/x"
+    assert Location.parse("s3://b/x?part_size=8388608").identity == "s3://b/x"
 
 
 def test_a_link_to_the_source_is_the_source(src: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_lines_tables_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
     table.add_row(EVIL, "[bold]1[/bold]")
     output.console().print(table)
     view = TextView()
-    with view:
+    with view.shown():
         view.report(Report(EVIL, Outcome.FAILED, 1, EVIL))
     shown = capsys.readouterr()
     assert harmless(shown.out + shown.err)
@@ -82,7 +82,8 @@ def test_lines_tables_and_reports(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_is_exact_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_json({EVIL: [EVIL, "\U0001f600\U000e0001"]})
-    with JsonView() as view:
+    view = JsonView()
+    with view.shown():
         view.report(Report(EVIL, Outcome.FAILED, 1, EVIL))
     shown = capsys.readouterr().out
     assert harmless(shown)

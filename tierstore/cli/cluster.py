@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from tierstore.cli.options import flag, option
 from tierstore.errors import ConfigError
-from tierstore.waiting import on
 
 if TYPE_CHECKING:
-    from tierstore.transfer.engine.crew import Crew
-    from tierstore.transfer.engine.stores import Recipe, Stores
-
-_CREDENTIALS = ("AWS_", "HADOOP_")
+    from tierstore.operations.terms import Workers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere:
+class ClusterArguments:
     """Which machines do the work."""
 
     on: Annotated[
@@ -47,21 +42,17 @@ class Elsewhere:
         ),
     ] = False
 
-    def crew(self, recipe: Recipe, stores: Stores, *, dry: bool = False) -> Crew | None:
-        """Return who does the work; None for threads of this process, as in a dry run.
+    @property
+    def workers(self) -> Workers | None:
+        """Who does the work; None for this process.
 
         Raises:
-            ConfigError: there is no such cluster, or options are missing.
+            ConfigError: options are missing.
         """
-        from tierstore.transfer.engine.crew import Cluster, find_crew, open_crew
+        from tierstore.operations.terms import Workers
 
-        if self.on is None:
-            if self.sends:
-                raise ConfigError("--send-credentials is for other machines", hint="add --on ray")
-            return None
-        if dry:
-            find_crew(self.on)
-            return None
-        sent = {k: v for k, v in os.environ.items() if self.sends and k.startswith(_CREDENTIALS)}
-        with on(f"{self.on} {self.address or 'here'}", "a cluster to work on"):
-            return open_crew(self.on, recipe, stores, Cluster(self.address or "", sent))
+        if self.on is not None:
+            return Workers(self.on, self.address or "", self.sends)
+        if self.sends:
+            raise ConfigError("--send-credentials is for other machines", hint="add --on ray")
+        return None

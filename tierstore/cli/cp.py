@@ -7,37 +7,31 @@ from typing import Annotated
 
 import click
 
-from tierstore.cli.ends import open_ends
-from tierstore.cli.moving import CONFLICT, MoveOptions, OnConflict, move
+from tierstore.cli.moving import CONFLICT, Choice, MoveArguments, judge
 from tierstore.cli.options import option, takes
-from tierstore.errors import NotFoundError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions):
+class CopyArguments(MoveArguments):
     """What to do where DST exists."""
 
     conflict: Annotated[
-        OnConflict,
+        Choice,
         option(
             "--conflict",
             type=CONFLICT,
             show_default=True,
             help="Where DST is something else already.",
         ),
-    ] = OnConflict.fail
+    ] = Choice.fail
 
 
 @click.command
-@takes(Options)
-def run(options: Options) -> None:
+@takes(CopyArguments)
+def run(given: CopyArguments) -> None:
     """Copy one object, verify it, and go on inside it after any kill with the same command."""
-    from tierstore.migration.listing import objects
-    from tierstore.patterns import Selection
+    from tierstore.operations.move import copy
 
-    with open_ends(options.source, options.target, options.limits) as between:
-        if between.ends.only is None:
-            raise NotFoundError(
-                f"there is no object {between.source}", hint="`tierstore migrate` copies folders"
-            )
-        move(between, objects(between.ends, Selection()), options.conflict.value, options)
+    view = given.view()
+    options = given.options(view)
+    judge(copy(given.source, given.target, conflict=given.conflict.value, **options), view)

@@ -7,25 +7,25 @@ from typing import Annotated
 
 import click
 
-from tierstore.cli.cluster import Elsewhere
-from tierstore.cli.ends import open_ends
+from tierstore.cli.cluster import ClusterArguments
 from tierstore.cli.moving import (
     CONFLICT,
-    Moved,
-    MoveOptions,
-    OnConflict,
-    Removal,
-    Special,
+    Choice,
+    MoveArguments,
+    RemovalArguments,
+    SpecialArguments,
+    judge,
     leave,
-    move,
 )
 from tierstore.cli.options import option, takes
-from tierstore.cli.selecting import Globs, Rules, Selecting
+from tierstore.cli.selecting import Globs, Selecting, SelectionArguments
 from tierstore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(MoveOptions, Rules, Special, Elsewhere, Removal):
+class MigrateArguments(
+    MoveArguments, SelectionArguments, SpecialArguments, ClusterArguments, RemovalArguments
+):
     """What of SRC, where to, and what becomes of it."""
 
     run: Annotated[
@@ -47,19 +47,19 @@ class Options(MoveOptions, Rules, Special, Elsewhere, Removal):
         ),
     ] = ()
     conflict: Annotated[
-        OnConflict,
+        Choice,
         option(
             "--conflict",
             type=CONFLICT,
             show_default=True,
             help="Where DST has something else already.",
         ),
-    ] = OnConflict.fail
+    ] = Choice.fail
 
 
 @click.command(cls=Selecting)
-@takes(Options)
-def run(options: Options) -> None:
+@takes(MigrateArguments)
+def run(given: MigrateArguments) -> None:
     """Copy SRC to DST, verify it, and go on after any kill with the same command.
 
     SRC and DST are two tiers if --run says which checkpoints are wanted; else SRC is one object or
@@ -67,31 +67,25 @@ def run(options: Options) -> None:
     while SRC is still being listed. Commits arrive last: a reader never sees half a checkpoint.
     Exits with 1 if something could not be migrated.
     """
-    from tierstore.migration.apart import holds_links
-    from tierstore.migration.checkpoints import Steps, checkpoints
-    from tierstore.migration.listing import objects
+    from tierstore.operations.move import migrate
 
-    if options.step and not options.run:
+    if given.step and not given.run:
         raise ConfigError("--step is of a run", hint="say of which one with --run")
-    if options.run and options.selects:
+    if given.run and given.selects:
         raise ConfigError("--include and --exclude are not for checkpoints, which are whole")
-    steps = Steps.parse(options.step)
-    selection = options.selection()
-    runs = options.run
-    with open_ends(options.source, options.target, options.limits, runs) as between:
-
-        def moved(*, only_links: bool) -> Moved:
-            if options.run:
-                found = checkpoints(between.ends, options.run, steps)
-            else:
-                found = objects(between.ends, selection, follow=options.follow)
-            how = (options, options, options)
-            return move(between, found, options.conflict.value, *how, only_links=only_links)
-
-        removes = options.delete_source and not (options.dry_run or options.run)
-        # What a link leads to goes once the link has: else it would lead nowhere.
-        twice = removes and options.follow and holds_links(between.ends)
-        result = moved(only_links=twice)
-        if twice and result.remaining:
-            result = moved(only_links=False)
-    leave(result, options)
+    view = given.view()
+    result = migrate(
+        given.source,
+        given.target,
+        runs=given.run,
+        steps=given.step,
+        select=None if given.run else given.selection(),
+        conflict=given.conflict.value,
+        delete_source=given.delete_source,
+        grace=given.grace,
+        follow_links=given.follow,
+        workers=given.workers,
+        **given.options(view),
+    )
+    judge(result, view)
+    leave(result, given)

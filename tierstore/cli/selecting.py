@@ -33,7 +33,7 @@ class Selecting(click.Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class SelectionArguments:
     """Which keys are meant: the options of a `Selecting` command."""
 
     include: Annotated[

@@ -1,4 +1,4 @@
-"""From what a person writes for SRC and DST to two open stores and the keys in them."""
+"""From what names SRC and DST to two open stores and the keys in them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 
-from tierstore.cli.amounts import some_bytes
+from tierstore.config import TierConfig
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
 from tierstore.operations.tiers import hasty
 
 if TYPE_CHECKING:
-    from tierstore.config import TierConfig
     from tierstore.migration.ends import Ends
+    from tierstore.operations.tiers import Source
     from tierstore.transfer.engine.stores import Recipe
 
+End = str | os.PathLike[str] | TierConfig
+"""A URL, a path, the name of a configured tier, or a tier."""
 _NUMBER = re.compile(r"[0-9._]+")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _CLASS = (
@@ -29,32 +31,30 @@ _CLASS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Access:
     """How hard the ends may be used, and where tiers are named.
 
     Attributes:
-        bandwidth: bytes a second at each end, as a person writes it; None for no other limit than
-            the tier's own.
+        bandwidth: bytes a second at each end; None for no other limit than the tier's own.
         requests: in flight at each end; None for the tier's own limit.
         config: the configuration that names tiers; None for the default one, if there is any.
+        hasty: somebody waits for the answer and wants to know soon that a store is away.
     """
 
-    bandwidth: str | None = None
+    bandwidth: int | None = None
     requests: int | None = None
-    config: str | None = None
+    config: Source | None = None
     hasty: bool = False
-    """Somebody waits at a terminal and wants to know soon that a store is away."""
 
     def of(self, tier: TierConfig) -> TierConfig:
         """Return a tier with these limits.
 
         Raises:
-            ConfigError: the bandwidth is no rate.
+            ConfigError: a limit is less than 1.
         """
         policy = tier.policy
-        if self.bandwidth is not None:
-            limit = some_bytes(self.bandwidth)
-            policy = replace(policy, read_bandwidth=limit, write_bandwidth=limit)
+        if (rate := self.bandwidth) is not None:
+            policy = replace(policy, read_bandwidth=rate, write_bandwidth=rate)
         if self.requests is not None:
             policy = replace(policy, max_requests=self.requests)
         tier = replace(tier, policy=policy)
@@ -62,7 +62,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """A URL or path as it was written, as a URL.
 
     Attributes:
@@ -81,11 +81,11 @@ class Place:
     named: TierConfig | None = None
 
     @classmethod
-    def parse(cls, text: str, names: _Named | None = None) -> Place:
+    def parse(cls, end: End, names: _Named | None = None) -> Location:
         """Take apart what was written.
 
         Args:
-            text: a URL, a path or the name of a tier.
+            end: a URL, a path or the name of a tier, or a tier.
             names: knows the tiers.
 
         Raises:
@@ -93,11 +93,13 @@ class Place:
         """
         from tierstore.registry import is_url, parse_url
 
+        if isinstance(end, TierConfig):
+            return cls._of_tier(end)
+        text = os.fspath(end)
         if not text:
             raise ConfigError("SRC and DST are URLs or paths, not empty")
         if names and (tier := names.find(text)):
-            options = {name: str(value) for name, value in tier.options.items()}
-            return cls(tier.url, "", True, _server(options), tier)
+            return cls._of_tier(tier)
         if not is_url(text):
             path = os.path.abspath(text)  # noqa: PTH100 - a link keeps its own name
             text = (
@@ -109,6 +111,11 @@ class Place:
             is_folder = is_folder or address.folder.is_dir()
         query = urlencode(address.query)
         return cls(address.url, query, is_folder, _server(address.query))
+
+    @classmethod
+    def _of_tier(cls, tier: TierConfig) -> Location:
+        options = {name: str(value) for name, value in tier.options.items()}
+        return cls(tier.url, "", True, _server(options), tier)
 
     @property
     def identity(self) -> str:
@@ -159,7 +166,7 @@ class Between:
 
 @contextmanager
 def open_ends(
-    source: str, target: str, limits: Limits, runs: Sequence[str] = ()
+    source: End, target: End, access: Access, runs: Sequence[str] = ()
 ) -> Iterator[Between]:
     """Open both ends.
 
@@ -169,7 +176,7 @@ def open_ends(
     Args:
         source: SRC as it was written.
         target: DST as it was written.
-        limits: how hard they may be used, and where tiers are named.
+        access: how hard they may be used, and where tiers are named.
         runs: the runs that are meant; then both ends are roots of tiers.
 
     Raises:
@@ -182,8 +189,8 @@ def open_ends(
     from tierstore.transfer.engine.records import TARGET
     from tierstore.transfer.engine.stores import Recipe
 
-    named = _Named(limits.config)
-    origin, goal = (Place.parse(text, named) for text in (source, target))
+    named = _Named(access.config)
+    origin, goal = (Location.parse(text, named) for text in (source, target))
     if runs or not _is_object(origin):
         _refuse_overlap(origin, goal)
         bases, keys = (origin.base, goal.base), None
@@ -192,20 +199,20 @@ def open_ends(
             goal = replace(goal, base=join_url(goal.base, origin.name))
         _refuse_same(origin, goal)
         bases, keys = (origin.parent, goal.parent), (origin.name, goal.name)
-    tiers = {SOURCE: limits.of(origin.tier(bases[0])), TARGET: limits.of(goal.tier(bases[1]))}
+    tiers = {SOURCE: access.of(origin.tier(bases[0])), TARGET: access.of(goal.tier(bases[1]))}
     recipe = Recipe(tiers, sample=keys[0] if keys else "")
     meant = f" runs {', '.join(runs)}" if runs else ""
     with closing(recipe.open()) as stores:
         ends = Ends(stores[SOURCE], stores[TARGET], keys)
         changes_class = bool(tiers[TARGET].options.get("storage_class"))
-        check_apart(ends, writes=not limits.hasty, hint=_CLASS if changes_class else "")
+        check_apart(ends, writes=not access.hasty, hint=_CLASS if changes_class else "")
         yield Between(ends, recipe, f"{origin.identity}{meant}", goal.identity)
 
 
 class _Named:
     """The tiers that a configuration names, looked for only when a name may be one."""
 
-    def __init__(self, config: str | None) -> None:
+    def __init__(self, config: Source | None) -> None:
         self._config = config
 
     def find(self, text: str) -> TierConfig | None:
@@ -236,7 +243,7 @@ def _server(options: Mapping[str, str]) -> str:
     return urlencode(sorted(each for each in options.items() if not _NUMBER.fullmatch(each[1])))
 
 
-def _is_object(place: Place) -> bool:
+def _is_object(place: Location) -> bool:
     from tierstore.wrappers import open_tier
 
     if place.is_folder:
@@ -250,7 +257,7 @@ def _is_object(place: Place) -> bool:
     return True
 
 
-def _refuse_overlap(origin: Place, goal: Place) -> None:
+def _refuse_overlap(origin: Location, goal: Location) -> None:
     _refuse_same(origin, goal)
     one, other = f"{_real(origin)}/", f"{_real(goal)}/"
     if origin.server == goal.server and (one.startswith(other) or other.startswith(one)):
@@ -260,12 +267,12 @@ def _refuse_overlap(origin: Place, goal: Place) -> None:
         )
 
 
-def _refuse_same(origin: Place, goal: Place) -> None:
+def _refuse_same(origin: Location, goal: Location) -> None:
     if (_real(origin), origin.server) == (_real(goal), goal.server):
         raise ConfigError(f"SRC and DST are the same place: {origin.base}")
 
 
-def _real(place: Place) -> str:
+def _real(place: Location) -> str:
     """Return its URL, on disk without symbolic links."""
     path = place.base.removeprefix("file://")
     return place.base if path == place.base else f"file://{os.path.realpath(unquote(path))}"
