@@ -5,6 +5,8 @@ A terminal obeys what is not printed: signs in a name can clear the screen, forg
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _MEMBERS = 2_000_000  # a page of WebHDFS has 300,000, the index of a model two for each tensor
 
 
@@ -18,6 +20,13 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join([s if s.isprintable() or s in keep else _written(s) for s in text])
+
+
+def some(names: Iterable[str], shown: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
 
 
 def is_unicode(text: str) -> bool:

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from tierstore.convert.selection import Selection, some
+from tierstore.convert.selection import Selection
 from tierstore.errors import ConfigError, FormatError
+from tierstore.text import some
 
 
 @pytest.mark.parametrize(

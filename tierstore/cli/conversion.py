@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from tierstore.cli.options import config_option, dry_option, flag, json_option, option
 
 if TYPE_CHECKING:
-    from tierstore.convert.selection import Selection
+    from tierstore.operations.convert import ConvertOptions
+    from tierstore.operations.progress import Progress
 
 Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
+class ConversionArguments:
     """What is taken, under which names, and how."""
 
     config: Annotated[tuple[str, ...], config_option] = ()
@@ -45,9 +46,19 @@ class Conversion:
     dry_run: Annotated[bool, dry_option] = False
     as_json: Annotated[bool, json_option] = False
 
-    @property
-    def selection(self) -> Selection:
-        """What the options select."""
-        from tierstore.convert.selection import Selection
-
-        return Selection(self.only, self.exclude, self.strip, self.add)
+    def options(
+        self, progress: Progress, *, tier: str | None, form: str, force: bool
+    ) -> ConvertOptions:
+        """Return it as operations take it."""
+        return {
+            "tier": tier,
+            "form": form,
+            "force": force,
+            "only": self.only,
+            "exclude": self.exclude,
+            "strip_prefix": self.strip,
+            "add_prefix": self.add,
+            "allow_pickle": self.allow_pickle,
+            "dry_run": self.dry_run,
+            "progress": progress,
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -13,8 +12,7 @@ from tierstore.cli.output import print_json, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tierstore.backend import Check
-    from tierstore.config import TierConfig
+    from tierstore.operations.doctor import Check
 
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -28,38 +26,19 @@ def run(config: tuple[str, ...], as_json: bool) -> None:
     Writes and deletes a few small objects below doctor/ on every tier. Exits with 1 if a check
     failed.
     """
-    from tierstore.config import load_config
+    from tierstore.operations.doctor import examine
 
-    show: Callable[[Check], None] = _silent if as_json else _show
-    found: dict[str, tuple[str, list[Check]]] = {}
-    for tier in load_config(*config).tiers:
-        if not as_json:
-            say(tier.name, bold=True, nl=False)
-            say(f"  {tier.url}")
-        found[tier.name] = tier.url, _look(tier, show)
+    found = examine(config) if as_json else examine(config, hears=_show_tier)
     if as_json:
-        print_json(
-            {
-                name: {"url": url, "checks": [asdict(check) for check in checks]}
-                for name, (url, checks) in found.items()
-            }
-        )
-    if any(check.outcome == "failed" for _, checks in found.values() for check in checks):
+        print_json(found.to_json())
+    if not found.good:
         raise click.exceptions.Exit(1)
 
 
-def _look(tier: TierConfig, show: Callable[[Check], None]) -> list[Check]:
-    from tierstore.ladder.diagnosis import diagnose
-
-    checks = []
-    for check in diagnose(tier):
-        show(check)  # at once: a server that does not answer takes its time
-        checks.append(check)
-    return checks
-
-
-def _silent(check: Check) -> None:
-    del check
+def _show_tier(name: str, url: str) -> Callable[[Check], None]:
+    say(name, bold=True, nl=False)
+    say(f"  {url}")
+    return _show
 
 
 def _show(check: Check) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from tierstore.cli.amounts import some_bytes
-from tierstore.cli.conversion import Conversion
+from tierstore.cli.conversion import ConversionArguments
 from tierstore.cli.options import (
     PLACE,
     argument,
@@ -20,15 +19,15 @@ from tierstore.cli.options import (
     tier_option,
 )
 from tierstore.cli.output import count, print_json, say, size
-from tierstore.cli.progress import progress
-from tierstore.operations.tiers import opened
+from tierstore.cli.progress import bars
+from tierstore.text import some
 
 if TYPE_CHECKING:
-    from tierstore.convert.exports import ExportPlan
+    from tierstore.operations.convert import Exported
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Conversion):
+class ExportArguments(ConversionArguments):
     """What is exported, and where to."""
 
     run: Annotated[str, run_argument]
@@ -47,75 +46,37 @@ class Options(Conversion):
 
 
 @click.command
-@takes(Options)
-def run(options: Options) -> None:
+@takes(ExportArguments)
+def run(given: ExportArguments) -> None:
     """Export a step as a torch.save file, a DCP folder or Hugging Face safetensors.
 
     Reads a part at a time, checked, so a model of any size needs little memory. What makes the
     files a whole is written last.
     """
-    from tierstore.convert.exports import Wishes, plan_export, write_export
-    from tierstore.convert.formats import find_format, guess_target
-    from tierstore.convert.place import open_target
-    from tierstore.ladder.find import choose
-    from tierstore.registry import path_of
+    from tierstore.operations.convert import export_step
 
-    begun = time.monotonic()
-    name = options.form or guess_target(options.target)
-    form = find_format(name)
-    wishes = Wishes(
-        options.selection,
-        some_bytes(options.max_shard),
-        allow_pickle=options.allow_pickle,
-        force=options.force,
-    )
-    of_file = not form.folder or path_of(options.target).endswith(form.suffixes)
-    with (
-        opened(options.config, options.tier, patience=None) as tiers,
-        open_target(options.target, of_file=of_file) as place,
-    ):
-        found = choose(tiers, options.run, step=options.step)
-        plan = plan_export(found, place, form, wishes)
-        if not options.dry_run:
-            with progress(options.run, plan.file_bytes) as advance:
-                write_export(plan, advance)
-    facts = _facts(plan, options, name) | {"seconds": round(time.monotonic() - begun, 3)}
-    if options.as_json:
-        print_json(facts)
-    else:
-        _print(facts, plan.layout.note)
+    with bars() as progress:
+        done = export_step(
+            given.run,
+            given.target,
+            given.step,
+            given.config,
+            max_shard=some_bytes(given.max_shard),
+            **given.options(progress, tier=given.tier, form=given.form, force=given.force),
+        )
+    print_json(done.to_json()) if given.as_json else _print(done)
 
 
-def _facts(plan: ExportPlan, options: Options, name: str) -> dict[str, Any]:
-    attempt = plan.found.attempt
-    return {
-        "run": options.run,
-        "step": attempt.step,
-        "launch": attempt.launch,
-        "target": plan.place.url,
-        "format": name,
-        "tensors": len(plan.items),
-        "values": plan.values,
-        "bytes": plan.nbytes,
-        "files": [file.name for file in plan.files],
-        "not_selected": plan.dropped,
-        "left_out": list(plan.layout.left_out),
-        "dry_run": options.dry_run,
-    }
-
-
-def _print(facts: dict[str, Any], note: str) -> None:
-    from tierstore.convert.selection import some
-
-    verb = "would export" if facts["dry_run"] else "exported"
-    what = f"{count(facts['tensors'], 'tensor')}, {count(facts['values'], 'value')}"
+def _print(done: Exported) -> None:
+    verb = "would export" if done.dry_run else "exported"
+    what = f"{count(done.tensors, 'tensor')}, {count(done.values, 'value')}"
     say(
-        f"{verb} {what}, {size(facts['bytes'])} of {facts['run']} step {facts['step']} to "
-        f"{facts['target']} ({facts['format']}, {count(len(facts['files']), 'file')})",
+        f"{verb} {what}, {size(done.nbytes)} of {done.run} step {done.step} to "
+        f"{done.target} ({done.form}, {count(len(done.files), 'file')})",
     )
-    if facts["not_selected"]:
-        say(f"  not selected: {facts['not_selected']}")
-    if facts["left_out"]:
-        say(f"  left out, no tensors: {some(facts['left_out'], 10)}")
-    if note:
-        say(f"  {note}")
+    if done.not_selected:
+        say(f"  not selected: {done.not_selected}")
+    if done.left_out:
+        say(f"  left out, no tensors: {some(done.left_out, 10)}")
+    if done.note:
+        say(f"  {done.note}")

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from tierstore.cli.conversion import Conversion
+from tierstore.cli.conversion import ConversionArguments
 from tierstore.cli.options import PLACE, argument, flag, option, run_argument, takes
 from tierstore.cli.output import count, print_json, say, size
-from tierstore.cli.progress import progress
-from tierstore.errors import IntegrityError
-from tierstore.operations.tiers import opened
+from tierstore.cli.progress import bars
+from tierstore.text import some
 
 if TYPE_CHECKING:
-    from tierstore.convert.imports import ImportPlan
-    from tierstore.ladder.tiers import OpenTier
+    from tierstore.operations.convert import Imported
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Conversion):
+class ImportArguments(ConversionArguments):
     """What is imported, and what it becomes."""
 
     source: Annotated[str, argument(type=PLACE, help="A path or URL.")]
@@ -41,80 +36,36 @@ class Options(Conversion):
 
 
 @click.command
-@takes(Options)
-def run(options: Options) -> None:
+@takes(ImportArguments)
+def run(given: ImportArguments) -> None:
     """Import a torch.save file, a DCP folder or Hugging Face safetensors as a step of a run.
 
     Reads a part at a time, so a model of any size needs little memory, and commits last. Nothing is
     unpickled that could run code, unless --allow-pickle says so.
     """
-    from tierstore.convert.formats import find_format, guess_source
-    from tierstore.convert.imports import check_step, plan_import, write_import
-    from tierstore.convert.place import open_source
+    from tierstore.operations.convert import import_step
 
-    begun = time.monotonic()
-    with _foreign(), open_source(options.source) as place:
-        name = options.form or guess_source(place)
-        with (
-            find_format(name).read(place, options.allow_pickle) as incoming,
-            opened(options.config, options.tier, patience=None) as tiers,
-        ):
-            plan = plan_import(incoming, options.selection)
-            turn = check_step(tiers, options.run, options.step, force=options.force)
-            launch = None
-            if not options.dry_run:
-                with progress(options.run, plan.file_bytes * len(tiers)) as advance:
-                    launch = write_import(plan, tiers, turn, advance).launch
-            facts = _facts(plan, options, name, tiers)
-    facts |= {"launch": launch, "seconds": round(time.monotonic() - begun, 3)}
-    if options.as_json:
-        print_json(facts)
-    else:
-        _print(facts)
-
-
-@contextmanager
-def _foreign() -> Iterator[None]:
-    """Say what helps where files that tierstore did not write are damaged."""
-    try:
-        yield
-    except IntegrityError as error:
-        error.hint = error.hint or "copy or download it again; its writer's checksums tell more"
-        raise
-
-
-def _facts(plan: ImportPlan, options: Options, name: str, tiers: list[OpenTier]) -> dict[str, Any]:
-    return {
-        "source": options.source,
-        "format": name,
-        "run": options.run,
-        "step": options.step,
-        "tiers": [tier.name for tier in tiers],
-        "tensors": plan.tensors,
-        "values": len(plan.values),
-        "bytes": plan.nbytes,
-        "files": len(plan.layout.segments),
-        "not_selected": plan.dropped,
-        "left_out": list(plan.left_out),
-        "pickles": plan.opaque,
-        "dry_run": options.dry_run,
-    }
-
-
-def _print(facts: dict[str, Any]) -> None:
-    from tierstore.convert.selection import some
-
-    verb = "would import" if facts["dry_run"] else "imported"
-    what = f"{count(facts['tensors'], 'tensor')}, {count(facts['values'], 'value')}"
-    say(
-        f"{verb} {what}, {size(facts['bytes'])} from {facts['source']} ({facts['format']}) as "
-        f"{facts['run']} step {facts['step']} on {', '.join(facts['tiers'])}",
-    )
-    if facts["not_selected"]:
-        say(f"  not selected: {facts['not_selected']}")
-    if facts["left_out"]:
-        say(f"  left out: {some(facts['left_out'], 10)}")
-    if facts["pickles"]:
-        say(
-            f"  kept as pickles, which restoring refuses by default: {some(facts['pickles'])}",
+    with bars() as progress:
+        done = import_step(
+            given.source,
+            given.run,
+            given.step,
+            given.config,
+            **given.options(progress, tier=given.tier, form=given.form, force=given.force),
         )
+    print_json(done.to_json()) if given.as_json else _print(done)
+
+
+def _print(done: Imported) -> None:
+    verb = "would import" if done.dry_run else "imported"
+    what = f"{count(done.tensors, 'tensor')}, {count(done.values, 'value')}"
+    say(
+        f"{verb} {what}, {size(done.nbytes)} from {done.source} ({done.form}) as "
+        f"{done.run} step {done.step} on {', '.join(done.tiers)}",
+    )
+    if done.not_selected:
+        say(f"  not selected: {done.not_selected}")
+    if done.left_out:
+        say(f"  left out: {some(done.left_out, 10)}")
+    if done.pickles:
+        say(f"  kept as pickles, which restoring refuses by default: {some(done.pickles)}")

@@ -42,10 +42,3 @@ def bars() -> Iterator[Begins]:
             return partial(bar.advance, bar.add_task(printable(what), total=total))
 
         yield begin
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show one bar."""
-    with bars() as begin:
-        yield begin(what, total)

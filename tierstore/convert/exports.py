@@ -15,11 +15,12 @@ from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Format, Layout, Outgoing, Stored
 from tierstore.convert.place import Place
 from tierstore.convert.ranges import range_wants
-from tierstore.convert.selection import Selection, some
+from tierstore.convert.selection import Selection
 from tierstore.errors import AlreadyExistsError, ConfigError, NotFoundError, PlanError
 from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found
 from tierstore.migration.apart import holds
+from tierstore.text import some
 from tierstore.transfer.pieces import Slice
 from tierstore.transfer.read import fetch
 from tierstore.transfer.source import AlignedBuffers

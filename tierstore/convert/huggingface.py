@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from tierstore.convert.files import FilePlan
 from tierstore.convert.formats import Foreign, Format, Incoming, Layout, Outgoing, Stored, reader_of
 from tierstore.convert.place import Place
-from tierstore.convert.selection import some
 from tierstore.errors import ConfigError, FormatError, NotFoundError, PlanError
 from tierstore.image.dtypes import NATIVE, stored_type
 from tierstore.image.header import (
@@ -31,7 +30,7 @@ from tierstore.image.header import (
 )
 from tierstore.image.layout import Chunk
 from tierstore.keys import check_key
-from tierstore.text import has_too_many_members
+from tierstore.text import has_too_many_members, some
 
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"

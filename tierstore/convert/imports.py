@@ -15,12 +15,13 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
 from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Foreign, Incoming, read_foreign
-from tierstore.convert.selection import Selection, some
+from tierstore.convert.selection import Selection
 from tierstore.errors import AlreadyExistsError, IncompleteError, PlanError
 from tierstore.image.layout import SEGMENT_BYTES, ImageLayout, plan_layout
 from tierstore.keys import Attempt, AttemptKeys, RunKeys
 from tierstore.ladder.claim import claim, launch_after, survey_all
 from tierstore.ladder.tiers import OpenTier
+from tierstore.text import some
 from tierstore.transfer.part import Crcs
 from tierstore.transfer.pieces import segment_pieces
 

@@ -95,10 +95,3 @@ def _label(step: object) -> str:
     if isinstance(step, dict):
         return str(step.get("item", step.get("key", "")))
     return str(step)
-
-
-def some(names: Iterable[str], shown: int = 5) -> str:
-    """Return the first names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
-    return ", ".join(listed[:shown]) + more
