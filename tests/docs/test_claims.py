@@ -145,7 +145,8 @@ def test_every_parameter_of_the_public_classes_is_in_the_torch_page() -> None:
     from tierstore_torch import Checkpointer, TierStorageReader, TierStorageWriter
 
     text = TORCH.read_text()
-    calls = (Checkpointer, Checkpointer.restore, TierStorageReader, TierStorageWriter)
+    ours = Checkpointer.restore, Checkpointer.load, Checkpointer.delete
+    calls = (Checkpointer, *ours, TierStorageReader, TierStorageWriter)
     wanted = {parameter for call in calls for parameter in inspect.signature(call).parameters}
     for parameter in wanted - {"self", "state", "tiers"}:
         assert re.search(rf"\b{parameter}\b", text), f"{parameter} is not explained"
@@ -244,12 +245,15 @@ def _has(thing: Any, path: str) -> bool:
 def _parameters() -> set[str]:
     import torch.distributed.checkpoint as dcp
 
+    import tierstore
     import tierstore_torch as ours
 
     calls = (
         ours.Checkpointer,
         ours.Checkpointer.restore,
+        ours.Checkpointer.load,
         ours.Save.wait,
+        tierstore.Run.steps,
         ours.TierStorageReader,
         ours.TierStorageWriter,
         dcp.save,

@@ -21,7 +21,7 @@ from tierstore.config import load_config
 KINDS = {"python", "toml", "console", "text"}
 """What blocks may be. "text" is not executed; all others are, below."""
 
-PREPARED = {"docs/operators.md", "docs/format.md"}
+PREPARED = {"docs/operators.md", "docs/format.md", "docs/python.md"}
 """Pages whose Python looks at checkpoints that were saved before."""
 
 _EXPECTED = re.compile(r"# -> (.*)$")

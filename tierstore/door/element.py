@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ def element_of(tensor: Tensor) -> Element:
 
 def _dtype(name: str) -> np.dtype[Any] | None:
     if name in _NUMPY:
-        return np.dtype(name).newbyteorder("<")  # as it is stored
+        dtype = np.dtype(name)
+        return dtype if sys.byteorder == "little" else dtype.newbyteorder("<")  # as it is stored
     if name not in _ML_DTYPES:
         return None
     import ml_dtypes
