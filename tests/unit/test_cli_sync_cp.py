@@ -160,7 +160,7 @@ def test_stopped_while_readers_of_a_mirror_have_their_time(
 def test_a_commit_in_the_way_is_never_removed(lost: RunStore, tmp_path: Path) -> None:
     """Its tombstone would be, so nothing is gained, and nothing was deleted."""
     shutil.rmtree(tmp_path / "src")
-    put(tmp_path / "src", {"runs": b"a file"})
+    put(tmp_path / "src", {"runs/run/commits": b"a file"})
     before = contents(tmp_path / "dst")
     done = sync(tmp_path, "--delete", "--force", "--grace", "0")
     assert done.code == 1

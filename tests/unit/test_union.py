@@ -157,10 +157,12 @@ def test_who_does_not_answer_is_asked_last_for_a_while(
     assert read(one) == b"upper"
 
 
-def test_a_damaged_file_does_not_keep_the_others_away(stores: list[Backend]) -> None:
+@pytest.mark.parametrize("error", [TruncatedFileError("cut"), DamagedInTransitError("twice")])
+def test_damage_is_of_one_file(stores: list[Backend], error: TierstoreError) -> None:
+    """The tier answers, so it is asked first for all others."""
     for store in stores:
         store.create("x", b"lower")
-    one = ladder([faulty(stores[0], TruncatedFileError("cut"), times=1), *stores[1:]])
+    one = ladder([faulty(stores[0], error, times=1), *stores[1:]])
     assert read(one) == b"lower"
     stores[0].create("x", b"upper")
     assert read(one) == b"upper"
