@@ -7,7 +7,7 @@ CRC of a part or of a whole file is combined from its blocks' CRCs, never by rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -65,9 +65,43 @@ def copy(target: memoryview, source: memoryview) -> None:
     np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
-def combine(first: int, second: int, second_size: int) -> int:
-    """Return the CRC32C of two neighbours from theirs; `second_size` is in bytes."""
-    return _awscrt()[1](first, second, second_size)
+def crc32c_read(read: Callable[[int, memoryview], None], size: int, step: int = BLOCK_SIZE) -> int:
+    """Return the CRC32C of an object, which is read for that.
+
+    Args:
+        read: fills a buffer with the object's bytes from an offset on.
+        size: bytes of the object.
+        step: bytes that are read at once.
+    """
+    buffer, crc = memoryview(bytearray(min(step, size))), 0
+    for offset in range(0, size, step):
+        view = buffer[: size - offset]
+        read(offset, view)
+        crc = crc32c(view, crc)
+    return crc
+
+
+def combine(parts: Iterable[tuple[int, int]]) -> int:
+    """Return the CRC32C of neighbours, one behind the other, from the CRC32C and size of each."""
+    total = 0
+    for crc, size in parts:
+        total = _awscrt()[1](total, crc, size)
+    return total
+
+
+def combine_parts(parts: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return up to where a file's parts lie without a gap, and the CRC32C of that.
+
+    Args:
+        parts: by offset the size and the CRC32C of each.
+    """
+    at, held = 0, []
+    for offset, (size, crc) in sorted(parts.items()):
+        if offset != at:
+            break
+        held.append((crc, size))
+        at += size
+    return at, combine(held)
 
 
 def block_count(size: int) -> int:
@@ -105,10 +139,7 @@ def combine_blocks(crcs: Sequence[int], size: int) -> int:
     """
     if len(crcs) == 1:
         return int(crcs[0])
-    total = 0
-    for index, crc in enumerate(crcs):
-        total = combine(total, crc, block_range(index, size)[1])
-    return total
+    return combine((crc, block_range(index, size)[1]) for index, crc in enumerate(crcs))
 
 
 def parts(size: int, part_size: int) -> Iterator[tuple[int, int]]:

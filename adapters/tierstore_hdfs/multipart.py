@@ -181,11 +181,9 @@ class PartsUpload:
         """Return the CRC32C of the parts joined; where parts are joined already, the one given."""
         if self._joined:
             return given
-        total = 0
-        for index in range(self._sizes.count):
-            crc = (parse_part(self._names.get(index, "")) or (0, 0))[1]
-            total = combine(total, crc, self._sizes.length(index))
-        return total
+        names = [self._names.get(index, "") for index in range(self._sizes.count)]
+        crcs = [(parse_part(name) or (0, 0))[1] for name in names]
+        return combine((crc, self._sizes.length(index)) for index, crc in enumerate(crcs))
 
     def _commit(self, *, if_absent: bool, crc: int | None) -> ObjectInfo:
         names = self._ordered()

@@ -230,9 +230,5 @@ def abort_upload(objects: Objects, key: str, upload_id: str) -> None:
 
 def _whole(parts: list[_Part]) -> int | None:
     """Return the CRC32C of the parts joined, or None where one is unknown."""
-    total = 0
-    for part in parts:
-        if part.crc32c is None:
-            return None
-        total = combine(total, part.crc32c, part.size)
-    return total
+    known = [(part.crc32c, part.size) for part in parts if part.crc32c is not None]
+    return combine(known) if len(known) == len(parts) else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from tierstore.backend import ObjectInfo
-from tierstore.blocks import BLOCK_SIZE, Buffer, crc32c
+from tierstore.blocks import Buffer, crc32c, crc32c_read
 from tierstore.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -220,12 +220,7 @@ class Objects:
         return {name: value for name, value in wanted.items() if value}
 
     def _read_crc(self, info: ObjectInfo) -> int:
-        buffer, crc = memoryview(bytearray(min(info.size, BLOCK_SIZE))), 0
-        for offset in range(0, info.size, BLOCK_SIZE):
-            view = buffer[: info.size - offset]
-            self.read_into(info.key, offset, view)
-            crc = crc32c(view, crc)
-        return crc
+        return crc32c_read(partial(self.read_into, info.key), info.size)
 
     def _refuse(self, answer: Response, doing: str) -> NoReturn:
         if answer.status == 416:

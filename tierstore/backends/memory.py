@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tierstore.backend import Capabilities, ObjectInfo, check_whole
-from tierstore.blocks import Buffer, combine, crc32c
+from tierstore.blocks import Buffer, combine_parts, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -275,11 +275,7 @@ class MemoryUpload:
             self._space.uploads.pop(self._id, None)
 
     def _whole_crc(self) -> int:
-        at = total = 0
-        for offset, (length, crc) in sorted(self._parts.written.items()):
-            if offset != at:
-                break
-            total, at = combine(total, crc, length), at + length
+        at, total = combine_parts(self._parts.written)
         if at != len(self._parts.data):
             raise TruncatedFileError(
                 f"{self._url}/{self._parts.key}: cannot commit, byte {at} of "

@@ -12,10 +12,11 @@ import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from tierstore.backend import Backend, Capabilities, Check, ObjectInfo, Upload, diagnose
-from tierstore.blocks import Buffer, crc32c
+from tierstore.blocks import Buffer, crc32c, crc32c_read
 from tierstore.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -249,10 +250,5 @@ def _crc_of(backend: Backend, info: ObjectInfo) -> int:
     """Return the CRC32C of an object, which is read if the store does not know it."""
     if info.crc32c is not None:
         return info.crc32c
-    crc, step = 0, backend.capabilities.read_size
-    buffer = memoryview(bytearray(min(step, info.size)))
-    for offset in range(0, info.size, step):
-        part = buffer[: min(step, info.size - offset)]
-        backend.read_into(info.key, offset, part)
-        crc = crc32c(part, crc)
-    return crc
+    read = partial(backend.read_into, info.key)
+    return crc32c_read(read, info.size, backend.capabilities.read_size)

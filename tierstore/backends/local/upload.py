@@ -17,7 +17,7 @@ from tierstore.backends.local.folders import Folders
 from tierstore.backends.local.listing import told
 from tierstore.backends.local.parts import PartsList
 from tierstore.backends.local.scratch import Scratch
-from tierstore.blocks import BLOCK_SIZE, Buffer, combine, crc32c
+from tierstore.blocks import BLOCK_SIZE, Buffer, combine_parts, crc32c
 from tierstore.errors import (
     AlreadyExistsError,
     BlockedError,
@@ -223,14 +223,8 @@ class LocalUpload:
 
     def _whole_crc(self) -> int:
         """Return the CRC32C of all parts, which must be all bytes."""
-        at = total = 0
         with self._lock:
-            parts = sorted(self._parts.items())
-        for offset, (length, crc) in parts:
-            if offset != at:
-                break
-            total = combine(total, crc, length)
-            at += length
+            at, total = combine_parts(self._parts)
         if at != self._size:
             raise TruncatedFileError(
                 f"{self._site.url}/{self._key}: cannot commit, byte {at} of {self._size} "

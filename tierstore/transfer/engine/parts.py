@@ -44,10 +44,7 @@ class Parts:
 
     def whole(self) -> int:
         """Return the CRC32C of the whole from those of its parts."""
-        total = 0
-        for index in range(self.count):
-            total = combine(total, self.crcs[index], self.range(index)[1])
-        return total
+        return combine((self.crcs[index], self.range(index)[1]) for index in range(self.count))
 
     def plan(self, over: Container[int] = ()) -> None:
         """Have all done but those of `over`."""
