@@ -109,13 +109,6 @@ def assignments(
     return found
 
 
-def of_tiers(given: dict[str, T], kind: str) -> dict[str, T]:
-    """Return what was given for each tier: "ceiling.s3" of kind "ceiling" is under "s3"."""
-    return {
-        key.partition(".")[2]: value for key, value in given.items() if key.startswith(f"{kind}.")
-    }
-
-
 def _split(text: str, wanted: str) -> tuple[float, str]:
     match = _NUMBER.fullmatch(text.strip())
     try:

@@ -7,8 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +17,18 @@ from tierstore.cli.amounts import duration, nbytes
 from tierstore.cli.options import PATH, config_option, json_option
 from tierstore.cli.output import (
     console,
-    print_error,
     print_json,
+    print_unseen,
     size,
     table,
 )
 from tierstore.errors import ConfigError, ModelError, TierstoreError
-from tierstore.operations.advice import of_tier
 from tierstore.regular import open_regular
 
 if TYPE_CHECKING:
-    from tierstore.config import TierConfig
-    from tierstore.model.bench import Limits, Progress
-    from tierstore.model.points import Measured, TierPoints
+    from rich.progress import TaskID
 
-FITTED = ("put", "write", "commit", "read", "list")
-"""What is fitted: "write" and "commit" are the parts of a put, "read" is get and range."""
+    from tierstore.operations.bench import BenchProgress, Cell, Failures, FittedLaw, TierPoints
 
 
 @click.command
@@ -68,64 +63,32 @@ def run(
     Writes objects below bench/ on every tier, verifies what it reads, and deletes all of it again,
     also on Ctrl-C. Exits with 1 if a tier failed.
     """
-    from tierstore.config import load_config
-    from tierstore.model.bench import Limits
-    from tierstore.model.fit import require_scipy
+    from tierstore.operations.bench import Limits, bench, bench_plan
 
-    tiers = load_config(*config).tiers
     bounds = Limits(seconds, nbytes(limit), tuple(int(nbytes(s)) for s in sizes), concurrency)
-    require_scipy()
     _check_writable(points)
     if dry_run:
-        _plan(tiers, bounds, as_json=as_json)
+        plans, failed = bench_plan(config, bounds)
+        found = [each.to_json() for each in plans]
+        print_json(found) if as_json else _print_plans(found)
+        _judge(failed)
         return
-    measured, failed = _measure(tiers, bounds)
-    found = {tier.name: _fitted(tier) for tier in measured.tiers}
+    with _sigterm_interrupts(), _bars() as progress:
+        done = bench(config, bounds, progress=progress)
     if as_json:
-        print_json({**measured.to_json(), "fits": found})
+        print_json(done.to_json())
     else:
-        for tier in measured.tiers:
-            _print_tier(tier, found[tier.name])
+        for tier in done.measured.tiers:
+            _print_tier(tier, done.fits[tier.name])
     if points is not None:  # last: if it cannot be written, all of it has been shown
-        _write(points, json.dumps(measured.to_json(), indent=1))
-    _judge(failed)
+        _write(points, json.dumps(done.measured.to_json(), indent=1))
+    _judge(done.failed)
 
 
-def _judge(failed: list[tuple[str, TierstoreError]]) -> None:
-    for name, error in failed:
-        print_error(of_tier(name, error))
+def _judge(failed: Failures) -> None:
+    print_unseen(failed)
     if failed:
         raise click.exceptions.Exit(1)
-
-
-def _plan(tiers: tuple[TierConfig, ...], limits: Limits, *, as_json: bool) -> None:
-    plans: list[dict[str, Any]] = []
-    failed: list[tuple[str, TierstoreError]] = []
-    for tier in tiers:
-        try:
-            plans.append(_planned(tier, limits))
-        except TierstoreError as error:
-            failed.append((tier.name, error))
-    print_json(plans) if as_json else _print_plans(plans)
-    _judge(failed)
-
-
-def _measure(
-    tiers: tuple[TierConfig, ...], limits: Limits
-) -> tuple[Measured, list[tuple[str, TierstoreError]]]:
-    from tierstore.model.bench import copy_rate, describe_machine, measure
-    from tierstore.model.points import Measured
-
-    done: list[TierPoints] = []
-    failed: list[tuple[str, TierstoreError]] = []
-    with _sigterm_interrupts():
-        for tier in tiers:
-            try:
-                with _progress(tier.name) as progress:
-                    done.append(measure(tier, limits, progress))
-            except TierstoreError as error:
-                failed.append((tier.name, error))
-        return Measured(describe_machine(), copy_rate(), tuple(done)), failed
 
 
 @contextlib.contextmanager
@@ -139,8 +102,8 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[Progress | None]:
-    """Show a bar on a terminal."""
+def _bars() -> Iterator[BenchProgress | None]:
+    """Show a bar for each tier, on a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -148,11 +111,17 @@ def _progress(name: str) -> Iterator[Progress | None]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name)
+        task: TaskID | None = None
+        shown = ""
 
-        def tell(cell: Any, done: int, of: int) -> None:
+        def tell(tier: str, cell: Cell | None, done: int, of: int) -> None:
+            nonlocal task, shown
+            if task is None or tier != shown:
+                if task is not None:
+                    bar.remove_task(task)
+                task, shown = bar.add_task(tier), tier
             what = f"{cell.operation} {cell.nbytes} x {cell.concurrency}" if cell else "preparing"
-            bar.update(task, description=f"{name}  {what}", completed=done, total=max(of, done))
+            bar.update(task, description=f"{tier}  {what}", completed=done, total=max(of, done))
 
         yield tell
 
@@ -176,23 +145,6 @@ def _write(points: Path, text: str) -> None:
         ) from error
 
 
-def _planned(tier: TierConfig, limits: Limits) -> dict[str, Any]:
-    from tierstore.model.bench import schedule
-    from tierstore.registry import open_backend
-
-    with contextlib.closing(open_backend(tier.url, tier.options)) as backend:
-        plan = schedule(tier, backend.capabilities, limits)
-    return {
-        "tier": tier.name,
-        "where": f"{tier.url}/bench/",
-        "sizes": plan.sizes,
-        "concurrency": sorted({cell.concurrency for cell in plan.cells}),
-        "kept_bytes": plan.kept,
-        "moved_bytes": int(limits.nbytes),
-        "seconds": limits.seconds,
-    }
-
-
 def _print_plans(plans: list[dict[str, Any]]) -> None:
     out = console()
     for each in plans:
@@ -208,26 +160,7 @@ def _print_plans(plans: list[dict[str, Any]]) -> None:
         out.print(f"  requests of {sizes}; {many} in flight", soft_wrap=True)
 
 
-def _fitted(tier: TierPoints) -> dict[str, Any]:
-    """Return what was fitted of each operation, or why it was not."""
-    from tierstore.model.fit import left_out
-
-    found: dict[str, Any] = {}
-    for operation in FITTED:
-        try:
-            fit = tier.fit(operation)
-        except ModelError as error:
-            found[operation] = {"error": str(error)}
-        else:
-            found[operation] = {
-                **asdict(fit),
-                "left_out": left_out(tier.samples(operation)),
-                "peak": min(fit.curve.at_size(fit.most[1]).peak, fit.most[2]),
-            }
-    return found
-
-
-def _print_tier(tier: TierPoints, fits: dict[str, Any]) -> None:
+def _print_tier(tier: TierPoints, laws: Mapping[str, FittedLaw | ModelError]) -> None:
     out = console()
     out.print(tier.name, style="bold", end="")
     out.print(f"  {tier.url}  ended by: {tier.stopped}", soft_wrap=True)
@@ -241,23 +174,26 @@ def _print_tier(tier: TierPoints, fits: dict[str, Any]) -> None:
     out.print(shown)
     out.print()
     fitted = ("t0", "MB/s of one", "a0", "b0", "a", "b", "best in flight", "error", "left out")
-    laws = table(["fitted", *fitted], right=fitted)
-    for operation, fit in fits.items():
-        if "error" in fit and isinstance(fit["error"], str):
-            out.print(f"{operation}: {fit['error']}", soft_wrap=True)
+    rows = table(["fitted", *fitted], right=fitted)
+    for operation, law in laws.items():
+        if isinstance(law, ModelError):
+            out.print(f"{operation}: {law}", soft_wrap=True)
             continue
-        laws.add_row(operation, *_law(fit, in_bytes=operation != "list"))
-    out.print(laws)
+        rows.add_row(operation, *_law(law, in_bytes=operation != "list"))
+    out.print(rows)
 
 
-def _law(fit: dict[str, Any], *, in_bytes: bool) -> list[str]:
-    curve, sure = fit["curve"], fit["intervals"]
-    latency, *edges = map(duration, (curve["latency"], *sure["latency"]))
+def _law(law: FittedLaw, *, in_bytes: bool) -> list[str]:
+    curve, sure = law.fit.curve, law.fit.intervals
+    latency, *edges = map(duration, (curve.latency, *sure["latency"]))
     most, least = (1e-6 / each for each in sure["per_byte"])
-    rate = f"{1e-6 / curve['per_byte']:.0f} ({least:.0f}-{most:.0f})" if in_bytes else ""
-    shares = (
-        f"{curve[name]:.3f}"
-        for name in ("latency_contention", "latency_coherence", "contention", "coherence")
+    rate = f"{1e-6 / curve.per_byte:.0f} ({least:.0f}-{most:.0f})" if in_bytes else ""
+    lost = (
+        curve.latency_contention,
+        curve.latency_coherence,
+        curve.contention,
+        curve.coherence,
     )
-    errors = ["" if fit[key] is None else f"{fit[key]:.0%}" for key in ("error", "left_out")]
-    return [f"{latency} ({' - '.join(edges)})", rate, *shares, f"{fit['peak']:.0f}", *errors]
+    shares = (f"{share:.3f}" for share in lost)
+    errors = ["" if each is None else f"{each:.0%}" for each in (law.fit.error, law.left_out)]
+    return [f"{latency} ({' - '.join(edges)})", rate, *shares, f"{law.peak:.0f}", *errors]

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from tierstore.cli.amounts import duration, of_tiers
-from tierstore.cli.assumed import Question
+from tierstore.cli.amounts import duration
+from tierstore.cli.assumed import ModelArguments
 from tierstore.cli.options import PLACE, option, takes
 from tierstore.cli.output import console, count, print_json, size, table
 
 if TYPE_CHECKING:
-    from tierstore.model.points import Measured
-    from tierstore.model.predict import Forecast
-    from tierstore.model.simulate import Outcome
+    from tierstore.operations.predict import Forecast, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Question):
+class PredictArguments(ModelArguments):
     """What the command is told."""
 
     config: Annotated[
@@ -37,66 +35,21 @@ class Options(Question):
 
 
 @click.command
-@takes(Options)
-def run(options: Options) -> None:
+@takes(PredictArguments)
+def run(given: PredictArguments) -> None:
     """Predict for a cluster: time on each tier, stall, work lost, goodput, a good interval.
 
     Numbers that nobody measured are given as --assume KEY=VALUE; docs/model.md lists them.
     """
-    from tierstore.model.predict import predict
+    from tierstore.operations.predict import predict
 
-    setting = options.read()
-    assumed = setting.assumed
-    every = _ladder(setting.measured, options.config, of_tiers(assumed, "every"))
-    found = predict(
-        setting.measured,
-        setting.workload,
-        setting.cluster,
-        every=every,
-        interval=assumed.get("interval"),
-    )
-    outcome = setting.simulate(found.job, found.job.interval + found.expected.stall)
-    if options.as_json:
-        print_json(to_json(found, outcome))
-    else:
-        show(found, outcome)
+    found = predict(given.read(), given.config)
+    print_json(found.to_json()) if given.as_json else show(found)
 
 
-def _ladder(
-    measured: Measured, config: tuple[str, ...], assumed: dict[str, float]
-) -> dict[str, int]:
-    from tierstore.config import load_config
-    from tierstore.model.checks import whole
-
-    tiers = load_config(*config).tiers if config else measured.tiers
-    every = {tier.name: tier.every for tier in tiers}
-    return every | {name: whole(f"every.{name}", n) for name, n in assumed.items()}
-
-
-def to_json(found: Forecast, outcome: Outcome) -> dict[str, Any]:
-    """Return a prediction for programs; an infinite time is null."""
-    document = {
-        "workload": asdict(found.workload),
-        "rank_bytes": found.rank_bytes,
-        "tiers": [asdict(tier) for tier in found.tiers],
-        "rungs": dict(found.rungs),
-        "interval": found.job.interval,
-        "suggested_interval": found.suggested,
-        "young": found.young,
-        "daly": found.daly,
-        "expected": asdict(found.expected),
-        "simulated": {
-            **asdict(outcome),
-            "goodput": outcome.goodput,
-            "mean_stall": outcome.mean_stall,
-            "lost_per_day": outcome.lost_per_day,
-        },
-    }
-    return {key: _finite(value) for key, value in document.items()}
-
-
-def show(found: Forecast, outcome: Outcome) -> None:
+def show(prediction: Prediction) -> None:
     """Print a prediction for people."""
+    found, outcome = prediction.forecast, prediction.outcome
     out, job, hope = console(), found.job, found.expected
     out.print(
         f"{found.workload.name}: {size(found.workload.nbytes)} a save, "
@@ -151,11 +104,3 @@ def _show_tiers(found: Forecast) -> None:
         row = (str(tier.rung.every), *times, f"{tier.rate / 1e9:.2f}", tier.limit, stages)
         shown.add_row(tier.rung.name, *row)
     console().print(shown)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
