@@ -102,6 +102,19 @@ def test_one_module_writes_tombstones():
     assert writers == {"tierstore/checkpoint/delete.py"}
 
 
+def test_operations_neither_print_nor_exit():
+    """A service and a notebook call them."""
+    said = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
+        for path in _files("tierstore/operations")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name | ast.Attribute)
+        and ast.unparse(node)
+        in ("print", "exit", "SystemExit", "sys.exit", "sys.stdout", "sys.stderr")
+    ]
+    assert not said
+
+
 def test_no_room_for_everything():
     rooms = [path for path in _files(*CODE) if path.stem in ("utils", "util", "helpers", "misc")]
     assert not rooms
