@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tierstore.door.array import Array
     from tierstore.door.checkpoint import Checkpoint
+    from tierstore.door.moving import migrate
     from tierstore.door.run import Run
     from tierstore.door.steps import Step
     from tierstore.door.store import Store, open  # noqa: A004
+    from tierstore.operations.moved import MigrationResult, Moved, Outcome, Report, Totals
+    from tierstore.operations.terms import MoveProgress, Workers
     from tierstore.operations.verify import CheckedCopy, Finding, Verified
 
 __all__ = [
@@ -18,10 +21,18 @@ __all__ = [
     "CheckedCopy",
     "Checkpoint",
     "Finding",
+    "MigrationResult",
+    "MoveProgress",
+    "Moved",
+    "Outcome",
+    "Report",
     "Run",
     "Step",
     "Store",
+    "Totals",
     "Verified",
+    "Workers",
+    "migrate",
     "open",
 ]
 __version__ = "0.1.0"
@@ -31,10 +42,18 @@ _HOMES = {
     "CheckedCopy": "operations.verify",
     "Checkpoint": "door.checkpoint",
     "Finding": "operations.verify",
+    "MigrationResult": "operations.moved",
+    "MoveProgress": "operations.terms",
+    "Moved": "operations.moved",
+    "Outcome": "operations.moved",
+    "Report": "operations.moved",
     "Run": "door.run",
     "Step": "door.steps",
     "Store": "door.store",
+    "Totals": "operations.moved",
     "Verified": "operations.verify",
+    "Workers": "operations.terms",
+    "migrate": "door.moving",
     "open": "door.store",
 }
 

@@ -185,3 +185,11 @@ def test_a_sharded_model_goes_on_as_if_never_stopped(url: str, tmp_path: Path) -
             assert train(second, 3) == expected
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_load_goes_to_the_device_that_is_named(checkpointer: Checkpointer, device: str) -> None:
+    checkpointer.save(1, state("cuda", 1)).wait()
+    loaded = checkpointer.load(map_location=device)
+    assert {tensor.device.type for tensor in loaded.values()} == {device}
+    assert same(loaded, state(device, 1))
