@@ -14,6 +14,7 @@ from torch import nn
 
 import tierstore
 from tests.damage import flip_last_byte
+from tests.dcp_local import save
 from tests.integration import load_cases as cases
 from tests.ranks import Ranks
 from tests.states import differences, random, training
@@ -130,6 +131,14 @@ def test_objects_come_back_as_their_state(ckpt: Checkpointer) -> None:
     other.load_state_dict(loaded["o"])
     assert list(differences(optimizer.state_dict(), other.state_dict())) == []
     torch.optim.lr_scheduler.StepLR(other, 2).load_state_dict(loaded["s"])
+
+
+def test_what_dcp_saved_comes_back_with_its_keys_as_text(ckpt: Checkpointer, url: str) -> None:
+    state = {"m": {"w": torch.ones(2)}, "o": {"state": {0: {"x": torch.ones(1)}}, "n": [1, 2]}}
+    save(url, "r/7", {**state, "list": [{"a": torch.ones(3)}, {"b": 4}]})
+    wanted = {**state, "list": [{"a": torch.ones(3)}, {"b": 4}]}
+    wanted["o"] = {"state": {"0": {"x": torch.ones(1)}}, "n": [1, 2]}
+    assert list(differences(wanted, ckpt.load())) == []
 
 
 def test_subclasses_come_back_as_their_base(ckpt: Checkpointer) -> None:

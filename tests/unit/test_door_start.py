@@ -10,6 +10,7 @@ import numpy as np
 
 from tests.stored import plain, save_arrays
 from tierstore.backends.local.backend import LocalBackend
+from tierstore.checkpoint.fragment import ValueEntry
 
 WITHOUT_TORCH = """
 import sys
@@ -20,11 +21,15 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
-import tierstore
+import tierstore, tierstore.errors
 with tierstore.open(sys.argv[1]) as store:
     run = store["r"]
     checkpoint = run.latest()
     print(checkpoint.keys(), checkpoint["w"].dtype, checkpoint["w"][1:].tolist())
+    try:
+        checkpoint["dtype"]
+    except tierstore.errors.FormatError as error:
+        print(error)
 """
 LIGHT = """
 import sys, tierstore
@@ -43,8 +48,12 @@ def run(code: str, folder: Path) -> str:
 
 def test_the_door_opens_where_torch_is_not_installed(tmp_path: Path) -> None:
     data = np.arange(4, dtype=np.float32).reshape(2, 2)
-    save_arrays(LocalBackend(str(tmp_path)), "r", {"w": plain(data)})
-    assert run(WITHOUT_TORCH, tmp_path) == "['w'] float32 [[2.0, 3.0]]\n"
+    values = [ValueEntry("dtype", "", "json", b'{"$dtype":"float32"}')]
+    save_arrays(LocalBackend(str(tmp_path)), "r", {"w": plain(data)}, values=values)
+    assert run(WITHOUT_TORCH, tmp_path).splitlines() == [
+        "['dtype', 'w'] float32 [[2.0, 3.0]]",
+        "a stored value is torch's, which is not installed (pip install 'tierstore[torch]')",
+    ]
 
 
 def test_opening_a_store_imports_little(tmp_path: Path) -> None:

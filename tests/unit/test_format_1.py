@@ -5,10 +5,12 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import tierstore
 from tests.attempts import flip
-from tests.shards import assert_restores, folder, launch, stage
+from tests.shards import assert_restores, folder, launch, matrix, stage
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import AttemptDeletedError
 from tierstore.keys import Attempt, AttemptId
@@ -68,3 +70,23 @@ def test_a_parent_without_a_nonce_is_the_launch_of_that_number(tier: OpenTier) -
     parents = [each.parent for each in seen.launches.values()]
     assert AttemptId(BRANCH, "") in parents
     assert launch(1).id in seen.launches
+
+
+def test_the_door_reads_it(tmp_path: Path, tier: OpenTier) -> None:
+    with tierstore.open(tmp_path.as_uri()) as store:
+        run = store["run"]
+        assert [row.step for row in run.steps()] == [70, 60, 50]
+        assert np.array_equal(run[50]["matrix"][1::2], matrix(BRANCH, 4)[1::2])
+        run[60].delete(grace=0)
+        assert [row.step for row in run.steps()] == [70, 50]
+    assert line(tier) == [COMPLETE, BRANCH]
+
+
+@pytest.mark.torch
+def test_load_reads_it(tmp_path: Path, tier: OpenTier) -> None:
+    from tierstore_torch import Checkpointer
+
+    del tier
+    with Checkpointer(tmp_path.as_uri(), run="run") as ckpt:
+        loaded = ckpt.load()
+    assert np.array_equal(loaded["matrix"].numpy(), matrix(COMPLETE, 4))
