@@ -249,7 +249,7 @@ _PART = re.compile(
 )
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """What a key is of a run, wherever the run lies.
 
     Attributes:
@@ -286,14 +286,14 @@ def commit_of(key: str) -> tuple[str, Attempt]:
     return run, attempt
 
 
-def parse_part(key: str) -> Part | None:
+def parse_part(key: str) -> RunPart | None:
     """Return what a key is of a run, or None for any other key."""
     match = _PART.fullmatch(key)
     if match is None:
         return None
     root, kind = match["root"], match["commits"] or match["data"] or match["launches"]
     attempt = match["committed"] or match["attempt"]
-    return Part(root, kind, f"{root}data/{attempt}-" if attempt else f"{root}launches/")
+    return RunPart(root, kind, f"{root}data/{attempt}-" if attempt else f"{root}launches/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from tierstore.logs import logger
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.crew import Cluster, Effort, room_of
 from tierstore.transfer.engine.stores import Recipe, Stores
-from tierstore_ray.sight import Probe, Sight, sight_of
+from tierstore_ray.sight import DestinationProbe, Sight, sight_of
 from tierstore_ray.worker import Actor, Answered
 
 _log = logger(__name__)
@@ -70,11 +70,11 @@ def open_crew(recipe: Recipe, stores: Stores, cluster: Cluster) -> RayCrew:
     Raises:
         ConfigError: there is none, or a store cannot be seen from other machines.
     """
-    probes: dict[str, Probe] = {}
+    probes: dict[str, DestinationProbe] = {}
     with ExitStack() as held:
         for name in stores.targets:
             mode = recipe.tiers[name].options.get("mode")
-            probe = Probe(stores[name], None if mode is None else str(mode))
+            probe = DestinationProbe(stores[name], None if mode is None else str(mode))
             probes[name] = held.enter_context(closing(probe))
         sight = sight_of(stores, probes, recipe.sample)
         _connect(cluster.address)

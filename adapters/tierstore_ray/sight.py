@@ -63,7 +63,7 @@ def _object_trouble(store: Backend, key: str, version: Version) -> str:
     return ""
 
 
-class Probe:
+class DestinationProbe:
     """The file at a destination, held while the work lasts.
 
     It lies among the unfinished files, locked: after a kill the next writer there removes it.
@@ -94,7 +94,7 @@ class Probe:
             self._fd = -1
 
 
-def sight_of(stores: Stores, probes: Mapping[str, Probe], sample: str) -> Sight:
+def sight_of(stores: Stores, probes: Mapping[str, DestinationProbe], sample: str) -> Sight:
     """Return what a node has to see.
 
     Args:

@@ -11,7 +11,7 @@ from tierstore.convert import huggingface
 from tierstore.convert.formats import guess_source
 from tierstore.convert.imports import plan_import
 from tierstore.convert.place import Place
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.image.layout import Chunk, plan_layout
 
 _INDEX = "model.safetensors.index.json"
@@ -33,7 +33,7 @@ def parse(data: bytes) -> None:
     place = Place(backend, "", None)
     assert guess_source(place) == "hf"
     with huggingface.read(place, allow_pickle=False) as incoming:
-        plan = plan_import(incoming, Selection())
+        plan = plan_import(incoming, TensorSelection())
         assert {item.chunk.name for item in plan.items} <= {"w1", "w2"}
 
 

@@ -14,7 +14,7 @@ from tierstore.checkpoint.manifest import Manifest
 from tierstore.checkpoint.merge import merge
 from tierstore.checkpoint.values import decode
 from tierstore.convert.ranges import range_wants
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.image.dtypes import item_size
 from tierstore.image.layout import Chunk
 from tierstore.keys import Attempt
@@ -95,7 +95,7 @@ def restore(manifest: Manifest, data: bytes) -> None:
     files = {file.name: file for file in manifest.files}
     names, wants = list(files), []
     for tensor in manifest:
-        Selection(strip="w", add="m.").rename(tensor.name, tensor.path)
+        TensorSelection(strip="w", add="m.").rename(tensor.name, tensor.path)
         nbytes = prod(tensor.shape) * item_size(tensor.dtype)
         for begin in {0, max(0, nbytes - _READ)}:
             into = memoryview(bytearray(min(_READ, nbytes - begin)))

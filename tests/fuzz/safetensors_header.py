@@ -11,7 +11,7 @@ from tierstore.backends.memory import MemoryBackend
 from tierstore.convert import huggingface
 from tierstore.convert.imports import plan_import
 from tierstore.convert.place import Place
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.image.header import PREFIX, header_bytes, read_header
 from tierstore.image.layout import Chunk, plan_layout
 
@@ -43,7 +43,7 @@ def parse(data: bytes) -> None:
     backend = MemoryBackend("memory://fuzz-header")
     backend.create(_FILE, data)
     with huggingface.read(Place(backend, _FILE, None), allow_pickle=False) as incoming:
-        plan = plan_import(incoming, Selection())
+        plan = plan_import(incoming, TensorSelection())
         assert plan.nbytes < len(data)
         for item in incoming.items:
             item.read(0, memoryview(bytearray(item.chunk.nbytes)))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.errors import ConfigError, FormatError
 from tierstore.text import some
 
@@ -27,11 +27,11 @@ from tierstore.text import some
 )
 def test_what_is_taken(only: tuple[str, ...], taken: str) -> None:
     names = ["model.w", "model.layers.0", "models.w", "step"]
-    assert [name for name in names if Selection(only).takes(name)] == taken.split()
+    assert [name for name in names if TensorSelection(only).takes(name)] == taken.split()
 
 
 def test_what_is_excluded() -> None:
-    selection = Selection(("model",), ("*.bias", "model.head"))
+    selection = TensorSelection(("model",), ("*.bias", "model.head"))
     names = ["model.w", "model.w.bias", "model.head.w", "model.heads.w"]
     assert [name for name in names if selection.takes(name)] == ["model.w", "model.heads.w"]
 
@@ -39,7 +39,7 @@ def test_what_is_excluded() -> None:
 def test_a_malformed_glob_is_refused_before_anything_is_read() -> None:
     for only, exclude in ((("[z-a]",), ()), ((), ("[z-a]",))):
         with pytest.raises(ConfigError, match="z-a"):
-            Selection(only, exclude)
+            TensorSelection(only, exclude)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_malformed_glob_is_refused_before_anything_is_read() -> None:
     ],
 )
 def test_renaming(strip: str, add: str, name: str, path: str, renamed: tuple[str, object]) -> None:
-    new, text = Selection((), (), strip, add).rename(name, path)
+    new, text = TensorSelection((), (), strip, add).rename(name, path)
     assert (new, json.loads(text) if text else None) == renamed
 
 
@@ -75,7 +75,7 @@ def test_renaming(strip: str, add: str, name: str, path: str, renamed: tuple[str
 )
 def test_what_is_no_path(path: str) -> None:
     with pytest.raises(FormatError, match=r"path|JSON"):
-        Selection(strip="model.").rename("model.a", path)
+        TensorSelection(strip="model.").rename("model.a", path)
 
 
 def test_some_names() -> None:

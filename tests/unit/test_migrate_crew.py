@@ -242,7 +242,7 @@ def test_without_a_cluster(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from tierstore_ray.sight import Probe, sight_of
+    from tierstore_ray.sight import DestinationProbe, sight_of
 
     def trouble(source: str, target: str) -> str:
         names = (source, target)
@@ -252,7 +252,7 @@ def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) ->
             return sight.trouble(there)
 
     stores = recipe.open()
-    with closing(stores), closing(Probe(stores[TARGET])) as probe:
+    with closing(stores), closing(DestinationProbe(stores[TARGET])) as probe:
         sight = sight_of(stores, {TARGET: probe}, "")
         assert trouble("src", "dst") == ""
         assert f"{tmp_path}/other has no 'empty' there: mount it there" in trouble("other", "dst")
@@ -267,11 +267,11 @@ def test_a_node_that_does_not_see_the_folders(recipe: Recipe, tmp_path: Path) ->
 
 def test_a_folder_that_the_probe_makes_is_for_whom_the_tier_says(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from tierstore_ray.sight import Probe
+    from tierstore_ray.sight import DestinationProbe
 
     target = load_config(f"file://{tmp_path}/dst?mode=0600").tiers[0]
     stores = Recipe({TARGET: target}).open()
-    with closing(stores), closing(Probe(stores[TARGET], "0600")):
+    with closing(stores), closing(DestinationProbe(stores[TARGET], "0600")):
         assert (tmp_path / "dst").stat().st_mode & 0o777 == 0o700
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tierstore.checkpoint.tiling import MAX_POINTS, Boxes, Fault
+from tierstore.checkpoint.tiling import MAX_POINTS, Boxes, TilingFault
 from tierstore.errors import FormatError
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -52,7 +52,7 @@ def boxes_of(tensors: list[Tensor]) -> Boxes:
     )
 
 
-def painted(tensors: list[Tensor]) -> set[Fault]:
+def painted(tensors: list[Tensor]) -> set[TilingFault]:
     """The first wrong element of each tensor, found by painting."""
     faults = set()
     for index, (shape, boxes) in enumerate(tensors):
@@ -62,7 +62,7 @@ def painted(tensors: list[Tensor]) -> set[Fault]:
         wrong = np.argwhere(canvas != 1)
         if len(wrong):
             element = tuple(wrong[0].tolist())
-            faults.add(Fault(index, element, int(canvas[element])))
+            faults.add(TilingFault(index, element, int(canvas[element])))
     return faults
 
 
@@ -122,19 +122,19 @@ def test_the_chunks_that_hold_a_faulty_element() -> None:
     tensors: list[Tensor] = [((4,), [((0,), (3,)), ((2,), (2,)), ((3,), (1,))])]
     boxes = boxes_of(tensors)
     fault = boxes.first_fault()
-    assert fault == Fault(0, (2,), 2)
+    assert fault == TilingFault(0, (2,), 2)
     assert boxes.holding(fault).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (0, 3), ()])
 def test_a_tensor_without_chunks_is_a_hole(shape: tuple[int, ...]) -> None:
-    assert boxes_of([(shape, [])]).first_fault() == Fault(0, (0,) * len(shape), 0)
+    assert boxes_of([(shape, [])]).first_fault() == TilingFault(0, (0,) * len(shape), 0)
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (0, 3), ()])
 def test_a_whole_tensor_written_twice(shape: tuple[int, ...]) -> None:
     whole = ((0,) * len(shape), shape)
-    assert boxes_of([(shape, [whole, whole])]).first_fault() == Fault(0, (0,) * len(shape), 2)
+    assert boxes_of([(shape, [whole, whole])]).first_fault() == TilingFault(0, (0,) * len(shape), 2)
 
 
 def test_a_pinwheel_which_no_grid_holds() -> None:
@@ -142,7 +142,7 @@ def test_a_pinwheel_which_no_grid_holds() -> None:
         ((0, 0), (1, 2)), ((0, 2), (2, 1)), ((2, 1), (1, 2)), ((1, 0), (2, 1)), ((1, 1), (1, 1)),
     ]  # fmt: skip
     assert boxes_of([((3, 3), wheel)]).first_fault() is None
-    assert boxes_of([((3, 3), wheel[:-1])]).first_fault() == Fault(0, (1, 1), 0)
+    assert boxes_of([((3, 3), wheel[:-1])]).first_fault() == TilingFault(0, (1, 1), 0)
 
 
 def test_points_that_cannot_be_numbered_are_known_before_they_overflow() -> None:

@@ -230,7 +230,7 @@ class TensorRows:
         return starts_of(points)[self.owner] + start, volume
 
     def _bad_tiling(
-        self, fault: tiling.Fault, name: str, shape: tuple[int, ...], chunks: Ints
+        self, fault: tiling.TilingFault, name: str, shape: tuple[int, ...], chunks: Ints
     ) -> NoReturn:
         what = f"tensor {name!r}: element {fault.element} of shape {shape}"
         if fault.times == 0:

@@ -34,7 +34,7 @@ MAX_POINTS = 2**62
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class TilingFault:
     """The first element, in row-major order, that is not held by exactly one chunk.
 
     Attributes:
@@ -98,7 +98,7 @@ class Boxes:
         found = np.flatnonzero(wrong.any(axis=1))
         return int(found[0]) if len(found) else None
 
-    def first_fault(self) -> Fault | None:
+    def first_fault(self) -> TilingFault | None:
         """Return the first fault found in the tiling, or None.
 
         The chunks must be inside, and all points at most MAX_POINTS.
@@ -132,17 +132,17 @@ class Boxes:
             if fault is not None:
                 element = np.zeros(dims, np.int64)
                 element[axes[fault.tensor]] = fault.element
-                return Fault(int(tensors[fault.tensor]), tuple(element.tolist()), fault.times)
+                return TilingFault(int(tensors[fault.tensor]), tuple(element.tolist()), fault.times)
         return None
 
-    def holding(self, fault: Fault) -> Ints:
+    def holding(self, fault: TilingFault) -> Ints:
         """Return the indices of the chunks that hold the faulty element."""
         element = np.array(fault.element, np.int64)
         inside = (self.offsets <= element) & (element < self.offsets + self.sizes)
         return np.flatnonzero(inside.all(axis=1) & (self.owner == fault.tensor))
 
 
-def _uncancelled(shapes: Ints, owner: Ints, offsets: Ints, sizes: Ints) -> Fault | None:
+def _uncancelled(shapes: Ints, owner: Ints, offsets: Ints, sizes: Ints) -> TilingFault | None:
     base, strides = grid(shapes)
     whole = np.arange(len(shapes))
     chunks = _corners(base[owner], strides[owner], offsets, sizes)
@@ -164,7 +164,7 @@ def _uncancelled(shapes: Ints, owner: Ints, offsets: Ints, sizes: Ints) -> Fault
     for stride in strides[tensor].tolist():
         element.append(rest // stride)
         rest %= stride
-    return Fault(tensor, tuple(element), 1 + excess[0] - excess[1])
+    return TilingFault(tensor, tuple(element), 1 + excess[0] - excess[1])
 
 
 def _corners(base: Ints, strides: Ints, offsets: Ints, sizes: Ints) -> tuple[Ints, Ints]:

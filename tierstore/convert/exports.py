@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from tierstore.blocks import BLOCK_SIZE
 from tierstore.convert.files import FilePlan, write_plans
-from tierstore.convert.formats import Format, Layout, Outgoing, Stored
+from tierstore.convert.formats import Format, Layout, Outgoing, StoredTensor
 from tierstore.convert.place import Place
 from tierstore.convert.ranges import range_wants
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.errors import AlreadyExistsError, ConfigError, NotFoundError, PlanError
 from tierstore.image.layout import Chunk
 from tierstore.ladder.find import Found
@@ -44,14 +44,14 @@ class ExportPlan:
     found: Found
     place: Place
     layout: Layout
-    items: Sequence[Stored]
+    items: Sequence[StoredTensor]
     values: int
     dropped: int
     existing: Sequence[str]
     seal: str
 
     @property
-    def files(self) -> list[FilePlan[Stored]]:
+    def files(self) -> list[FilePlan[StoredTensor]]:
         """All files, in the order in which they are written."""
         last = self.layout.last
         return [*self.layout.files, *([] if last is None else [last])]
@@ -78,7 +78,7 @@ class Wishes:
         force: replace an earlier export.
     """
 
-    selection: Selection
+    selection: TensorSelection
     max_shard: int
     allow_pickle: bool = False
     force: bool = False
@@ -120,7 +120,7 @@ def _select(found: Found, wishes: Wishes) -> tuple[Outgoing, int]:
             name, path = selection.rename(tensor.name, tensor.path)
             shape = tensor.shape
             chunk = Chunk(name, tensor.dtype, shape, (0,) * len(shape), shape, path)
-            items.append(Stored(chunk, tensor))
+            items.append(StoredTensor(chunk, tensor))
     stored = list(manifest.values())
     values = list(selection.values(stored))
     names = [item.chunk.name for item in items] + [value.name for value in values]
@@ -185,7 +185,7 @@ class _Reader:
         self._files = {file.name: file for file in found.manifest.files}
         self._buffers = AlignedBuffers(BLOCK_SIZE, width)
 
-    def __call__(self, slices: Sequence[Slice[Stored]]) -> None:
+    def __call__(self, slices: Sequence[Slice[StoredTensor]]) -> None:
         wants = [
             want
             for part in slices

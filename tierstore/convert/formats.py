@@ -57,7 +57,7 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stored:
+class StoredTensor:
     """A tensor of tierstore, whole, under the name that it gets.
 
     Attributes:
@@ -81,7 +81,7 @@ class Outgoing:
         allow_pickle: values that are stored as pickles may be loaded.
     """
 
-    items: Sequence[Stored]
+    items: Sequence[StoredTensor]
     values: Sequence[ValueEntry]
     chosen: bool
     max_shard: int
@@ -99,8 +99,8 @@ class Layout:
         note: what a person should know about the result.
     """
 
-    files: Sequence[FilePlan[Stored]]
-    last: FilePlan[Stored] | None = None
+    files: Sequence[FilePlan[StoredTensor]]
+    last: FilePlan[StoredTensor] | None = None
     left_out: Sequence[str] = ()
     note: str = ""
 

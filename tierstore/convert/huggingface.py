@@ -15,7 +15,15 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from tierstore.convert.files import FilePlan
-from tierstore.convert.formats import Foreign, Format, Incoming, Layout, Outgoing, Stored, reader_of
+from tierstore.convert.formats import (
+    Foreign,
+    Format,
+    Incoming,
+    Layout,
+    Outgoing,
+    StoredTensor,
+    reader_of,
+)
 from tierstore.convert.place import Place
 from tierstore.errors import ConfigError, FormatError, NotFoundError, PlanError
 from tierstore.image.dtypes import NATIVE, stored_type
@@ -184,7 +192,7 @@ def _refuse_values(names: Sequence[str]) -> NoReturn:
     )
 
 
-def _check(item: Stored) -> None:
+def _check(item: StoredTensor) -> None:
     chunk = item.chunk
     if NATIVE[stored_type(chunk.dtype).tag] != chunk.dtype:
         raise PlanError(
@@ -195,8 +203,8 @@ def _check(item: Stored) -> None:
         raise PlanError("safetensors holds no tensor called __metadata__")
 
 
-def _shards(outgoing: Outgoing) -> Iterator[list[Stored]]:
-    shard: list[Stored] = []
+def _shards(outgoing: Outgoing) -> Iterator[list[StoredTensor]]:
+    shard: list[StoredTensor] = []
     room = outgoing.max_shard
     for item in outgoing.items:
         if shard and item.chunk.nbytes > room:
@@ -207,7 +215,7 @@ def _shards(outgoing: Outgoing) -> Iterator[list[Stored]]:
     yield shard  # a model without tensors is one file, too
 
 
-def _file(name: str, shard: Sequence[Stored]) -> FilePlan[Stored]:
+def _file(name: str, shard: Sequence[StoredTensor]) -> FilePlan[StoredTensor]:
     order = sorted(
         shard, key=lambda item: (-stored_type(item.chunk.dtype).itemsize, item.chunk.name)
     )
@@ -220,7 +228,9 @@ def _file(name: str, shard: Sequence[Stored]) -> FilePlan[Stored]:
     return FilePlan(name, [header_bytes(("".join(text) + "}").encode()), *order])
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[Stored]]) -> FilePlan[Stored]:
+def _index(
+    names: Sequence[str], shards: Sequence[Sequence[StoredTensor]]
+) -> FilePlan[StoredTensor]:
     weights = {
         item.chunk.name: name for name, shard in zip(names, shards, strict=True) for item in shard
     }

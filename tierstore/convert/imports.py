@@ -15,7 +15,7 @@ from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.timeline import Launch
 from tierstore.convert.files import FilePlan, write_plans
 from tierstore.convert.formats import Foreign, Incoming, read_foreign
-from tierstore.convert.selection import Selection
+from tierstore.convert.selection import TensorSelection
 from tierstore.errors import AlreadyExistsError, IncompleteError, PlanError
 from tierstore.image.layout import SEGMENT_BYTES, ImageLayout, plan_layout
 from tierstore.keys import Attempt, AttemptKeys, RunKeys
@@ -67,7 +67,7 @@ class ImportPlan:
         return [value.name for value in self.values if value.kind == "opaque"]
 
 
-def plan_import(incoming: Incoming, selection: Selection) -> ImportPlan:
+def plan_import(incoming: Incoming, selection: TensorSelection) -> ImportPlan:
     """Select, rename and lay out what a source has.
 
     Raises:

@@ -17,7 +17,7 @@ _GLOB = frozenset("*?[{\\")
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class TensorSelection:
     """Which names are taken.
 
     Attributes:

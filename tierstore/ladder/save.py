@@ -32,7 +32,7 @@ from tierstore.ladder.lane import Lane, Save
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
-from tierstore.transfer.source import Lease, Staged
+from tierstore.transfer.source import Lease, StagedImage
 from tierstore.wrappers.stop import LOOK
 
 __all__ = ["SaveFailure", "Saver", "Shard"]
@@ -149,7 +149,7 @@ class Saver:
     def submit(
         self,
         shard: Shard,
-        image: Staged,
+        image: StagedImage,
         *,
         tiers: Collection[str] | None = None,
         behind: Collection[str] = (),

@@ -17,7 +17,7 @@ from tierstore.backend import Backend, ObjectInfo
 from tierstore.checkpoint.commit import looks_deleted
 from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import ConfigError, InvalidKeyError, NotFoundError
-from tierstore.keys import Part, parse_part
+from tierstore.keys import RunPart, parse_part
 from tierstore.migration.ends import Ends
 from tierstore.patterns import Selection
 from tierstore.registry import parse_url
@@ -143,7 +143,7 @@ class _Behind:
             yield from self._commits.values()
             self._commits = {}
 
-    def place(self, entry: Entry, part: Part) -> Iterator[Entry | Dead]:
+    def place(self, entry: Entry, part: RunPart) -> Iterator[Entry | Dead]:
         """Yield an object of a run, or keep it, or leave it out if its checkpoint was deleted."""
         group = part.group
         if part.kind == "commits":
@@ -166,7 +166,7 @@ class _Behind:
             if any(_overlap(group, left) for group in commit.seals):
                 self._commits[name] = replace(commit, trouble=trouble)
 
-    def _commit(self, entry: Entry, part: Part) -> None:
+    def _commit(self, entry: Entry, part: RunPart) -> None:
         if is_dead(self._ends.source, entry.key, entry.version.size):
             self._dead[part.group] = entry.key
             return

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tierstore.backend import ObjectInfo
 from tierstore.checkpoint.delete import GRACE, Deletion
 from tierstore.errors import BlockedError, NotFoundError, StorageError
-from tierstore.keys import Part, parse_part
+from tierstore.keys import RunPart, parse_part
 from tierstore.migration.ends import Ends
 from tierstore.migration.listing import Beside, at_source, at_target, is_dead, refused
 from tierstore.patterns import Selection
@@ -177,7 +177,7 @@ class Mirror:
                 gone = gone and not (commit and commit.lives and commit.wanted)
             yield _Held(info, gone, commits.get(part.group), part.group)
 
-    def _excluded(self, part: Part) -> _Commit | None:
+    def _excluded(self, part: RunPart) -> _Commit | None:
         """What there is of the commit of some data, if it was not listed: what it is not asked."""
         target = self._ends.target
         try:

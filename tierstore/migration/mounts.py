@@ -13,7 +13,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class Subtree:
     """A folder of a file system, with all below it.
 
     Attributes:
@@ -24,7 +24,7 @@ class Tree:
     device: str
     top: PurePosixPath
 
-    def meets(self, other: Tree) -> bool:
+    def meets(self, other: Subtree) -> bool:
         """Whether a folder is in both."""
         one, two = self.top, other.top
         nested = one.is_relative_to(two) or two.is_relative_to(one)
@@ -33,7 +33,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    tree: Tree
+    tree: Subtree
     point: PurePosixPath
 
 
@@ -47,13 +47,13 @@ def share_folders(one: Path, other: Path) -> bool:
     return any(mine.meets(theirs) for mine, theirs in pairs)
 
 
-def _trees(path: Path, mounts: Sequence[_Mount]) -> list[Tree]:
+def _trees(path: Path, mounts: Sequence[_Mount]) -> list[Subtree]:
     real = PurePosixPath(path.resolve())
     found = [mount.tree for mount in mounts if mount.point.is_relative_to(real)]
     above = [mount for mount in mounts if real.is_relative_to(mount.point)]
     if above:  # of two on one point the later one hides the other
         mount = max(reversed(above), key=lambda each: len(each.point.parts))
-        found.append(Tree(mount.tree.device, mount.tree.top / real.relative_to(mount.point)))
+        found.append(Subtree(mount.tree.device, mount.tree.top / real.relative_to(mount.point)))
     return found
 
 
@@ -65,7 +65,7 @@ def _mounts() -> list[_Mount]:
     found = []
     for line in lines:
         _, _, device, top, point, *_ = line.split(b" ")
-        found.append(_Mount(Tree(device.decode(), _path(top)), _path(point)))
+        found.append(_Mount(Subtree(device.decode(), _path(top)), _path(point)))
     return found
 
 

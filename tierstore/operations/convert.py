@@ -16,7 +16,7 @@ from tierstore.operations.tiers import opened
 if TYPE_CHECKING:
     from tierstore.convert.exports import ExportPlan
     from tierstore.convert.imports import ImportPlan
-    from tierstore.convert.selection import Selection
+    from tierstore.convert.selection import TensorSelection
     from tierstore.ladder.tiers import OpenTier
     from tierstore.operations.tiers import Ladder
 
@@ -69,12 +69,12 @@ class _Terms:
     progress: Progress = unseen
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> TensorSelection:
         """What is selected."""
-        from tierstore.convert.selection import Selection
+        from tierstore.convert.selection import TensorSelection
 
         only, exclude = tuple(self.only), tuple(self.exclude)
-        return Selection(only, exclude, self.strip_prefix, self.add_prefix)
+        return TensorSelection(only, exclude, self.strip_prefix, self.add_prefix)
 
 
 @dataclass(frozen=True, slots=True)

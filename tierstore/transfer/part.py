@@ -45,7 +45,7 @@ Blame = Callable[[Wrong], Exception]
 """Says what it means that a source has a wrong block."""
 
 
-class Moved(NamedTuple):
+class Taken(NamedTuple):
     """A part that a store has taken.
 
     Attributes:
@@ -81,7 +81,7 @@ def move(
     known: Crcs | None,
     blame: Blame,
     back: Buffers | None = None,
-) -> Moved:
+) -> Taken:
     """Move a part of a file: whole blocks from the source to an upload.
 
     Args:
@@ -109,10 +109,10 @@ def move(
         except RevokedError:
             pass  # the memory was wanted elsewhere, and the source has others now
     if back is None:
-        return Moved(crcs, crc, proven=False)
+        return Taken(crcs, crc, proven=False)
     with back.take(length) as memory:
         proven = upload.read_back(offset, memory) and crc32c(memory) == crc
-    return Moved(crcs, crc, proven)
+    return Taken(crcs, crc, proven)
 
 
 def checked(memory: memoryview, offset: int, known: Crcs | None, blame: Blame) -> list[int]:

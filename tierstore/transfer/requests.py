@@ -1,7 +1,7 @@
 """Which requests fetch the wanted bytes: only blocks that hold some, neighbours in one request.
 
 A request is scattered: every byte is received where it is wanted, and what nobody wants of a block
-(it has to be checked as a whole) in spare memory. Only bytes that several destinations want are
+(it has to be checked as a whole) in spare memory. Only bytes that several receivers want are
 received in spare memory and copied.
 """
 
@@ -49,7 +49,7 @@ class Want:
             raise ValueError(f"`into` has {into.nbytes} {kind} bytes for {self.length} wanted")
 
 
-class Destination:
+class Receiver:
     """Where one want's bytes are put together; memory for a sink exists only while it fills."""
 
     __slots__ = ("_array", "_left", "_lock", "end", "offset", "want")
@@ -96,14 +96,14 @@ class Request:
         file: the file.
         first: index of the first block.
         count: how many blocks.
-        destinations: who wants some of the bytes, by offset.
+        receivers: who wants some of the bytes, by offset.
         overlaps: whether several of them want the same bytes.
     """
 
     file: FileEntry
     first: int
     count: int
-    destinations: Sequence[Destination] = ()
+    receivers: Sequence[Receiver] = ()
     overlaps: bool = False
 
     @property
@@ -124,37 +124,37 @@ class Request:
         return self.length - sum(high - low for _, low, high in self._shares())
 
     def scatter(self, spare: memoryview) -> list[memoryview]:
-        """Return where the bytes go, in order: destinations, and spare memory between them."""
+        """Return where the bytes go, in order: receivers, and spare memory between them."""
         if self.overlaps:
             return [spare]
         parts: list[memoryview] = []
         at, used = self.offset, 0
-        for destination, low, high in self._shares():
+        for receiver, low, high in self._shares():
             if low > at:
                 parts.append(spare[used : used + low - at])
                 used += low - at
-            parts.append(destination.part(low, high))
+            parts.append(receiver.part(low, high))
             at = high
         if used < len(spare):
             parts.append(spare[used:])
         return parts
 
     def deliver(self, spare: memoryview) -> None:
-        """Tell the destinations that their bytes have arrived and are verified."""
-        for destination, low, high in self._shares():
+        """Tell the receivers that their bytes have arrived and are verified."""
+        for receiver, low, high in self._shares():
             if self.overlaps:
-                copy(destination.part(low, high), spare[low - self.offset : high - self.offset])
-            destination.filled(high - low)
+                copy(receiver.part(low, high), spare[low - self.offset : high - self.offset])
+            receiver.filled(high - low)
 
     def block(self, index: int) -> Request:
         """Return one of the blocks, counted from the first, as a request of its own."""
         return Request(self.file, self.first + index, 1)
 
-    def _shares(self) -> Iterator[tuple[Destination, int, int]]:
-        """Yield who wants what: destination, first byte in the file, the one behind the last."""
+    def _shares(self) -> Iterator[tuple[Receiver, int, int]]:
+        """Yield who wants what: receiver, first byte in the file, the one behind the last."""
         end = self.offset + self.length
-        for destination in self.destinations:
-            yield destination, max(destination.offset, self.offset), min(destination.end, end)
+        for receiver in self.receivers:
+            yield receiver, max(receiver.offset, self.offset), min(receiver.end, end)
 
 
 def even_size(wanted: int, read_size: int, width: int) -> int:
@@ -183,32 +183,30 @@ def plan_requests(
     Raises:
         FormatError: a want names an unknown file or reaches beyond the file's end.
     """
-    by_file: dict[str, list[Destination]] = {}
+    by_file: dict[str, list[Receiver]] = {}
     for want in wants:
         if want.length:
-            by_file.setdefault(want.file, []).append(Destination(want))
+            by_file.setdefault(want.file, []).append(Receiver(want))
         elif want.sink is not None:
             want.sink(memoryview(b""))
     most = max(1, read_size // BLOCK_SIZE)
     for name in sorted(by_file):
         if name not in files:
             raise FormatError(f"{name}: the manifest does not have this file")
-        destinations = sorted(by_file[name], key=attrgetter("offset"))
-        yield from _plan_file(files[name], destinations, most)
+        receivers = sorted(by_file[name], key=attrgetter("offset"))
+        yield from _plan_file(files[name], receivers, most)
 
 
-def _plan_file(
-    file: FileEntry, destinations: Sequence[Destination], most: int
-) -> Iterator[Request]:
-    blocks: dict[int, list[Destination]] = {}
-    for destination in destinations:
-        if destination.offset < 0 or destination.end > file.size:
+def _plan_file(file: FileEntry, receivers: Sequence[Receiver], most: int) -> Iterator[Request]:
+    blocks: dict[int, list[Receiver]] = {}
+    for receiver in receivers:
+        if receiver.offset < 0 or receiver.end > file.size:
             raise FormatError(
-                f"{file.name}: bytes {destination.offset} to {destination.end} are wanted "
+                f"{file.name}: bytes {receiver.offset} to {receiver.end} are wanted "
                 f"of a file of {file.size} bytes"
             )
-        for block in blocks_covering(destination.offset, destination.want.length):
-            blocks.setdefault(block, []).append(destination)
+        for block in blocks_covering(receiver.offset, receiver.want.length):
+            blocks.setdefault(block, []).append(receiver)
     first = count = 0
     for block in sorted(blocks):
         if count and (block != first + count or count == most):
@@ -222,9 +220,9 @@ def _plan_file(
 
 
 def _request(
-    file: FileEntry, first: int, count: int, blocks: Mapping[int, Sequence[Destination]]
+    file: FileEntry, first: int, count: int, blocks: Mapping[int, Sequence[Receiver]]
 ) -> Request:
     mine = (each for block in range(first, first + count) for each in blocks[block])
-    destinations = list(dict.fromkeys(mine))
-    overlaps = any(later.offset < each.end for each, later in pairwise(destinations))
-    return Request(file, first, count, destinations, overlaps)
+    receivers = list(dict.fromkeys(mine))
+    overlaps = any(later.offset < each.end for each, later in pairwise(receivers))
+    return Request(file, first, count, receivers, overlaps)

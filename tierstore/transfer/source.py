@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 
-class Staged(Protocol):
+class StagedImage(Protocol):
     """Memory that holds a staged shard and can be given back."""
 
     @property
@@ -103,8 +103,8 @@ def _lend(part: memoryview) -> Iterator[memoryview]:
 class Lease:
     """A staging image that is given back once, when it is revoked and no view of it is open."""
 
-    def __init__(self, image: Staged) -> None:
-        self._image: Staged | None = image
+    def __init__(self, image: StagedImage) -> None:
+        self._image: StagedImage | None = image
         self._lock = threading.Lock()
         self._views = 0
         self.over = threading.Event()

@@ -32,7 +32,7 @@ from tierstore.convert.formats import (
     Incoming,
     Layout,
     Outgoing,
-    Stored,
+    StoredTensor,
     reader_of,
 )
 from tierstore.convert.place import Place
@@ -220,13 +220,13 @@ class _Writer:
 
     def __init__(self, max_shard: int) -> None:
         self._max = max_shard
-        self._files: list[list[bytes | Stored]] = [[]]
+        self._files: list[list[bytes | StoredTensor]] = [[]]
         self._at = 0
         self._entries: dict[str, Any] = {}
         self._paths: dict[str, Any] = {}
         self._places: dict[MetadataIndex, Any] = {}
 
-    def add(self, name: str, path: Any, entry: Any, pieces: list[bytes | Stored]) -> None:
+    def add(self, name: str, path: Any, entry: Any, pieces: list[bytes | StoredTensor]) -> None:
         """Put one item behind the last."""
         plan = FilePlan("", pieces)
         if self._at and self._at + plan.size > self._max:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from tierstore.convert.formats import Stored
+from tierstore.convert.formats import StoredTensor
 from tierstore.errors import PlanError
 from tierstore.image.layout import Chunk
 
@@ -23,16 +23,16 @@ _ALIGNMENT = 64
 _NORESERVE = 0x4000  # linux/mman.h: it does not count as memory
 
 
-def skeleton(state: Any) -> list[bytes | Stored]:
+def skeleton(state: Any) -> list[bytes | StoredTensor]:
     """Return the pieces of the file that `torch.save(state)` would write.
 
     Args:
-        state: nested dicts and lists of values; `Stored` stands for a tensor.
+        state: nested dicts and lists of values; `StoredTensor` stands for a tensor.
 
     Raises:
         PlanError: torch cannot save a value.
     """
-    holes: list[Stored] = []
+    holes: list[StoredTensor] = []
     sink = _Sink()
     shown = _Shown(_nbytes(state)).state(state, holes)
     try:
@@ -49,7 +49,7 @@ def skeleton(state: Any) -> list[bytes | Stored]:
             f"{_culprit(state)}: this value is stored as a pickle and holds tensors of its own",
             hint="leave it out with --exclude",
         )
-    pieces: list[bytes | Stored] = [sink.literals[0]]
+    pieces: list[bytes | StoredTensor] = [sink.literals[0]]
     for item, literal in zip(filled, sink.literals[1:], strict=True):
         pieces += [item, literal]
     return pieces
@@ -66,7 +66,7 @@ def _culprit(state: Any, name: str = "") -> str:
         pairs = state.items() if type(state) is dict else enumerate(state)
         below = (_culprit(value, f"{name}.{key}" if name else str(key)) for key, value in pairs)
         return next(filter(None, below), "")
-    if isinstance(state, Stored):
+    if isinstance(state, StoredTensor):
         return ""
     sink = _Sink()
     try:
@@ -77,7 +77,7 @@ def _culprit(state: Any, name: str = "") -> str:
 
 
 def _nbytes(value: Any) -> int:
-    if isinstance(value, Stored):
+    if isinstance(value, StoredTensor):
         return _room(value.chunk)
     if type(value) in (dict, list):
         return sum(map(_nbytes, value.values() if type(value) is dict else value))
@@ -96,13 +96,13 @@ class _Shown:
         self._space = mmap.mmap(-1, max(1, nbytes), flags=flags)
         self._at = 0
 
-    def state(self, value: Any, holes: list[Stored]) -> Any:
-        """Return a state with a tensor for each `Stored`, which are noted in order."""
+    def state(self, value: Any, holes: list[StoredTensor]) -> Any:
+        """Return a state with a tensor for each `StoredTensor`, which are noted in order."""
         if type(value) is dict:
             return {key: self.state(item, holes) for key, item in value.items()}
         if type(value) is list:
             return [self.state(item, holes) for item in value]
-        if not isinstance(value, Stored):
+        if not isinstance(value, StoredTensor):
             return value
         holes.append(value)
         return self._tensor(value.chunk)
@@ -116,7 +116,7 @@ class _Shown:
         return data.view(dtype).view(chunk.shape)
 
 
-def check_dtypes(items: Iterable[Stored]) -> None:
+def check_dtypes(items: Iterable[StoredTensor]) -> None:
     """Try whether torch.save knows the dtypes (it does not know int4 and kin).
 
     Raises:

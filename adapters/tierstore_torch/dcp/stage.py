@@ -22,7 +22,7 @@ from tierstore.errors import CheckpointError, PlanError, TierstoreError
 from tierstore.image.layout import Chunk, plan_layout
 from tierstore.image.pool import Image, StagingPool
 from tierstore_torch import torch_private
-from tierstore_torch.dcp.standin import OwnMemory, Place, Refusal, StandIn
+from tierstore_torch.dcp.standin import OwnMemory, Refusal, StagedChunk, StandIn
 from tierstore_torch.state.encoding import check_name, saveable
 from tierstore_torch.state.items import is_storable, local_tensor, tensor_chunks
 from tierstore_torch.state.staging import StagedPlan
@@ -147,7 +147,7 @@ class _Plan:
         made = [
             StandIn.make(
                 value,
-                [Place(chunk, next(offsets)) for chunk in chunks],
+                [StagedChunk(chunk, next(offsets)) for chunk in chunks],
                 memory,
                 sharded=isinstance(value, DTensor) or torch_private.local_shards(value) is not None,
             )

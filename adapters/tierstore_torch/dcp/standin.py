@@ -23,7 +23,7 @@ from tierstore_torch.torch_private import PlannedTensor
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagedChunk:
     """A staged chunk and where its bytes start in the image."""
 
     chunk: Chunk
@@ -94,12 +94,12 @@ class StandIn(PlannedTensor):
     """A staged tensor: plans like the tensor it stands for, and hands out views of the image."""
 
     _memory: _Memory
-    _places: Sequence[Place]
+    _places: Sequence[StagedChunk]
     _sharded: bool
 
     @classmethod
     def make(
-        cls, like: torch.Tensor, places: Sequence[Place], memory: _Memory, *, sharded: bool
+        cls, like: torch.Tensor, places: Sequence[StagedChunk], memory: _Memory, *, sharded: bool
     ) -> StandIn:
         """Return the stand-in for a tensor.
 
@@ -125,7 +125,7 @@ class StandIn(PlannedTensor):
                 return self._view(place)
         raise PlanError(f"{index.fqn}: nothing was staged at offset {tuple(index.offset or ())}")
 
-    def _view(self, place: Place) -> torch.Tensor:
+    def _view(self, place: StagedChunk) -> torch.Tensor:
         data = self._memory.base()[place.offset : place.offset + place.chunk.nbytes]
         return data.view(self.dtype).view(place.chunk.sizes)
 
@@ -137,7 +137,7 @@ class StandIn(PlannedTensor):
 def _stand_in(
     shape: tuple[int, ...],
     dtype: torch.dtype,
-    places: Sequence[Place],
+    places: Sequence[StagedChunk],
     memory: _Memory,
     sharded: bool,
 ) -> StandIn:

@@ -76,7 +76,7 @@ class Shared:
 
 
 @dataclass(slots=True)
-class Part:
+class Share:
     """What one rank has to do.
 
     Attributes:
@@ -120,7 +120,7 @@ class _Tensor:
     boxes: dict[tuple[int, ...], _Box] = field(default_factory=dict)
 
 
-def decide(offers: Sequence[Offer]) -> list[Part]:
+def decide(offers: Sequence[Offer]) -> list[Share]:
     """Return each rank's part.
 
     Raises:
@@ -128,7 +128,7 @@ def decide(offers: Sequence[Offer]) -> list[Part]:
             tensor to nobody.
     """
     tensors = _collect(offers)
-    parts = [Part() for _ in offers]
+    parts = [Share() for _ in offers]
     _give_values(offers, tensors, parts)
     _give_chunks(tensors, parts)
     comparing = any(part.compare for part in parts)
@@ -145,7 +145,7 @@ def compare(offers: Sequence[Sequence[tuple[str, tuple[int, ...], int]]]) -> lis
     """Check that what is taken for replicas is equal.
 
     Args:
-        offers: by rank, (name, offsets, CRC32C) of what `Part.compare` asked for.
+        offers: by rank, (name, offsets, CRC32C) of what `Share.compare` asked for.
 
     Raises:
         PlanError: two ranks differ.
@@ -208,7 +208,7 @@ def _check_complete(name: str, tensor: _Tensor) -> None:
 
 
 def _give_values(
-    offers: Sequence[Offer], tensors: dict[Key, _Tensor], parts: Sequence[Part]
+    offers: Sequence[Offer], tensors: dict[Key, _Tensor], parts: Sequence[Share]
 ) -> None:
     seen: dict[Key, tuple[int, int]] = {}
     for rank, offer in enumerate(offers):
@@ -226,7 +226,7 @@ def _give_values(
                 raise _differs("values", value.name, seen[key][0], rank)
 
 
-def _give_chunks(tensors: dict[Key, _Tensor], parts: Sequence[Part]) -> None:
+def _give_chunks(tensors: dict[Key, _Tensor], parts: Sequence[Share]) -> None:
     loads = [0] * len(parts)
     shared: list[tuple[int, str, tuple[int, ...], _Box]] = []
     for (name, _), tensor in tensors.items():

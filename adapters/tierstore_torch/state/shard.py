@@ -178,7 +178,7 @@ class RankShard:
             ranks the CRC32C and its negative, so that the largest of all ranks tell a difference.
     """
 
-    def __init__(self, scan: _Scan, part: division.Part, rank: int, segment_bytes: int) -> None:
+    def __init__(self, scan: _Scan, part: division.Share, rank: int, segment_bytes: int) -> None:
         self._tree = scan.tree
         self._signatures = scan.signatures
         self._places = [scan.places[index] for index in part.chunks]
