@@ -15,7 +15,7 @@ _PIECES = 64
 _SECONDS = 2.0
 
 
-class Forecast:
+class ReadForecast:
     """Chooses parts of what is planned at random, each part as likely as any other.
 
     That is a weighted reservoir: Efraimidis and Spirakis, Weighted random sampling with a

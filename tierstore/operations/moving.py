@@ -17,7 +17,7 @@ from tierstore.waiting import on
 
 if TYPE_CHECKING:
     from tierstore.migration.ends import Ends
-    from tierstore.migration.forecast import Forecast
+    from tierstore.migration.forecast import ReadForecast
     from tierstore.operations.ends import Between
     from tierstore.operations.terms import Terms
     from tierstore.transfer.engine.crew import Crew
@@ -55,7 +55,7 @@ class Pass:
         self._failed = self._left_out = 0
         self._blocked: set[str] = set()
         self._stopped = self.links_failed = False
-        self._forecast: Forecast | None = None
+        self._forecast: ReadForecast | None = None
 
     def run(self, found: Iterable[Item]) -> Moved:
         """Move what was found, or find out what would be done.
@@ -65,13 +65,13 @@ class Pass:
             ConfigError: there are no such workers.
             StorageError: the journal cannot be written.
         """
-        from tierstore.migration.forecast import Forecast
+        from tierstore.migration.forecast import ReadForecast
         from tierstore.transfer.engine.journal import Journal
 
         terms, between = self._terms, self._between
         crew = _crew(between, terms)
         path = Path(terms.journal) if terms.journal else _default_journal(between)
-        self._forecast = Forecast(self._ends.source) if terms.dry_run else None
+        self._forecast = ReadForecast(self._ends.source) if terms.dry_run else None
         with ExitStack() as opened:
             if crew is not None:
                 opened.enter_context(closing(crew))

@@ -38,7 +38,7 @@ class Life:
 
 
 @dataclass(slots=True)
-class Session:
+class RunSession:
     """One life of a job in one process, for one run on one ladder."""
 
     run: str
@@ -104,12 +104,12 @@ class Session:
         return claim([RunStore(tier.backend, self.run) for tier in tiers], launch)
 
 
-_sessions: dict[Key, Session] = {}
+_sessions: dict[Key, RunSession] = {}
 _loaded: dict[Key, AttemptId] = {}  # what saves go on from; the latest comes last
 _sessions_lock = threading.Lock()
 
 
-def session_of(run: str, config: Config, life: Life | None = None) -> Session:
+def session_of(run: str, config: Config, life: Life | None = None) -> RunSession:
     """Return this process's session of a run.
 
     Args:
@@ -123,7 +123,7 @@ def session_of(run: str, config: Config, life: Life | None = None) -> Session:
         if session is None or (life is not None and session.life != life):
             parents = [loaded for at, loaded in _loaded.items() if _meet(at, key)]
             life = life or Life(secrets.token_hex(8), parents[-1] if parents else None)
-            session = _sessions[key] = Session(run, life)
+            session = _sessions[key] = RunSession(run, life)
         return session
 
 

@@ -29,7 +29,7 @@ from tierstore_torch.dcp.checkpoint_id import CheckpointId, parse_id
 from tierstore_torch.dcp.errors import portable
 from tierstore_torch.dcp.ladder import Ladder
 from tierstore_torch.dcp.notice import UNDECLARED, Notice, Parcel, collect, deliver, expect
-from tierstore_torch.dcp.session import Life, Session, lives_of, session_of
+from tierstore_torch.dcp.session import Life, RunSession, lives_of, session_of
 from tierstore_torch.dcp.shard import PlannedShard, is_stored
 from tierstore_torch.dcp.stage import close_staging, process_staging
 from tierstore_torch.dcp.standin import return_borrowed
@@ -198,7 +198,7 @@ class TierStorageWriter(StorageWriter, AsyncStager):
         except InvalidKeyError:
             return False
 
-    def _session(self) -> tuple[Session, int]:
+    def _session(self) -> tuple[RunSession, int]:
         if self._id is None or self._id.step is None:
             raise InvalidKeyError(
                 "there is no checkpoint_id", hint='give the writer or dcp.save "<run>/<step>"'

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 from tierstore.testing.servers.daemon import Daemon
 from tierstore.testing.servers.hadoop import Hadoop, find_hadoop
-from tierstore.testing.servers.hdfs_server import Cluster, HdfsServer
+from tierstore.testing.servers.hdfs_server import HdfsCluster, HdfsServer
 from tierstore.testing.servers.process import lasting_port
 from tierstore.testing.servers.programs import ServerUnavailableError
 
@@ -114,7 +114,7 @@ def _prepare(
         env=_environment(),
     )
     others = tuple(_datanode(hadoop, folder, number) for number in range(1, datanodes + 1))
-    return HdfsServer(f"http://{http}", _USER, rpc, Cluster(hadoop, folder, namenode, others))
+    return HdfsServer(f"http://{http}", _USER, rpc, HdfsCluster(hadoop, folder, namenode, others))
 
 
 def _datanode(hadoop: Hadoop, folder: Path, number: int) -> Daemon:

@@ -28,7 +28,7 @@ _BEANS = "/jmx?qry=Hadoop:service=NameNode,name="
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class HdfsCluster:
     """The processes and files of an HDFS that was started here.
 
     Attributes:
@@ -58,7 +58,7 @@ class HdfsServer:
     endpoint: str
     user: str
     rpc: str = ""
-    cluster: Cluster | None = field(default=None, repr=False, compare=False)
+    cluster: HdfsCluster | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def parse(cls, url: str) -> HdfsServer:
@@ -236,7 +236,7 @@ class HdfsServer:
             f"HDFS was not ready in {seconds} s: {self.namenode.log[-1000:]}"
         )
 
-    def _own(self) -> Cluster:
+    def _own(self) -> HdfsCluster:
         if self.cluster is None:
             raise ServerUnavailableError(f"the HDFS at {self.address} was not started here")
         return self.cluster
