@@ -36,7 +36,8 @@ class Capabilities:
         server_checksum: the store itself refuses bytes whose CRC32C is not the given one.
         needs_read_back: the store neither checks nor vouches for what it was sent, so whoever
             writes reads it back.
-        durable_on_commit: when `commit` or `create` returns, a crash of the host loses nothing.
+        durable_on_commit: when `commit` or `create` returns, a crash of the host loses nothing. A
+            folder does not ask its file system, which may be down: tmpfs loses all in any case.
         min_part: bytes the smallest part but the last may have.
         max_part: bytes the largest part may have.
         max_parts: how many parts one upload may have.
