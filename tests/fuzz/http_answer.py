@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from random import Random
+from typing import ClassVar
 
-from tierstore.http import Deadlines, Response, Transport
-from tierstore.http.connection import Connection, Pool
+from tierstore.errors import TierstoreError
+from tierstore.http import Deadlines, Response, Transport, connection
 
 _SIZE = 26
 _ROOM = 100_000  # bytes that a socket takes before anyone reads them
@@ -33,46 +35,58 @@ def SEEDS() -> list[bytes]:
     ]
 
 
-class _Recorded(Connection):
-    """A connection at whose other end somebody has said something, and left."""
+class _Recorded:
+    """A server, or a proxy, that has said something, and left."""
 
     said = b""
+    others: ClassVar[list[socket.socket]] = []
 
-    def connect(self) -> None:
-        self.sock, other = socket.socketpair()
-        with other:
-            other.sendall(self.said[:_ROOM])
-            other.shutdown(socket.SHUT_WR)
-            self.other = other.dup()  # takes the request, unread
+    @classmethod
+    def connect(cls, *_: object) -> socket.socket:
+        sock, other = socket.socketpair()
+        other.sendall(cls.said[:_ROOM])
+        other.shutdown(socket.SHUT_WR)
+        cls.others.append(other)  # takes the request, unread
+        return sock
 
-    def close(self) -> None:
-        super().close()
-        if other := self.__dict__.pop("other", None):
-            other.close()
+    @classmethod
+    def leave(cls) -> None:
+        while cls.others:
+            cls.others.pop().close()
 
 
-Pool.ConnectionCls = _Recorded  # in this process, which does nothing else
+connection.connect = _Recorded.connect  # in this process, which does nothing else
+os.environ |= {"HTTPS_PROXY": "http://recorded:1", "NO_PROXY": "", "no_proxy": ""}
+os.environ.pop("https_proxy", None)
 _TRANSPORT = Transport(pool_size=1, deadlines=Deadlines(stall=60.0))
 
 
-def _ask(method: str, into: list[memoryview] | None) -> Response:
-    return _TRANSPORT.request(
-        method, "http://recorded/k", headers={"Cookie": "secret"}, into=into, ok=range(200, 500)
-    )
+def _ask(method: str, into: list[memoryview] | None, scheme: str) -> Response:
+    url, headers = f"{scheme}://recorded/k", {"Cookie": "secret"}
+    return _TRANSPORT.request(method, url, headers=headers, into=into, ok=range(200, 500))
 
 
 def parse(data: bytes) -> None:
     _Recorded.said = data
     failed: list[Exception] = []
-    for method, into in (("GET", None), ("HEAD", None), ("GET", [memoryview(bytearray(_SIZE))])):
+    for method, into, scheme in (
+        ("GET", None, "http"),
+        ("HEAD", None, "http"),
+        ("GET", None, "https"),  # to CONNECT; behind which there is no TLS
+        ("GET", [memoryview(bytearray(_SIZE))], "http"),
+    ):
         try:
-            found = _ask(method, into)
+            found = _ask(method, into, scheme)
         except Exception as error:  # the next way to ask has to be tried as well
-            failed.append(error)
+            if scheme == "http" or not isinstance(error, TierstoreError):
+                failed.append(error)
         else:
             assert len(found.body) <= len(data)
             assert found.told is None or 0 <= found.told < 1 << 63
             assert method != "HEAD" or found.body == b""
+            assert scheme == "http"
+        finally:
+            _Recorded.leave()
     foreign = [error for error in failed if not type(error).__module__.startswith("tierstore.")]
     for error in (*foreign, *failed):
         raise error

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Bucket
+from tests.forwarding import forwarding
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
 from tierstore.blocks import crc32c
 from tierstore.errors import (
@@ -29,6 +30,18 @@ pytestmark = [pytest.mark.minio, pytest.mark.usefixtures("minio_bucket", "no_lea
 PART = 8 * 1024 * 1024
 DATA = bytes(range(256)) * (PART // 256) + b"the rest"
 PATIENT, QUICK = S3Options(part_size=PART), S3Options(part_size=PART, stall_timeout=1.0)
+
+
+@pytest.fixture
+def forwards() -> Iterator[None]:
+    """A proxy that does as it is told; the one that misbehaves is the server."""
+    with forwarding() as through, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTP_PROXY", through.url)
+        patch.delenv("http_proxy", raising=False)
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, "")
+        yield
+        assert through.heads
 
 
 @pytest.fixture
@@ -124,6 +137,15 @@ def test_every_request_and_every_fault(
     if (use, fault) == ("begin", "stall"):
         return  # nothing reached the server
     minio_bucket.assert_no_uploads()
+
+
+@pytest.mark.usefixtures("forwards")
+@pytest.mark.parametrize("fault", ["reset", "lose", "stall"])
+@pytest.mark.parametrize("use", ["read", "list", "part", "complete"])
+def test_faults_behind_a_proxy(
+    backend: S3Backend, proxy: Misbehaving, minio_bucket: Bucket, use: str, fault: str
+) -> None:
+    test_every_request_and_every_fault(backend, proxy, minio_bucket, use, fault)
 
 
 def test_a_half_sent_body_is_no_object(

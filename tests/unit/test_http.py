@@ -137,13 +137,13 @@ def test_a_fork_does_not_share_its_parents_connections(
     url = start(serve)
     for _ in range(2):
         transport.request("GET", url, headers={})
-    parents = transport._managers
+    parents = transport._routes._pools
     monkeypatch.setattr("os.getpid", lambda: -1)  # as the child would see itself
     for _ in range(2):
         transport.request("GET", url, headers={})
     assert len(connections) == 2
-    for manager in parents.values():
-        manager.clear()
+    for pool in parents.values():
+        pool.retire()
     transport.close()
 
 

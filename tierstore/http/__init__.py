@@ -1,6 +1,6 @@
 """The one HTTP transport of all remote tiers: zero copies, and a deadline on everything.
 
-It is urllib3 (pooling, TLS, proxies) with two changes. A body is sent from the caller's memory and
+urllib3 opens connections; what goes over them is ours. A body is sent from the caller's memory and
 an answer is received into the caller's memory; and every single send and receive is held to three
 deadlines: connecting, stalling (no byte moves), and the total of the request.
 

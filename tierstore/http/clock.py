@@ -54,6 +54,5 @@ class Clock:
             sock.settimeout(timeout)
 
 
-# urllib3 opens, sends and receives within one call in the caller's thread, and has no argument that
-# reaches the socket; so the clock travels beside it.
+# A request runs in its caller's thread from end to end, so its clock travels beside it.
 CLOCK: ContextVar[Clock] = ContextVar("tierstore-http-clock")

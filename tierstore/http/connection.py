@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import cast
 
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProxyError
 from urllib3.util import wait_for_read
 
 from tierstore.blocks import Buffer
 from tierstore.http.clock import CLOCK
 from tierstore.http.head import head
-from tierstore.http.receive import Inflow, Tap
+from tierstore.http.opening import Hop, Way, connect, is_plain, secure
+from tierstore.http.receive import Inflow
 from tierstore.http.response import Answer
 from tierstore.waiting import moved
 
@@ -31,23 +30,62 @@ Body = Buffer | Iterable[Buffer]
 """What is sent: from where it is, or piece by piece; headers then tell its length."""
 
 
-class Connection(HTTPConnection):
-    """A connection that obeys the clock."""
+class Connection:
+    """A connection that obeys the clock; it may be closed and opened again.
 
-    _answer: Answer | None = None
-    _inflow: Inflow | None = None
+    Args:
+        way: to the server.
+        tls: whom to trust.
 
-    def response_class(  # type: ignore[override]
-        self, sock: socket.socket, method: str | None = None
-    ) -> http.client.HTTPResponse:
-        """Begin what a proxy answers to CONNECT, which is http.client's business."""
-        source = Tap(Inflow(sock))
-        return http.client.HTTPResponse(source, method=method)  # type: ignore[arg-type]
+    Attributes:
+        sock: None while it is closed.
+    """
+
+    def __init__(self, way: Way, tls: ssl.SSLContext) -> None:
+        self.sock: socket.socket | None = None
+        self._way, self._tls = way, tls
+        self._answer: Answer | None = None
+        self._inflow: Inflow | None = None
+
+    @property
+    def was_left(self) -> bool:
+        """Whether it is open and the server has left, or says what nobody has asked for."""
+        return self.sock is not None and wait_for_read(self.sock, 0.0)
+
+    def open(self) -> None:
+        """Open it, by a tunnel if the way has one.
+
+        Raises:
+            ProxyError: it ends at the proxy.
+            HTTPError: there is no connection.
+            OSError: it failed, or a certificate is not trusted.
+        """
+        way, deadlines = self._way, CLOCK.get().deadlines
+        seconds = min(deadlines.connect, deadlines.total)
+        try:
+            self.sock = connect(way.first, self._tls, seconds)
+            if way.tunnel is not None:
+                self._dig(way.tunnel)
+        except (OSError, HTTPError, http.client.HTTPException) as error:
+            if not way.proxied:
+                raise
+            raise ProxyError("no way through", error) from error
+        if way.tunnel is not None:
+            self.sock = secure(self.sock, way.tunnel, self._tls, seconds)
+
+    def _dig(self, hop: Hop) -> None:
+        """Ask the proxy for a tunnel (RFC 9110, section 9.3.6)."""
+        answer = self.exchange(hop.authority, "CONNECT", hop.authority, self._way.headers, None)
+        if not 200 <= answer.status < 300:
+            raise OSError(errno.ECONNREFUSED, f"it answers {answer.status} to CONNECT")
+        if self._inflow is None or not self._inflow.empty or CLOCK.get().body_cut:
+            raise http.client.HTTPException("more than the answer to CONNECT")
+        self._answer = self._inflow = None
 
     def exchange(
         self, host: str, method: str, target: str, headers: Mapping[str, str], body: Body | None
     ) -> Answer:
-        """Send a request over the open connection; return the answer, its head read.
+        """Send a request over the connection, which is open; return the answer, its head read.
 
         Raises:
             OSError: the connection failed.
@@ -60,16 +98,18 @@ class Connection(HTTPConnection):
         pieces = (body or b"",) if body is None or isinstance(body, Buffer) else body
         nbytes = memoryview(body).nbytes if isinstance(body, Buffer) else None
         first = head(host, method, target, headers, nbytes)
+        inflow = self._inflow
+        if inflow is None:
+            if self.sock is None:
+                raise OSError(errno.ENOTCONN, "the connection is closed")
+            inflow = self._inflow = Inflow(self.sock)
         with suppress(BrokenPipeError):  # it has answered already
             if isinstance(pieces, tuple) and (nbytes or 0) <= _SMALL:
-                self.send(first + bytes(pieces[0]))
+                self._send(inflow.sock, first + bytes(pieces[0]))
             else:
-                self.send(first)
+                self._send(inflow.sock, first)
                 for piece in pieces:
-                    self.send(piece)
-        inflow = self._inflow
-        if inflow is None or inflow.sock is not self.sock:
-            inflow = self._inflow = Inflow(self.sock)
+                    self._send(inflow.sock, piece)
         self._answer = answer = Answer(inflow, method)
         return answer
 
@@ -86,23 +126,17 @@ class Connection(HTTPConnection):
 
     def close(self) -> None:
         """Close the connection, and forget what came over it. Idempotent."""
-        self._inflow = None
-        super().close()
+        sock, self.sock, self._inflow = self.sock, None, None
+        if sock is not None:
+            sock.close()
 
-    def connect(self) -> None:
-        """Open the connection."""
-        super().connect()
-        # An unverified connection was chosen by the user and logged once by Transport.
-        self.is_verified = True
-
-    def send(self, data: Buffer) -> None:  # type: ignore[override]
+    def _send(self, sock: socket.socket, data: Buffer) -> None:
         """Send all of `data` without copying it, each step under the clock.
 
         Raises:
             BrokenPipeError: the server answered or left early; its answer is then read.
         """
-        clock, sock = CLOCK.get(), self.sock
-        tls = isinstance(sock, ssl.SSLSocket)
+        clock, plain = CLOCK.get(), is_plain(sock)
         view = memoryview(data).cast("B")
         try:
             while view.nbytes:
@@ -110,7 +144,7 @@ class Connection(HTTPConnection):
                 view = view[sock.send(view[:SEND_SIZE]) :]
                 moved()
                 # With TLS, readable may mean a session ticket; there only a stall asks.
-                if view.nbytes and not tls and wait_for_read(sock, 0.0) and _final(sock):
+                if view.nbytes and plain and wait_for_read(sock, 0.0) and _final(sock):
                     raise BrokenPipeError
         except TimeoutError:
             if clock.left() <= 0 or not wait_for_read(sock, 0.0):
@@ -134,51 +168,3 @@ def _final(sock: socket.socket) -> bool:
     if end >= 0:
         sock.recv(end + 4)
     return False
-
-
-class TLSConnection(Connection, HTTPSConnection):
-    """The same over TLS."""
-
-
-class _Lending(HTTPConnectionPool):
-    """A pool that lends its connections."""
-
-    def lend(self, seconds: float) -> Connection:
-        """Return one, to be given back; it may have to be opened.
-
-        Raises:
-            EmptyPoolError: all of them are in use for so long.
-        """
-        return cast("Connection", self._get_conn(timeout=seconds))
-
-    def open(self, connection: Connection) -> None:
-        """Open a connection, and through a proxy the tunnel that TLS wants.
-
-        Raises:
-            ProxyError: it ends at the proxy.
-        """
-        try:
-            if self.proxy is not None and self.scheme == "https":
-                self._prepare_proxy(connection)
-            else:
-                connection.connect()
-        except (OSError, HTTPError, http.client.HTTPException) as error:
-            if self.proxy is None or connection.has_connected_to_proxy:
-                raise
-            raise ProxyError("no way through", error) from error
-
-    def give_back(self, connection: Connection) -> None:
-        """Take it back, open or closed."""
-        self._put_conn(connection)
-
-
-class Pool(_Lending):
-    """A pool of such connections."""
-
-    ConnectionCls = Connection
-
-
-class TLSPool(_Lending, HTTPSConnectionPool):
-    """The same over TLS."""
-
-    ConnectionCls = TLSConnection

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import io
 import re
 import socket
-import ssl
 
 from tierstore.blocks import Buffer
 from tierstore.http.clock import CLOCK
+from tierstore.http.opening import is_plain
 
 _HEAD = 8192  # bytes asked for at once; what comes behind a head is copied once more
 _LONGEST = 65_536
@@ -31,6 +30,7 @@ class Inflow:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._plain = is_plain(sock)
         self._held = _NOTHING
         self._lumps = False
 
@@ -88,7 +88,7 @@ class Inflow:
         sock, clock = self.sock, CLOCK.get()
         clock.arm(sock)
         # TLS may wait for less than a lump, of which the socket knows nothing.
-        lumps = view.nbytes >= clock.lump and not isinstance(sock, ssl.SSLSocket)
+        lumps = self._plain and view.nbytes >= clock.lump
         self._wait_for_lumps(clock.lump, on=lumps)
         try:
             count = sock.recv_into(view)
@@ -113,22 +113,3 @@ class Inflow:
             return self.sock.recv_into(view)
         except BlockingIOError:
             raise TimeoutError from None
-
-
-class Tap(io.RawIOBase):
-    """An inflow as http.client wants it, which asks a socket only for its file."""
-
-    def __init__(self, inflow: Inflow) -> None:
-        self._inflow = inflow
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return the file."""
-        return io.BufferedReader(self)
-
-    def readable(self) -> bool:
-        """Return that it can be read."""
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
-        """See `Inflow.readinto`."""
-        return self._inflow.readinto(buffer)

@@ -37,7 +37,8 @@ class Answer:
         self.length: int | None
         self._inflow = inflow
         self._chunks = Chunks(inflow) if _chunked(self.headers) else None
-        if self.status in (204, 304) or method == "HEAD":
+        tunnel = method == "CONNECT" and 200 <= self.status < 300  # what follows is the tunnel's
+        if self.status in (204, 304) or method == "HEAD" or tunnel:
             self.length, self._chunks = 0, None
         else:
             self.length = None if self._chunks else self.told

@@ -6,16 +6,16 @@ import http.client
 import logging
 import os
 import ssl
-import threading
-import urllib.request
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, NoReturn
-from urllib.parse import urlsplit
+from typing import NoReturn
 
-import urllib3
-from urllib3.exceptions import EmptyPoolError, HTTPError, ProxyError
-from urllib3.util import make_headers, parse_url
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NewConnectionError,
+    ProxyError,
+)
 
 from tierstore.errors import (
     AccessError,
@@ -27,10 +27,11 @@ from tierstore.errors import (
     UnreachableError,
 )
 from tierstore.http.clock import CLOCK, LUMP, Clock, Deadlines
-from tierstore.http.connection import Body, Pool, TLSPool
+from tierstore.http.connection import Body
 from tierstore.http.head import BROKEN
 from tierstore.http.masking import without_echo
 from tierstore.http.response import Answer
+from tierstore.http.routes import Route, Routes
 from tierstore.logs import logger
 from tierstore.regular import open_regular
 from tierstore.waiting import moved, on
@@ -41,8 +42,6 @@ ERROR_BODY = 64 * 1024
 """Bytes of an error answer that are kept; what follows is not worth waiting for."""
 WHOLE_BODY = 16 * 1024 * 1024
 """Bytes of an answer that nobody has given memory for; a page of a listing has one, or two."""
-
-_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +60,6 @@ class Response:
     headers: Mapping[str, str] = field(repr=False)  # cookies, and places that hold tokens
     body: bytes = field(repr=False)
     told: int | None = None
-
-
-class _Route(NamedTuple):
-    """How a server is reached.
-
-    Attributes:
-        pool: the connections to it, or to a proxy.
-        host: what requests say whom they are for.
-        proxied: a proxy has to be told the whole URL.
-        headers: what the proxy wants beside.
-    """
-
-    pool: Pool | TLSPool
-    host: str
-    proxied: bool
-    headers: Mapping[str, str]
 
 
 class Transport:
@@ -108,14 +91,7 @@ class Transport:
     ) -> None:
         self._lump = lump
         self.deadlines = deadlines or Deadlines()
-        self._pool_size = pool_size
-        self._tls = _trust(ca_bundle, verify=verify)
-        self._lock = threading.Lock()
-        self._managers: dict[str, urllib3.PoolManager] = {}
-        self._routes: dict[tuple[str, str], _Route] = {}
-        self._proxies: dict[tuple[str, str], str] = {}  # reading the environment takes 0.2 ms
-        self._pid = os.getpid()
-        self._closed = False
+        self._routes = Routes(_trust(ca_bundle, verify=verify), pool_size)
 
     def request(
         self,
@@ -152,7 +128,7 @@ class Transport:
         clock = Clock(deadlines, self._lump)
         token = CLOCK.set(clock)
         try:
-            route = self._route(url)
+            route = self._routes.find(url)
             if route.proxied:
                 target, headers = url.partition("#")[0], {**headers, **route.headers}
             else:
@@ -173,82 +149,9 @@ class Transport:
         finally:
             CLOCK.reset(token)
 
-    def _route(self, url: str) -> _Route:
-        scheme, _, rest = url.partition("://")
-        server = rest.partition("/")[0]
-        route = self._routes.get((scheme, server)) if self._pid == os.getpid() else None
-        if route is None or route.pool.pool is None:  # evicted, and closed, where servers are many
-            try:
-                asked = parse_url(f"{scheme}://{server}")
-            except HTTPError:
-                hint = "check the host and the port"
-                raise StorageError("this is no address", hint=hint) from None
-            manager = self._manager(url)
-            pool = manager.connection_from_url(asked.url)
-            if not isinstance(pool, Pool | TLSPool):
-                raise StorageError(f"no requests can be sent by {scheme}")
-            host = asked.host or ""
-            if asked.port not in (None, _PORTS.get(scheme)):
-                host = f"{host}:{asked.port}"
-            proxied = manager.proxy is not None and scheme == "http"
-            route = _Route(pool, host, proxied, pool.proxy_headers if proxied else {})
-            self._routes[scheme, server] = route
-        return route
-
     def close(self) -> None:
         """Close all idle connections; one in use is closed when its request ends. Idempotent."""
-        with self._lock:
-            self._closed = True
-            managers, self._managers = self._managers, {}
-            self._routes = {}
-        for manager in managers.values():
-            manager.clear()
-
-    def _proxy(self, scheme: str, server: str) -> str:
-        if (scheme, server) not in self._proxies:
-            bypass = urllib.request.proxy_bypass(server)
-            found = "" if bypass else urllib.request.getproxies().get(scheme, "")
-            self._proxies[scheme, server] = found
-        return self._proxies[scheme, server]
-
-    def _manager(self, url: str) -> urllib3.PoolManager:
-        parsed = urlsplit(url)
-        proxy = self._proxy(parsed.scheme, parsed.netloc.rpartition("@")[2])
-        with self._lock:
-            if self._closed:
-                raise StorageError("the transport is closed", url=_place(url))
-            if self._pid != os.getpid():
-                # After a fork the sockets are the parent's: two may not talk on one.
-                self._pid, self._managers, self._routes = os.getpid(), {}, {}
-            if proxy not in self._managers:
-                self._managers[proxy] = self._new_manager(proxy)
-            return self._managers[proxy]
-
-    def _new_manager(self, proxy: str) -> urllib3.PoolManager:
-        manager: urllib3.PoolManager
-        if proxy:
-            try:
-                parsed = parse_url(proxy if "://" in proxy else f"http://{proxy}")
-            except HTTPError:
-                parsed = parse_url("")
-            if parsed.scheme not in ("http", "https") or not parsed.host:
-                text = "the proxy that the environment names is no http or https URL"
-                raise ConfigError(text, hint="correct HTTP_PROXY, HTTPS_PROXY, or NO_PROXY")
-            secret = make_headers(proxy_basic_auth=parsed.auth) if parsed.auth else None
-            manager = urllib3.ProxyManager(
-                parsed._replace(auth=None).url,
-                num_pools=64,
-                proxy_headers=secret,
-                maxsize=self._pool_size,
-                block=True,
-                ssl_context=self._tls,
-            )
-        else:
-            manager = urllib3.PoolManager(
-                64, maxsize=self._pool_size, block=True, ssl_context=self._tls
-            )
-        manager.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
-        return manager
+        self._routes.close()
 
 
 def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
@@ -267,23 +170,24 @@ def _trust(ca_bundle: str | None, *, verify: bool) -> ssl.SSLContext:
 
 
 def _over(
-    route: _Route,
+    route: Route,
     deadlines: Deadlines,
     request: tuple[str, str, Mapping[str, str], Body | None],
     wanted: tuple[Sequence[memoryview] | None, Container[int]],
 ) -> Response:
     """Send a request over a connection of the pool, receive its answer, and give it back."""
-    pool = route.pool
-    connection, answer = pool.lend(deadlines.total), None
+    connection, answer = route.pool.lend(deadlines.total), None
+    if connection is None:
+        text = f"{request[0]}: no connection became free in {deadlines.total:g} s"
+        raise DeadlineError(text, hint="raise the concurrency")
     try:
         if connection.sock is None:
-            connection.timeout = min(deadlines.connect, deadlines.total)
-            pool.open(connection)
+            connection.open()
         answer = _taken(connection.exchange(route.host, *request), *wanted)
         return answer
     finally:
         connection.settle(clean=answer is not None and not CLOCK.get().body_cut)
-        pool.give_back(connection)
+        route.pool.give_back(connection)
 
 
 def _taken(answer: Answer, into: Sequence[memoryview] | None, ok: Container[int]) -> Response:
@@ -334,9 +238,7 @@ def _fill(answer: Answer, view: memoryview) -> int:
 
 def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoReturn:
     """Raise what went wrong in this project's words; only host and path are named."""
-    causes = [error, *(arg for arg in error.args if isinstance(arg, Exception))]
-    if error.__context__ is not None:
-        causes.append(error.__context__)  # type: ignore[arg-type]
+    causes = _causes(error)
     deadlines, server = clock.deadlines, place.partition("://")[2].partition("/")[0]
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -345,15 +247,14 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
                 url=place,
                 hint="give the authority's certificate as ca_bundle",
             ) from error
-    if isinstance(error, EmptyPoolError):
-        text = f"{method}: no connection became free in {deadlines.total:g} s"
-        raise DeadlineError(text, url=place, hint="raise the concurrency") from error
-    if isinstance(error, urllib3.exceptions.ConnectTimeoutError) and not isinstance(
-        error, urllib3.exceptions.NewConnectionError
+    by = " through the proxy" if isinstance(error, ProxyError) else ""
+    if any(
+        isinstance(cause, ConnectTimeoutError) and not isinstance(cause, NewConnectionError)
+        for cause in causes
     ):
-        text = f"{method}: no connection to {server} in {deadlines.connect:g} s"
+        text = f"{method}: no connection to {server}{by} in {deadlines.connect:g} s"
         raise DeadlineError(text, url=place, hint="check the address and the network") from error
-    if any(isinstance(c, TimeoutError | urllib3.exceptions.ReadTimeoutError) for c in causes):
+    if any(isinstance(c, TimeoutError) for c in causes):
         over = clock.left() <= 0
         text = (
             f"{method}: not done in {deadlines.total:g} s"
@@ -363,10 +264,24 @@ def _explain(error: Exception, clock: Clock, method: str, place: str) -> NoRetur
         raise DeadlineError(text, url=place) from error
     root = causes[-1]
     what = getattr(root, "strerror", None) or type(root).__name__
-    by = " through the proxy" if isinstance(error, ProxyError) else ""
     hint = BROKEN if isinstance(error, http.client.BadStatusLine | http.client.LineTooLong) else ""
     text = f"{method}: no answer from {server}{by}: {what}"
     raise UnreachableError(text, url=place, hint=hint) from error
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and those behind it, the first cause last."""
+    found, ahead = [], [error]
+    while ahead:
+        cause = ahead.pop(0)
+        if cause not in found:
+            found.append(cause)
+            ahead += [arg for arg in cause.args if isinstance(arg, BaseException)]
+            if cause.__context__ is not None and not cause.__suppress_context__:
+                ahead.append(cause.__context__)
+            elif cause.__cause__ is not None:
+                ahead.append(cause.__cause__)
+    return found
 
 
 def _server(url: str) -> str:
