@@ -312,6 +312,30 @@ class KeepsFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class Adopts(Protocol):
+    """A backend that can take a file that is there already, without a copy of its bytes."""
+
+    def adopt(self, key: str, path: str, size: int) -> ObjectInfo | None:
+        """Make a whole file an object; see `adopt`."""
+        ...
+
+
+def adopt(backend: Backend, key: str, path: str, size: int) -> ObjectInfo | None:
+    """Make a whole file of this machine an object, without a copy of its bytes.
+
+    Args:
+        backend: the tier.
+        key: of the object, which is not there yet.
+        path: the file, of this user; nobody writes into it any more.
+        size: bytes that it has.
+
+    Returns:
+        None where that cannot be: write the bytes instead.
+    """
+    return backend.adopt(key, path, size) if isinstance(backend, Adopts) else None
+
+
 def abort_uploads(backend: Backend, key: str) -> None:
     """Free every unfinished upload of one key, and what `create` has left, whoever began it.
 

@@ -94,6 +94,15 @@ class ImagesBackend:
         with closing(self._locked(shard, _keys_of(shard).staged(shard.rank))):
             yield
 
+    def local_path(self, key: str) -> str | None:
+        """Return where the file of `key` is; it is to be read while `hold` lasts."""
+        with suppress(NotFoundError):
+            shard, name = _parse(key)
+            if shard is not None:
+                with closing(self._locked(shard, key)) as folder:
+                    return str(folder.path / name)
+        return None
+
     def stat(self, key: str) -> ObjectInfo:
         """See `tierstore.backend.Backend.stat`."""
         with self._file(key) as fd:

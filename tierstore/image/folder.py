@@ -13,7 +13,8 @@ Who may do what is held by `flock` on the folder, which the kernel drops when a 
   may have been removed in between.
 - An exclusive lock, never waited for, shows that nobody else has the image. The owner takes it
   before it stages again; any pool takes it to remove what dead processes have left.
-- A file is never truncated or replaced in place, only unlinked: who maps it keeps its pages.
+- A file is never truncated or replaced in place, only unlinked: who maps it keeps its pages. One
+  that a tier in the same tmpfs has taken by a link is the tier's, and never staged into again.
 
 The description is written last and removed first. So what it describes is whole, and an image whose
 owner died in the middle of the copy has none.
@@ -206,7 +207,12 @@ class ImageFolder:
         # Changing a lock gives up the old one first, so a collector may slip in between: the path
         # is looked up again once the shared lock is back.
         alone = _lock(self._fd, fcntl.LOCK_EX)
-        return _lock(self._fd, fcntl.LOCK_SH) and alone and _is_at(self._fd, self.path)
+        return _lock(self._fd, fcntl.LOCK_SH) and alone and self._intact()
+
+    def _intact(self) -> bool:
+        """Whether it was not removed, and no tier has taken a file of it for its own."""
+        links = (self.stat(name).st_nlink for name in self.names())
+        return _is_at(self._fd, self.path) and all(count == 1 for count in links)
 
     def abandoned(self) -> bool:
         """Whether its owner is dead and nobody else has it; then it is locked exclusively."""

@@ -11,6 +11,8 @@ every byte is there; the headers of the segments are what the description says, 
 sizes. Where some tier had taken all bytes before the trainer died, the CRC32C of every block is in
 the description too, and the bytes are held against them; else nobody had taken any, and the sender
 does, as the trainer would have done.
+
+A tier that lies in the same tmpfs takes the files by a link: nothing is copied.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tierstore.backend import Backend
+from tierstore.backend import Backend, adopt, local_path
 from tierstore.backends.images import ImagesBackend, ImageState
+from tierstore.blocks import BLOCK_SIZE, block_count, block_range, crc32c
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.description import Description
 from tierstore.checkpoint.fragment import FileEntry
@@ -113,6 +116,8 @@ class StagedShard:
         files, capabilities = self.description.fragment.files, backend.capabilities
         if not files:
             return []
+        if (linked := self._link(backend)) is not None:
+            return linked
         largest = max(capabilities.part_size_for(file.size) for file in files)
         buffers = AlignedBuffers(largest, capabilities.concurrency)
         writes = [
@@ -127,6 +132,32 @@ class StagedShard:
         with ThreadPoolExecutor(capabilities.concurrency, "tierstore-staged") as pool:
             crcs = write_files(backend, writes, pool=pool)
         return [FileEntry(file.name, file.size, row) for file, row in zip(files, crcs, strict=True)]
+
+    def _link(self, backend: Backend) -> list[FileEntry] | None:
+        """Let the tier take the files as they are; None if it lies elsewhere."""
+        taken: list[FileEntry] = []
+        for file in self.description.fragment.files:
+            key = self._keys.segment(file.name)
+            path = local_path(self.images, key)
+            if path is None or adopt(backend, key, path, file.size) is None:
+                return None
+            try:
+                taken.append(FileEntry(file.name, file.size, self._crcs(file, key)))
+            except BaseException:
+                backend.delete([key])
+                raise
+        return taken
+
+    def _crcs(self, file: FileEntry, key: str) -> list[int]:
+        """Read a file and return the CRC32C of its blocks, which are as they were if known."""
+        crcs, buffer = [], memoryview(bytearray(min(file.size, BLOCK_SIZE)))
+        for index in range(block_count(file.size)):
+            offset, length = block_range(index, file.size)
+            self.images.read_into(key, offset, buffer[:length])
+            crcs.append(crc32c(buffer[:length]))
+            if self.description.checkable and crcs[index] != file.crcs[index]:
+                raise IntegrityError(f"{key}: block {index} is damaged where it is staged")
+        return crcs
 
     def _check_headers(self) -> None:
         """Hold every segment's size and header against the description."""

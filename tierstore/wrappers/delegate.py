@@ -18,6 +18,7 @@ from tierstore.backend import (
     ObjectInfo,
     Upload,
     abort_uploads,
+    adopt,
     diagnose,
     local_path,
 )
@@ -160,6 +161,10 @@ class Delegate:
             Call("upload", key), lambda: self.inner.upload(key, size, resume=resume)
         )
         return DelegatedUpload(self, key, inner)
+
+    def adopt(self, key: str, path: str, size: int) -> ObjectInfo | None:
+        """See `tierstore.backend.adopt`."""
+        return self.around(Call("adopt", key), lambda: adopt(self.inner, key, path, size))
 
     def abort_uploads(self, key: str) -> None:
         """See `tierstore.backend.abort_uploads`."""

@@ -21,6 +21,7 @@ from tierstore.backends.local.direct_io import is_cached, read_at, set_direct, s
 from tierstore.backends.local.errors import translated
 from tierstore.backends.local.flush import Flushed
 from tierstore.backends.local.folders import Folders, has_place
+from tierstore.backends.local.links import link
 from tierstore.backends.local.listing import told, walk
 from tierstore.backends.local.scan import LocalScan
 from tierstore.backends.local.scratch import NAME, Scratch
@@ -252,6 +253,13 @@ class LocalBackend:
         """
         path = self.local_path(key)
         return LocalUpload(self._site, key, path, size, self._direct, resume=resume or "")
+
+    def adopt(self, key: str, path: str, size: int) -> ObjectInfo | None:
+        """See `tierstore.backend.adopt`: a link, on the same file system."""
+        place = self.local_path(key)
+        with self._translated(key, size):
+            status = link(path, place, size, self._site.folders)
+        return None if status is None else told(key, status)
 
     def delete(self, keys: Iterable[str]) -> None:
         """See `tierstore.backend.Backend.delete`; folders left empty are removed.
