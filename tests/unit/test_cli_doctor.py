@@ -15,7 +15,9 @@ def test_each_tier_with_its_checks(tmp_path: Path) -> None:
     done = tierstore("doctor", "-c", ladder_file(tmp_path / "t.toml", **urls))
     assert (done.code, done.err) == (0, "")
     heads = [line for line in done.out.splitlines() if not line.startswith(" ")]
+    urls["staging memory"] = "file:///dev/shm"
     assert heads == [f"{name}  {url}" for name, url in urls.items()]
+    assert "survives the trainer: " in done.out.partition("staging memory")[2]
     assert done.out.count("  ok      conditional create: the second of two creates") == 2
     assert list(tmp_path.iterdir()) == [tmp_path / "t.toml"]
 
@@ -56,6 +58,7 @@ def test_one_bad_tier_fails_all_and_hides_none(tmp_path: Path, as_json: list[str
         }
         assert "failed" in outcomes["bad"]
         assert "failed" not in outcomes["good"]
+        assert "failed" not in outcomes["staging memory"]
     else:
         bad, _, good = done.out.partition("good  ")
         assert "failed  writable: " in bad

@@ -91,9 +91,9 @@ def test_a_tier_in_tmpfs(shm_path: Path) -> None:
 
 
 def test_a_disk_is_not_called_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_diagnosis, "_kind", lambda _: "xfs")
+    monkeypatch.setattr(local_diagnosis, "kind_of", lambda _: "xfs")
     assert examine(tmp_path.as_uri())["medium"].detail == "xfs"
-    monkeypatch.setattr(local_diagnosis, "_kind", lambda _: "")
+    monkeypatch.setattr(local_diagnosis, "kind_of", lambda _: "")
     assert "not told" in examine(tmp_path.as_uri())["medium"].detail
 
 

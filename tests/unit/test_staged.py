@@ -14,17 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.attempts import contents
 from tests.patience import PATIENCE
-from tests.shards import Image as Made
 from tests.shards import assert_restores, folder, launch, stage, tier, until
-from tierstore.backend import adopt, local_path
+from tests.staging import FIRST, SECOND, change, copied, only, staged, whole
 from tierstore.backends.images import ImagesBackend
-from tierstore.backends.local.backend import LocalBackend, LocalOptions
 from tierstore.backends.memory import MemoryBackend
-from tierstore.blocks import block_count, block_crcs
+from tierstore.blocks import block_count
 from tierstore.checkpoint.delete import bury
-from tierstore.checkpoint.fragment import FileEntry
 from tierstore.errors import (
     AttemptDeletedError,
     FormatError,
@@ -33,18 +29,15 @@ from tierstore.errors import (
     TruncatedFileError,
     UnsupportedError,
 )
-from tierstore.image.pool import Image, StagingPool
-from tierstore.keys import Attempt, RunKeys
+from tierstore.image.pool import StagingPool
+from tierstore.keys import RunKeys
 from tierstore.ladder.find import choose
 from tierstore.ladder.save import Saver
-from tierstore.ladder.shard import Shard
-from tierstore.ladder.staged import StagedShard, find_staged
+from tierstore.ladder.staged import find_staged
+from tierstore.ladder.staging_memory import diagnose_staging
 from tierstore.wrappers.faults import Fault, Faulty
-from tierstore.wrappers.retry import Retrying
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
-
-FIRST, SECOND = Attempt(7, 1, 1), Attempt(8, 1, 1)
 
 
 @pytest.fixture
@@ -56,35 +49,6 @@ def pool(shm_path: Path) -> Iterator[StagingPool]:
 @pytest.fixture
 def images(shm_path: Path) -> ImagesBackend:
     return ImagesBackend(shm_path)
-
-
-def copied(pool: StagingPool, shard: Shard, source: Made) -> Image:
-    """An image that a trainer has copied a shard into; nobody knows of it yet."""
-    image = pool.acquire(shard.layout.size, timeout=1, spans=shard.layout.spans)
-    image.buffer[: len(source.buffer)] = source.buffer
-    return image
-
-
-def staged(pool: StagingPool, attempt: Attempt = FIRST, **options: Any) -> tuple[Shard, Image]:
-    """A shard that a trainer has staged, with its image."""
-    shard, source = stage(attempt, launch(attempt.launch, world=options.get("world", 1)), **options)
-    image = copied(pool, shard, source)
-    told = shard.description("run")
-    image.describe(told.name, told.to_bytes())
-    return shard, image
-
-
-def only(images: ImagesBackend) -> StagedShard:
-    found = find_staged(images)
-    assert (found.incomplete, found.damaged) == ((), ())
-    (shard,) = found.shards
-    return shard
-
-
-def whole(images: ImagesBackend, key: str) -> bytes:
-    buffer = bytearray(images.stat(key).size)
-    images.read_into(key, 0, memoryview(buffer))
-    return bytes(buffer)
 
 
 def test_segments_are_files_with_the_bytes_that_will_be_stored(
@@ -265,14 +229,6 @@ def test_a_deleted_checkpoint_is_not_sent_again(
     assert list(backend.list("runs/run/data/")) == []
 
 
-def change(image: Image, name: str, at: int) -> None:
-    with (Path(str(image.path)) / name).open("r+b") as file:
-        file.seek(at)
-        (byte,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
-
-
 @pytest.mark.parametrize("at", [8, 20, 200])
 def test_a_damaged_header_is_noticed(
     pool: StagingPool, images: ImagesBackend, tmp_path: Path, at: int
@@ -407,7 +363,7 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from tests.shards import launch, stage
-from tests.unit.test_staged import copied, staged
+from tests.staging import copied, staged
 from tierstore.image.pool import StagingPool
 from tierstore.keys import Attempt
 pool = StagingPool(sys.argv[1])
@@ -430,6 +386,11 @@ def test_what_a_dead_trainer_held_is_named_when_it_is_removed(
         assert trainer.stdout.readline() == b"staged\n"
         trainer.send_signal(signal.SIGKILL)
         trainer.wait()
+    (fit, *left) = diagnose_staging(images)
+    assert (fit.name, fit.outcome) == ("survives the trainer", "ok")
+    assert [check.detail[:67] for check in left] == [
+        "dead trainers left 1 staged shards, such as rank 0 of step 7 of run"
+    ] * (what == "whole")
     states = images.images()
     assert [(state.shard is not None, state.owned) for state in states] == [
         (what == "whole", False)
@@ -441,65 +402,16 @@ def test_what_a_dead_trainer_held_is_named_when_it_is_removed(
     assert (named in caplog.text) == (what == "whole")
 
 
-def test_a_tier_in_the_same_tmpfs_takes_the_files_by_a_link(
-    pool: StagingPool, images: ImagesBackend, shm_path: Path
+def test_where_nothing_can_be_staged_that_survives_is_told(
+    tmp_path: Path, shm_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard, image = staged(pool)
-    one = folder("t", shm_path / "tier")
-    assert only(images).send(one.backend) is not None
-    assert only(images).send(one.backend) is not None
-    keys = RunKeys("run").attempt(FIRST, shard.launch.nonce)
-    for segment in shard.layout.segments:
-        stored = Path(str(local_path(one.backend, keys.segment(segment.name))))
-        assert stored.samefile(Path(str(image.path)) / segment.name)
-        written = Path(str(local_path(one.backend, keys.fragment(0))))
-        assert stored.stat().st_mode == written.stat().st_mode
-    image.release()
-    _, again = staged(pool, SECOND)  # over no file that is the tier's
-    assert again.path != image.path
-    assert_restores(choose([one], "run"), FIRST)
-    again.release()
-    pool.close()
-    assert_restores(choose([one], "run"), FIRST)
+    def only_check(path: Path) -> str:
+        (check,) = diagnose_staging(ImagesBackend(path))
+        assert (check.outcome, bool(check.advice)) == ("warning", True)
+        return check.detail
 
-
-def test_what_is_damaged_is_taken_by_no_tier(
-    pool: StagingPool, images: ImagesBackend, shm_path: Path
-) -> None:
-    shard, image = staged(pool)
-    files = [
-        FileEntry(s.name, s.size, block_crcs(image.buffer[s.image_offset :][: s.size]))
-        for s in shard.layout.segments
-    ]
-    told = shard.description("run", files)
-    image.describe(told.name, told.to_bytes())
-    change(image, shard.layout.segments[1].name, 9000)
-    one = folder("t", shm_path / "tier")
-    with pytest.raises(IntegrityError, match="block 0 is damaged where it is staged"):
-        only(images).send(one.backend)
-    keys = RunKeys("run").attempt(FIRST, shard.launch.nonce)
-    stored = [info.key for info in one.backend.list("runs/run/data/")]
-    assert stored == [keys.segment(shard.layout.segments[0].name)]
-
-
-def test_a_link_is_refused_where_it_would_not_be_the_same(shm_path: Path, tmp_path: Path) -> None:
-    file = shm_path / "file"
-    file.write_bytes(b"12345")
-    other = shm_path / "other"
-    other.symlink_to(file)
-    here, there = folder("h", shm_path / "tier").backend, folder("t", tmp_path).backend
-    assert adopt(there, "a/b", str(file), 5) is None
-    assert adopt(MemoryBackend("memory://adopts-not"), "a/b", str(file), 5) is None
-    assert adopt(here, "a/b", str(other), 5) is None
-    assert adopt(here, "a/b", str(file), 4) is None
-    info = adopt(here, "a/b", str(file), 5)
-    assert info is not None
-    assert (info.key, info.size) == ("a/b", 5)
-    assert adopt(here, "a/b", str(file), 5) is not None  # repeated
-    file.unlink()
-    file.write_bytes(b"67890")
-    assert adopt(here, "a/b", str(file), 5) is None
-    assert contents(here) == {"a/b": b"12345"}
-    strict = LocalBackend(str(shm_path / "strict"), LocalOptions(mode="0640"))
-    assert adopt(Retrying(strict), "c", str(file), 5) is not None
-    assert (shm_path / "strict/c").stat().st_mode & 0o777 == 0o640
+    assert "nothing can be written" in only_check(tmp_path / "none")
+    monkeypatch.setattr("tierstore.ladder.staging_memory.tmpfs_room", lambda _: 56 << 20)
+    assert "room for 56 MiB" in only_check(shm_path)
+    monkeypatch.setattr("tierstore.ladder.staging_memory.kind_of", lambda _: "ext4")
+    assert "the file system is ext4" in only_check(tmp_path)

@@ -65,8 +65,9 @@ class ImagesBackend:
     """
 
     def __init__(self, directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> None:
-        self._directory = Path(os.path.abspath(directory))
-        self.url = f"images://{quote(str(self._directory), errors='surrogateescape')}"
+        self.directory = os.path.abspath(directory)
+        self._directory = Path(self.directory)
+        self.url = f"images://{quote(self.directory, errors='surrogateescape')}"
         self._places: dict[ShardName, Path] = {}  # where a shard was seen
 
     @property

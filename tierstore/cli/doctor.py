@@ -23,6 +23,8 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 def run(config: tuple[str, ...], as_json: bool) -> None:
     """Check each tier: reachable, writable, conditional create, checksums, clock, disk; advise.
 
+    After the tiers comes the memory of this machine in which trainers stage.
+
     Writes and deletes a few small objects below doctor/ on every tier. Exits with 1 if a check
     failed.
     """

@@ -14,7 +14,7 @@ TMPFS_RESERVE = 8
 """One part in so many of a tmpfs is left to its other users, such as data loader workers."""
 
 
-def tmpfs_room(directory: Path) -> int | None:
+def tmpfs_room(directory: str | os.PathLike[str]) -> int | None:
     """Return the bytes a new image may have in `directory`, or None where nothing limits it."""
     stat = os.statvfs(directory)
     if stat.f_blocks == 0:  # a tmpfs mounted with size=0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,10 @@ from tierstore.operations.tiers import configured
 if TYPE_CHECKING:
     from tierstore.operations.tiers import Ladder
 
-__all__ = ["Check", "Examined", "ExaminedTier", "Hears", "examine"]
+__all__ = ["STAGING", "Check", "Examined", "ExaminedTier", "Hears", "examine"]
+
+STAGING = "staging memory"
+"""What takes a tier's place for the memory of this machine; no tier can have this name."""
 
 Hears = Callable[[str, str], Callable[[Check], None]]
 """Told the name and the URL of a tier that is looked at; returns what is told each finding."""
@@ -33,21 +36,27 @@ class ExaminedTier:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was found on a ladder: the findings of each tier, by its name."""
+    """What was found on a ladder.
+
+    Attributes:
+        tiers: the findings of each tier, by its name.
+        staging: those of the memory of this machine in which trainers stage.
+    """
 
     tiers: Mapping[str, ExaminedTier]
+    staging: ExaminedTier
 
     @property
     def good(self) -> bool:
         """Whether no check failed."""
-        every = (check for tier in self.tiers.values() for check in tier.checks)
+        every = (check for part in (*self.tiers.values(), self.staging) for check in part.checks)
         return all(check.outcome != "failed" for check in every)
 
     def to_json(self) -> dict[str, Any]:
         """Return it for programs."""
         return {
             name: {"url": tier.url, "checks": [asdict(check) for check in tier.checks]}
-            for name, tier in self.tiers.items()
+            for name, tier in {**self.tiers, STAGING: self.staging}.items()
         }
 
 
@@ -58,6 +67,8 @@ def _silent(_name: str, _url: str) -> Callable[[Check], None]:
 def examine(ladder: Ladder = None, *, hears: Hears = _silent) -> Examined:
     """Check each tier: reachable, writable, conditional create, checksums, clock, disk.
 
+    After them, whether what is staged on this machine survives its trainer.
+
     Writes and deletes a few small objects below doctor/ on every tier.
 
     Args:
@@ -67,13 +78,17 @@ def examine(ladder: Ladder = None, *, hears: Hears = _silent) -> Examined:
     Raises:
         ConfigError: the configuration is wrong.
     """
+    from tierstore.backends.images import ImagesBackend
     from tierstore.ladder.diagnosis import diagnose
+    from tierstore.ladder.staging_memory import diagnose_staging
 
-    found = {}
-    for tier in configured(ladder):
-        tell, checks = hears(tier.name, tier.url), []
-        for check in diagnose(tier):
+    def look(name: str, url: str, checks: Iterable[Check]) -> ExaminedTier:
+        tell, found = hears(name, url), []
+        for check in checks:
             tell(check)
-            checks.append(check)
-        found[tier.name] = ExaminedTier(tier.url, tuple(checks))
-    return Examined(found)
+            found.append(check)
+        return ExaminedTier(url, tuple(found))
+
+    tiers = {tier.name: look(tier.name, tier.url, diagnose(tier)) for tier in configured(ladder)}
+    images = ImagesBackend()
+    return Examined(tiers, look(STAGING, f"file://{images.directory}", diagnose_staging(images)))

@@ -11,20 +11,20 @@ from tierstore.backends.local.direct_io import set_direct
 
 _LITTLE = 0.1  # of the disk
 _GIB = 1024**3
-_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
+IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
 
 
 def diagnose(root: str) -> Iterator[Check]:
     """Yield findings on the file system of `root`, which need not exist yet."""
     while not os.path.isdir(root):
         root = os.path.dirname(root)
-    kind = _kind(root)
+    kind = kind_of(root)
     yield _medium(kind)
-    yield _direct(root, in_memory=kind in _MEMORY)
+    yield _direct(root, in_memory=kind in IN_MEMORY)
     yield _space(root)
 
 
-def _kind(folder: str) -> str:
+def kind_of(folder: str) -> str:
     """Return the file system's kind, such as "ext4"; empty if the system does not tell."""
     try:
         device = os.stat(folder).st_dev
@@ -39,7 +39,7 @@ def _kind(folder: str) -> str:
 
 
 def _medium(kind: str) -> Check:
-    if kind in _MEMORY:
+    if kind in IN_MEMORY:
         return Check("medium", "ok", f"memory ({kind}): what is here is gone after a restart")
     return Check("medium", "ok", kind or "not told by this system")
 
