@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tierstore.checkpoint.delete import GRACE
+from tierstore.checkpoint import GRACE
 from tierstore.door.steps import Step, list_steps
 from tierstore.errors import CheckpointError, CheckpointNotFoundError, TierstoreError
 from tierstore.keys import AttemptId, whole

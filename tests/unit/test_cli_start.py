@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,14 @@ def test_ls_of_nothing_imports_little(tmp_path: Path, words: list[str]) -> None:
     modules = imported("ls", *words, "-c", (tmp_path / "empty").as_uri())
     assert "tierstore.backends.local.backend" in modules
     assert not modules & HEAVY
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_nothing_that_does_the_work(name: str) -> None:
+    modules = imported(name, "--help")
+    assert not modules & HEAVY
+    work = re.compile(r"tierstore\.(checkpoint|convert|ladder|migration|model|transfer|wrappers)\.")
+    assert not [module for module in modules if work.match(module)]
 
 
 # What is known of commands without them

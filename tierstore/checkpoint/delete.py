@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tierstore import waiting
 from tierstore.backend import Backend, ObjectInfo
+from tierstore.checkpoint import GRACE
 from tierstore.checkpoint.commit import tombstone
 from tierstore.checkpoint.store import RunStore
 from tierstore.checkpoint.tombstone import is_buried
 from tierstore.errors import CheckpointError, CheckpointNotFoundError, InvalidKeyError
 from tierstore.keys import Attempt, parse_part
-
-GRACE = 60.0
-"""Seconds that readers of a deleted checkpoint have by default."""
 
 
 class Deletion:

@@ -23,7 +23,7 @@ from tierstore.cli.options import (
 from tierstore.cli.output import print_error
 from tierstore.cli.stopping import INTERRUPTED
 from tierstore.errors import ConfigError, TierstoreError
-from tierstore.operations.terms import GRACE
+from tierstore.operations import GRACE
 
 if TYPE_CHECKING:
     from tierstore.cli.migrated import View

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from heapq import merge
 from typing import TYPE_CHECKING, Any
 
-from tierstore.checkpoint.delete import GRACE
+from tierstore.checkpoint import GRACE
 from tierstore.door.array import Array
 from tierstore.errors import UnknownNameError, UnsafePickleError
 from tierstore.operations.progress import Progress, unseen

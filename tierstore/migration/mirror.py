@@ -9,7 +9,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from tierstore.backend import ObjectInfo
-from tierstore.checkpoint.delete import GRACE, Deletion
+from tierstore.checkpoint import GRACE
+from tierstore.checkpoint.delete import Deletion
 from tierstore.errors import BlockedError, NotFoundError, StorageError
 from tierstore.keys import RunPart, parse_part
 from tierstore.migration.ends import Ends

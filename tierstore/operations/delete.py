@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tierstore.checkpoint.delete import GRACE, Deletion
+from tierstore.checkpoint import GRACE
+from tierstore.checkpoint.delete import Deletion
 from tierstore.checkpoint.store import RunStore
 from tierstore.errors import (
     AlreadyExistsError,

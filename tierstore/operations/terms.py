@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from tierstore.checkpoint.delete import GRACE
+from tierstore.checkpoint import GRACE
 from tierstore.errors import ConfigError
 from tierstore.operations.ends import Access
 
