@@ -12,14 +12,19 @@ if TYPE_CHECKING:
     from tierstore.door.run import Run
     from tierstore.door.steps import Step
     from tierstore.door.store import Store, open  # noqa: A004
+    from tierstore.keys import Attempt
     from tierstore.operations.moved import MigrationResult, Moved, Outcome, Report, Totals
     from tierstore.operations.terms import MoveProgress, Workers
     from tierstore.operations.verify import CheckedCopy, Finding, Verified
+    from tierstore.patterns import Selection
+    from tierstore.transfer.engine.crew import Effort
 
 __all__ = [
     "Array",
+    "Attempt",
     "CheckedCopy",
     "Checkpoint",
+    "Effort",
     "Finding",
     "MigrationResult",
     "MoveProgress",
@@ -27,6 +32,7 @@ __all__ = [
     "Outcome",
     "Report",
     "Run",
+    "Selection",
     "Step",
     "Store",
     "Totals",
@@ -39,8 +45,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Array": "door.array",
+    "Attempt": "keys",
     "CheckedCopy": "operations.verify",
     "Checkpoint": "door.checkpoint",
+    "Effort": "transfer.engine.crew",
     "Finding": "operations.verify",
     "MigrationResult": "operations.moved",
     "MoveProgress": "operations.terms",
@@ -48,6 +56,7 @@ _HOMES = {
     "Outcome": "operations.moved",
     "Report": "operations.moved",
     "Run": "door.run",
+    "Selection": "patterns",
     "Step": "door.steps",
     "Store": "door.store",
     "Totals": "operations.moved",

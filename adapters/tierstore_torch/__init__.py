@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tierstore.ladder.handle import State, TierStatus
     from tierstore_torch.checkpointer import Checkpointer
     from tierstore_torch.dcp.errors import cause
     from tierstore_torch.dcp.reader import TierStorageReader
@@ -17,6 +18,8 @@ __all__ = [
     "Checkpointer",
     "PerRank",
     "Save",
+    "State",
+    "TierStatus",
     "TierStorageReader",
     "TierStorageWriter",
     "cause",
@@ -24,13 +27,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpointer": "checkpointer",
-    "PerRank": "state.flatten",
-    "Save": "save",
-    "TierStorageReader": "dcp.reader",
-    "TierStorageWriter": "dcp.writer",
-    "cause": "dcp.errors",
-    "per_rank": "state.flatten",
+    "Checkpointer": "tierstore_torch.checkpointer",
+    "PerRank": "tierstore_torch.state.flatten",
+    "Save": "tierstore_torch.save",
+    "State": "tierstore.ladder.handle",
+    "TierStatus": "tierstore.ladder.handle",
+    "TierStorageReader": "tierstore_torch.dcp.reader",
+    "TierStorageWriter": "tierstore_torch.dcp.writer",
+    "cause": "tierstore_torch.dcp.errors",
+    "per_rank": "tierstore_torch.state.flatten",
 }
 
 
@@ -38,4 +43,4 @@ def __getattr__(name: str) -> object:
     # Imported when used: whoever needs only DCP's reader does not load the rest.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
