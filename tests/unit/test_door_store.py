@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +16,7 @@ import pytest
 
 import tierstore
 from tests.attempts import commits, contents, flip, nonce_of
+from tests.shards import until
 from tests.stored import plain, save_arrays
 from tierstore.backends.local.backend import LocalBackend
 from tierstore.checkpoint.commit import tombstone
@@ -271,6 +274,32 @@ def test_delete_carries_on_where_it_was_cut_off(
     assert store["a"].latest().tiers == (("local", "local2")[1 - buried],)  # whole, on the other
     np.testing.assert_array_equal(store["a"].latest()["w"][...], DATA)
     checkpoint.delete(grace=0)
+    assert not any(data(path, "a", step) for path in tiers)
+
+
+DELETING = """
+import sys, tierstore
+with tierstore.open(*sys.argv[1:]) as store:
+    store["a"].latest().delete(grace=600)
+"""
+
+
+def test_a_delete_that_is_killed_leaves_no_half_and_is_carried_on(tiers: list[Path]) -> None:
+    urls, step = [path.as_uri() for path in tiers], Attempt(7, 1, 1)
+    stores = [RunStore(backend(path), "a") for path in tiers]
+    process = subprocess.Popen([sys.executable, "-c", DELETING, *urls])
+    try:
+        until(lambda: not any(commits(store)[step] for store in stores))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert all(data(path, "a", step) for path in tiers)  # readers have their time
+    with tierstore.open(*urls) as store:
+        assert store["a"].steps() == []
+        with pytest.raises(CheckpointNotFoundError):
+            store["a"].latest()
+    delete(urls, "a", AttemptId(step, nonce_of(1)), grace=0)
     assert not any(data(path, "a", step) for path in tiers)
 
 
