@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -19,8 +23,19 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+def journal_rows(journal: Path, columns: str) -> list[tuple[Any, ...]]:
+    """What a journal holds, such as "upload, part FROM receipt", also while it is in use."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (f"{journal.name}-wal", journal.name):  # what is in both is in the first
+            with suppress(FileNotFoundError):
+                shutil.copy(journal.with_name(name), folder)
+        with closing(sqlite3.connect(Path(folder) / journal.name)) as db:
+            try:
+                return db.execute(f"SELECT {columns}").fetchall()
+            except sqlite3.OperationalError:  # it is made at this moment
+                return []
+
+
 def receipts(journal: Path) -> list[tuple[int, int]]:
-    """(upload, part) of every receipt."""
-    lines = [line.partition(b" ")[2] for line in journal.read_bytes().split(b"\n")]
-    records = [json.loads(line) for line in lines if line.startswith(b'["part"')]
-    return [(upload, index) for _, upload, index, _ in records]
+    """(upload, part) of every receipt of an upload that is under way."""
+    return journal_rows(journal, "upload, part FROM receipt")

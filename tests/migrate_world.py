@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import random
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 
 from tierstore.blocks import crc32c
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.entries import SOURCE, Dead, Entry, Outcome
-from tierstore.transfer.engine.journal import Replay
-from tierstore.transfer.engine.machine import Machine
-from tierstore.transfer.engine.records import TARGET, Begun, Receipt, Record, Version
+from tierstore.transfer.engine.machine import Machine, Past
+from tierstore.transfer.engine.records import (
+    TARGET,
+    Begun,
+    Finished,
+    Receipt,
+    Record,
+    Version,
+    Void,
+)
 from tierstore.transfer.engine.rules import Conflict, Destination, Orders
+from tierstore.transfer.engine.tables import Tables, create
 
 PART = 4
 PAGE = 3
@@ -20,6 +31,17 @@ ALONE, PARTS, COMMITS = "abcdefgh", ("x1", "x2", "y1", "y2"), ("xz", "yz")
 
 ARRIVED = (Outcome.COPIED, Outcome.SAME)
 KNOWN = (Outcome.SAME, "")
+
+
+@contextmanager
+def replayed(records: Iterable[Record]) -> Iterator[Past]:
+    """What the next life finds in a journal of these records."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        create(db, "from", "to")
+        tables = Tables(db)
+        for record in records:
+            tables.put(record)
+        yield tables.past()
 
 
 @dataclass
@@ -105,10 +127,11 @@ class World:
 
     def live(self) -> Machine | None:
         """One life; None if it ended by a crash."""
-        replay = Replay()
-        for record in self.journal:
-            replay.add(record)
-        machine = Machine(self.rules(), replay.past())
+        with replayed(self.journal) as past:
+            return self.play(Machine(self.rules(), past))
+
+    def play(self, machine: Machine) -> Machine | None:
+        """Carry out what a machine wants, until it is over or everything crashes."""
         self.outcomes, self.listed, self.waited = {}, "", False
         self.running: list[m.Command] = []
         self.machine, self.open, workers = machine, {}, [""]
@@ -222,16 +245,24 @@ class World:
         if isinstance(command, m.Wait):
             assert not self.running, "readers of the last to go have their time, too"
         if isinstance(command, m.Send):
-            for record in self.journal:
-                if isinstance(record, Receipt) and record.upload == command.job:
-                    sent_again = record.index == command.index
-                    assert not sent_again or (command.job, command.index) in self.lost
+            sent_again = command.index in self.noted(command.job)
+            assert not sent_again or (command.job, command.index) in self.lost
             alike = [c for c in self.running if isinstance(c, m.Send) and c.job == command.job]
             assert self.parallel or not alike
         assert command not in self.running
         if isinstance(command, m.Copy | m.Commit) and command.replace:
             overwrites = self.conflict == "overwrite" and not command.entry.seals
             assert overwrites or command.entry.key in self.ours
+
+    def noted(self, upload: int) -> set[int]:
+        """Return the parts of an upload that the journal has; a later life may use its number."""
+        parts: set[int] = set()
+        for record in self.journal:
+            if record.upload == upload and isinstance(record, Void | Finished):
+                parts.clear()
+            elif record.upload == upload and isinstance(record, Receipt):
+                parts.add(record.index)
+        return parts
 
     def answer(self, command: m.Command) -> m.Event:
         reads = isinstance(command, m.Look | m.Compare | m.Copy | m.Send | m.Commit)

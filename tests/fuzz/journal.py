@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 
-from tests.mutations import mutate_json
-from tierstore.blocks import crc32c
+from tests.sqlite_pages import endless
 from tierstore.transfer.engine.entries import Entry
 from tierstore.transfer.engine.journal import Journal
 from tierstore.transfer.engine.machine import Machine
 from tierstore.transfer.engine.messages import Fed, Joined, Open, Opened
 from tierstore.transfer.engine.records import TARGET, Begun, Finished, Receipt, Version, Void
 from tierstore.transfer.engine.rules import Destination, Orders
+from tierstore.transfer.engine.tables import SCHEMA
 
 _ENDS = "file:///from", "file:///to"
 _MIB = 1024**2
 _ONE, _TWO = Version(20 * _MIB, 1.5), Version(9, 2.0, "tag")
 _FOLDER = Path("/dev/shm")
+_PAGE = 4096
+_VALUES = [
+    *("NULL", "0", "-1", "1.5", "9e999", "'x'", "''", "x'00ff'", "CAST(x'ff' AS TEXT)"),
+    *("1 << 62", "-(1 << 62) * 2", "zeroblob(70000)", "'../x'", "char(0)"),
+    "zeroblob(1100000)",
+]
+_OTHERS = [
+    "CREATE TRIGGER t AFTER INSERT ON finished BEGIN DELETE FROM upload; END",
+    *("CREATE VIEW v AS SELECT * FROM upload", "CREATE INDEX i ON upload (key)"),
+    *("PRAGMA user_version = -1", "PRAGMA user_version = 2", "PRAGMA application_id = 1"),
+    *("PRAGMA journal_mode = DELETE", "PRAGMA auto_vacuum = FULL", "VACUUM"),
+    *("UPDATE sqlite_master SET sql = replace(sql, 'TEXT', 'BLOB')", "DELETE FROM ends"),
+    *("UPDATE sqlite_master SET rootpage = rootpage + 1", "DELETE FROM sqlite_master"),
+    "UPDATE sqlite_master SET sql = 'CREATE TABLE upload (number AS (1), key)' WHERE rootpage = 3",
+]
 
 
 def _file() -> Path:
@@ -32,27 +49,30 @@ def SEEDS() -> list[bytes]:
         *(Begun(2, "b", _TWO, 4, ""), Void(2), Finished(3, "c", _TWO, _ONE)),
         Begun(4, "d", _TWO, 4, "t"),
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    many = [Finished(0, f"many/{number:03}", _TWO, _ONE) for number in range(300)]
+    many += [Begun(9, "long" * 3000, _TWO, 4, "t")]
+    with tempfile.TemporaryDirectory(dir=_FOLDER) as folder:
         path = Path(folder) / "journal"
-        journal = Journal(path, *_ENDS)
-        for record in records:
-            journal.append(record)
-        journal.close()
-        return [path.read_bytes(), path.read_bytes() + _line(b'["digests", "' + b"A" * 64 + b'"]')]
-
-
-def _line(text: bytes) -> bytes:
-    return b"%08x %s\n" % (crc32c(text), text)
+        found = []
+        for each in (records, many):
+            with closing(Journal(path, *_ENDS)) as journal:
+                journal.append(*each)
+            found.append(path.read_bytes())
+        return found
 
 
 def parse(data: bytes) -> None:
     path = _file()
     path.write_bytes(data)
     try:
-        journal = Journal(path, *_ENDS)
-        journal.close()
+        with closing(Journal(path, *_ENDS)) as journal:
+            _use(journal)
     finally:
-        path.unlink()
+        for suffix in ("", "-wal", ".new"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _use(journal: Journal) -> None:
     past = journal.past()
     past.finished(TARGET, "c", _TWO, _ONE)
     machine = Machine(Orders({TARGET: Destination(lambda _: 8 * _MIB)}), past)
@@ -63,16 +83,53 @@ def parse(data: bytes) -> None:
         if isinstance(command, Open):
             done = ((0, min(8 * _MIB, command.entry.version.size)),)
             machine.handle(Opened(command.job, command.token, done))
+    number = past.uploads
+    journal.append(Begun(number, "a", _TWO, 4, "t"), Receipt(number, 0, 1))
+    journal.append(Finished(number, "c", _ONE, _ONE), Finished(number, "many/1", _ONE, _ONE))
 
 
 def mutate(data: bytes, rng: Random) -> bytes:
-    """Change what one line says."""
-    lines = data.splitlines(keepends=True)
-    at = rng.randrange(len(lines))
-    lines[at] = lines[at][:9] + mutate_json(lines[at][9:], rng) + b"\n"
-    return b"".join(lines)
+    """Change what the tables say or are, or pages as a whole."""
+    path = _file()
+    path.write_bytes(data)
+    try:
+        match rng.randrange(4):
+            case 0:
+                return _pages(data, rng)
+            case 1:
+                endless(path, rng.choice(["sqlite_master", *SCHEMA]))
+            case _:
+                _altered(path, rng)
+        return path.read_bytes()
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def reseal(data: bytes) -> bytes:
-    """Put the CRC32C of each line right."""
-    return b"".join(_line(line[9:]) for line in data.splitlines())
+def _altered(path: Path, rng: Random) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db, suppress(sqlite3.Error):
+        db.execute("PRAGMA writable_schema = ON")
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            if rng.random() < 0.3:
+                db.execute(rng.choice(_OTHERS))
+            else:
+                table = rng.choice(list(SCHEMA))
+                column = rng.choice([row[1] for row in db.execute(f"PRAGMA table_info({table})")])
+                values = _VALUES[:-1] if table == "finished" else _VALUES  # it has many rows
+                db.execute(f"UPDATE {table} SET {column} = {rng.choice(values)}")
+
+
+def _pages(data: bytes, rng: Random) -> bytes:
+    """Swap, repeat, drop or empty whole pages."""
+    pages = [data[at : at + _PAGE] for at in range(0, len(data), _PAGE)]
+    one, other = rng.randrange(len(pages)), rng.randrange(len(pages))
+    match rng.randrange(4):
+        case 0:
+            pages[one], pages[other] = pages[other], pages[one]
+        case 1:
+            pages[one] = pages[other]
+        case 2:
+            del pages[one]
+        case _:
+            pages[one] = bytes(_PAGE)
+    return b"".join(pages)

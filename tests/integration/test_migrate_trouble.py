@@ -23,6 +23,7 @@ from tests.command import COMMAND, tierstore
 from tests.conftest import Bucket, HdfsRoot, bucket_of
 from tests.disks import small_disk
 from tests.ends import MIB, PART, End, s3_end
+from tests.files import receipts
 from tests.forked import forked
 from tests.patience import PATIENCE
 from tests.s3_faults import Misbehaving, Misdeed, misbehaving
@@ -96,8 +97,7 @@ class Move:
             process.communicate()
 
     def receipts(self) -> int:
-        journals = self.state.rglob("*.journal")
-        return sum(journal.read_bytes().count(b'["part"') for journal in journals)
+        return sum(len(receipts(journal)) for journal in self.state.rglob("*.journal"))
 
     def assert_nothing_lost(self) -> None:
         left = self.source.contents()

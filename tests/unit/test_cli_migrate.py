@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import start, tierstore
-from tests.files import contents
+from tests.files import contents, journal_rows
 from tests.patience import PATIENCE
 from tests.shards import until
 from tierstore.operations.ends import Location
@@ -275,8 +275,9 @@ def test_the_second_signal_ends_it_at_once(src: Path, tmp_path: Path) -> None:
     slow = f"file://{tmp_path}/dst?write_bandwidth=10000"  # more than an hour
     process = start("migrate", str(src), slow)
     state = tmp_path / "state"
-    # Once before it is begun and once with its token: then its parts are on their way.
-    while not any(path.read_bytes().count(b'"begun"') > 1 for path in state.rglob("*.journal")):
+    # With its token: then its parts are on their way.
+    begun = "token FROM upload WHERE token != ''"
+    while not any(journal_rows(path, begun) for path in state.rglob("*.journal")):
         assert process.poll() is None
         time.sleep(0.02)
     assert catches(process.pid, signal.SIGTERM)

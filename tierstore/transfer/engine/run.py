@@ -137,12 +137,14 @@ class Engine:
         except queue.Empty:
             pass
         else:
-            self._perform(self._machine.handle(event))
+            commands = self._machine.handle(event)
             for _ in range(_AT_ONCE):
                 if self._events.empty():
-                    time.sleep(_TOGETHER)
                     break
-                self._perform(self._machine.handle(self._events.get()))
+                commands += self._machine.handle(self._events.get())
+            self._perform(commands)
+            if self._events.empty():
+                time.sleep(_TOGETHER)
         if time.monotonic() >= self._waits_until:
             self._waits_until = float("inf")
             self._readers.close()
@@ -150,10 +152,12 @@ class Engine:
         self._tick(self.totals)
 
     def _perform(self, commands: list[m.Command]) -> None:
+        # All notes in one transaction, before anything is carried out that relies on one of them.
+        self._journal.append(*(each.record for each in commands if isinstance(each, m.Note)))
         for command in commands:
             match command:
                 case m.Note():
-                    self._journal.append(command.record)
+                    pass
                 case m.Report():
                     for missed in command.missed:
                         _log.warning(
