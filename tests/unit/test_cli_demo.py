@@ -109,6 +109,7 @@ def save_of(step: int, *states: str) -> dict[str, Any]:
     roots = ("file:///some/where/long/enough/runs/of/mine", "s3://a-bucket/with/a/prefix")
     return {
         "step": step,
+        "first": step == 4,
         "stall": 0.2758,
         "tiers": [
             {
@@ -132,13 +133,14 @@ def test_the_table_fits(width: int) -> None:
     saves = [save_of(4, "committed", "committed"), save_of(8, "committed", "skipped")]
     demo._print(out, {"saves": saves}, "demo-1a2b3c", "/a config.toml")
     lines = text.getvalue().splitlines()
-    header = lines.index("step  stall, ms  tier   seconds      size   GB/s")
+    header = lines.index("step  save   stall, ms  tier   seconds      size   GB/s")
     assert [line.split() for line in lines[header + 1 : header + 5]] == [
-        ["4", "275.8", "tier0", "1.25", "12.0", "MiB", "0.123"],
+        ["4", "first", "275.8", "tier0", "1.25", "12.0", "MiB", "0.123"],
         ["tier1", "1.25", "12.0", "MiB", "0.123"],
-        ["8", "275.8", "tier0", "1.25", "12.0", "MiB", "0.123"],
+        ["8", "later", "275.8", "tier0", "1.25", "12.0", "MiB", "0.123"],
         ["tier1", "skipped"],
     ]
+    assert any(line.startswith("The first save of a job also plans") for line in lines)
     assert max(map(len, lines)) <= 80
     assert "  tier0: file:///some/where/long/enough/runs/of/mine" in lines
     assert "  tier1: s3://a-bucket/with/a/prefix" in lines
@@ -171,6 +173,7 @@ def test_the_story_of_jobs_that_did_well(monkeypatch: pytest.MonkeyPatch) -> Non
     killed, resumed = told(BEFORE, code=1), told(AFTER, **END)
     result = story(monkeypatch, told(LOSSES), killed, resumed, told({}, **END))
     assert (result["resumed_from"], result["digest"]) == (8, "00000007")
+    assert [save["first"] for save in result["saves"]] == [True, False, True]
     assert result["losses"] == LOSSES
 
 

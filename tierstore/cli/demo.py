@@ -38,6 +38,8 @@ _RUN = "demo"
 _RANK_SECONDS = 300
 _END_SECONDS = 20
 _LOG_CHARACTERS = 3000
+_NOTE = """The first save of a job also plans who writes what, and allocates memory;
+later ones only copy."""
 
 
 class DemoError(TierstoreError):
@@ -59,6 +61,11 @@ class Job:
     def losses(self) -> dict[int, float]:
         """Return the loss at every step it trained."""
         return {e["step"]: e["loss"] for e in self.events if e["event"] == "loss"}
+
+    def saves(self) -> list[dict[str, Any]]:
+        """Return its saves, each with whether it was the first, which plans."""
+        found = [e for e in self.events if e["event"] == "saved"]
+        return [save | {"first": not number} for number, save in enumerate(found)]
 
     def last(self, event: str) -> dict[str, Any]:
         """Return the newest event of a kind.
@@ -332,7 +339,7 @@ def _story(demo: Demo) -> dict[str, Any]:
         f"   every tensor of step {after['step']} is identical (CRC32C {after['digest']:08x})",
         style="green",
     )
-    saves = [e for job in (killed, resumed) for e in job.events if e["event"] == "saved"]
+    saves = [save for job in (killed, resumed) for save in job.saves()]
     return {
         "losses": whole.losses(),
         "resumed_from": step,
@@ -351,6 +358,7 @@ def _same(what: str, expected: object, found: object) -> None:
 def _print(out: Console, result: dict[str, Any], name: str, look: str) -> None:
     out.print("\nsaves of rank 0", style="italic")
     out.print(_table(result))
+    out.print(_NOTE, style="dim", soft_wrap=True)
     tiers = [tier for save in result["saves"] for tier in save["tiers"]]
     roots = {tier["tier"]: tier["where"].rpartition(f"/runs/{name}/")[0] for tier in tiers}
     out.print("\nThe checkpoints are in")
@@ -363,14 +371,15 @@ def _print(out: Console, result: dict[str, Any], name: str, look: str) -> None:
 
 
 def _table(result: dict[str, Any]) -> Table:
-    columns = ("step", "stall, ms", "tier", "seconds", "size", "GB/s")
-    rows = table(columns, right=[column for column in columns if column != "tier"])
+    columns = ("step", "save", "stall, ms", "tier", "seconds", "size", "GB/s")
+    rows = table(columns, right=[column for column in columns if column not in ("save", "tier")])
     for save in result["saves"]:
         for index, tier in enumerate(save["tiers"]):
-            first = (str(save["step"]), f"{save['stall'] * 1000:.1f}") if not index else ("", "")
+            kind = "first" if save["first"] else "later"
+            first = (str(save["step"]), kind, f"{save['stall'] * 1000:.1f}")
             if tier["state"] == "committed":
                 times = f"{tier['seconds']:.2f}", size(tier["bytes"]), f"{tier['gb_per_s']:.3f}"
             else:
                 times = tier["state"], "", ""
-            rows.add_row(*first, tier["tier"], *times)
+            rows.add_row(*(("", "", "") if index else first), tier["tier"], *times)
     return rows

@@ -53,7 +53,7 @@ _REMOVE = "remove it: what is there already is compared then"
 
 
 class Journal:
-    """One migration's journal, open and locked. To be used from one thread.
+    """One migration's journal, open and locked. To be used by one thread at a time.
 
     Args:
         path: the file; made, with its folders, if there is none.
@@ -238,7 +238,7 @@ def _connected(file: Path, mode: str) -> sqlite3.Connection:
     SQLite reads what tables there are at once, and again and again if pages point at each other.
     """
     url = f"{file.as_uri()}?vfs=unix-none&{mode}"
-    db = sqlite3.connect(url, uri=True, isolation_level=None)
+    db = sqlite3.connect(url, uri=True, isolation_level=None, check_same_thread=False)
     try:
         looks = itertools.count()
         db.set_progress_handler(lambda: next(looks) >= _LOOKS, _STEPS)
