@@ -17,9 +17,8 @@ A tier that lies in the same tmpfs takes the files by a link: nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tierstore.backend import Backend, adopt, local_path
@@ -36,7 +35,7 @@ from tierstore.image.header import PREFIX, header_size, read_header
 from tierstore.keys import AttemptKeys, RunKeys
 from tierstore.ladder.claim import Claims
 from tierstore.transfer.read import Replica
-from tierstore.transfer.source import AlignedBuffers
+from tierstore.transfer.source import AlignedBuffers, StoredSource
 from tierstore.transfer.verify import verify_files
 from tierstore.transfer.write import FileWrite, write_files
 
@@ -124,7 +123,7 @@ class StagedShard:
             FileWrite(
                 self._keys.segment(file.name),
                 file.size,
-                _Source(self.images, self._keys.segment(file.name), buffers),
+                StoredSource(self.images, self._keys.segment(file.name), buffers),
                 file.crcs if self.description.checkable else None,
             )
             for file in files
@@ -236,17 +235,3 @@ def find_staged(images: ImagesBackend) -> Inventory:
             shards.append(StagedShard(images, told, state))
     shards.sort(key=lambda shard: shard.description.name)
     return Inventory(tuple(shards), tuple(incomplete), tuple(damaged))
-
-
-class _Source:
-    """A segment's bytes, read from its image."""
-
-    def __init__(self, images: ImagesBackend, key: str, buffers: AlignedBuffers) -> None:
-        self._images, self._key, self._buffers = images, key, buffers
-
-    @contextmanager
-    def view(self, offset: int, length: int) -> Iterator[memoryview]:
-        """See `BlockSource.view`."""
-        with self._buffers.take(length) as part:
-            self._images.read_into(self._key, offset, part)
-            yield part
