@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from tierstore.backend import Backend, adopt, local_path
 from tierstore.backends.images import ImagesBackend, ImageState
-from tierstore.blocks import BLOCK_SIZE, block_count, block_range, crc32c
+from tierstore.blocks import BLOCK_SIZE, parts
 from tierstore.checkpoint.commit import Commit
 from tierstore.checkpoint.description import Description
 from tierstore.checkpoint.fragment import FileEntry
@@ -34,6 +34,7 @@ from tierstore.image.dtypes import stored_type
 from tierstore.image.header import PREFIX, header_size, read_header
 from tierstore.keys import AttemptKeys, RunKeys
 from tierstore.ladder.claim import Claims
+from tierstore.transfer.part import Wrong, checked
 from tierstore.transfer.read import Replica
 from tierstore.transfer.source import AlignedBuffers, StoredSource
 from tierstore.transfer.verify import verify_files
@@ -149,13 +150,12 @@ class StagedShard:
 
     def _crcs(self, file: FileEntry, key: str) -> list[int]:
         """Read a file and return the CRC32C of its blocks, which are as they were if known."""
-        crcs, buffer = [], memoryview(bytearray(min(file.size, BLOCK_SIZE)))
-        for index in range(block_count(file.size)):
-            offset, length = block_range(index, file.size)
-            self.images.read_into(key, offset, buffer[:length])
-            crcs.append(crc32c(buffer[:length]))
-            if self.description.checkable and crcs[index] != file.crcs[index]:
-                raise IntegrityError(f"{key}: block {index} is damaged where it is staged")
+        known = file.crcs if self.description.checkable else None
+        source = StoredSource(self.images, key, AlignedBuffers(BLOCK_SIZE, 1))
+        crcs: list[int] = []
+        for offset, length in parts(file.size, BLOCK_SIZE):
+            with source.view(offset, length) as block:
+                crcs += checked(block, offset, known, lambda wrong: _damaged(key, wrong))
         return crcs
 
     def _check_headers(self) -> None:
@@ -235,3 +235,7 @@ def find_staged(images: ImagesBackend) -> Inventory:
             shards.append(StagedShard(images, told, state))
     shards.sort(key=lambda shard: shard.description.name)
     return Inventory(tuple(shards), tuple(incomplete), tuple(damaged))
+
+
+def _damaged(key: str, wrong: Wrong) -> IntegrityError:
+    return IntegrityError(f"{key}: block {wrong.block} is damaged where it is staged")
