@@ -12,7 +12,7 @@ from tierstore.cli.output import console, print_json, print_unseen, say, table
 from tierstore.operations.advice import of_tier
 
 if TYPE_CHECKING:
-    from tierstore.operations.inspect import Inventory, ListedStep
+    from tierstore.operations.inspect import ListedStep, ListedSteps
 
 
 @click.command
@@ -43,7 +43,7 @@ def run(run: str | None, config: tuple[str, ...], everything: bool, as_json: boo
         raise click.exceptions.Exit(1)
 
 
-def _print(rows: Sequence[ListedStep], found: Inventory) -> None:
+def _print(rows: Sequence[ListedStep], found: ListedSteps) -> None:
     if rows:
         numbers = ("step", "launch", "try")
         shown = table(["run", *numbers, "line", *found.tiers], right=numbers)

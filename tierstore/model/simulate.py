@@ -56,7 +56,7 @@ class Chance:
 
 
 @dataclass(slots=True)
-class Outcome:
+class Simulated:
     """What happened; times in seconds.
 
     Attributes:
@@ -103,7 +103,7 @@ class Outcome:
         return self.stalled / self.saves if self.saves else 0.0
 
 
-def simulate(job: Job, days: float, chance: Chance | None = None) -> Outcome:
+def simulate(job: Job, days: float, chance: Chance | None = None) -> Simulated:
     """Run a job for some days, or until `MOST_EVENTS` saves and failures have happened.
 
     Raises:
@@ -154,11 +154,11 @@ class _Run:
         heapify(self.failing)  # when each node fails next, the first one in front
         self.lanes = [_Lane(rung) for rung in job.rungs]
         self.images: deque[float] = deque(maxlen=job.images)  # when each is free again
-        self.outcome = Outcome(horizon, skipped={rung.name: 0 for rung in job.rungs})
+        self.outcome = Simulated(horizon, skipped={rung.name: 0 for rung in job.rungs})
         self.number = 0
         self.now = self.work = 0.0
 
-    def run(self) -> Outcome:
+    def run(self) -> Simulated:
         while self.now < self.horizon and not self._enough:
             failure = self.failing[0]
             self._work_until(min(failure, self.horizon))

@@ -70,7 +70,7 @@ class Runs:
 
 
 @dataclass(frozen=True, slots=True)
-class Inventory:
+class ListedSteps:
     """The checkpoints of a ladder.
 
     Attributes:
@@ -184,7 +184,7 @@ def runs(ladder: Ladder = None) -> Runs:
         return _runs(tiers)
 
 
-def steps(ladder: Ladder = None, run: str | None = None) -> Inventory:
+def steps(ladder: Ladder = None, run: str | None = None) -> ListedSteps:
     """List checkpoints, and the tiers that hold them.
 
     Args:
@@ -205,7 +205,7 @@ def steps(ladder: Ladder = None, run: str | None = None) -> Inventory:
             f"run {run!r} has no checkpoint on {', '.join(everyone)}",
             hint="`tierstore ls` lists every run",
         )
-    return Inventory(tuple(rows), everyone, tuple(unseen))
+    return ListedSteps(tuple(rows), everyone, tuple(unseen))
 
 
 def show(

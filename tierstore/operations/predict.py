@@ -18,7 +18,7 @@ from tierstore.model.job import Job
 from tierstore.model.plan import Plan, Targets
 from tierstore.model.points import Measured, load_points
 from tierstore.model.predict import Forecast
-from tierstore.model.simulate import Chance, Outcome, simulate
+from tierstore.model.simulate import Chance, Simulated, simulate
 from tierstore.model.workload import Cluster, Workload
 from tierstore.operations.tiers import configured
 from tierstore.waiting import on
@@ -30,9 +30,9 @@ __all__ = [
     "ASSUMPTIONS",
     "Forecast",
     "LadderPlan",
-    "Outcome",
     "Prediction",
     "Setting",
+    "Simulated",
     "Targets",
     "of_tiers",
     "plan",
@@ -67,7 +67,7 @@ class Setting:
     workload: Workload
     cluster: Cluster
 
-    def simulate(self, job: Job, period: float) -> Outcome:
+    def simulate(self, job: Job, period: float) -> Simulated:
         """Simulate a job for as long as was assumed; else a month, or fewer days of many saves.
 
         Args:
@@ -87,7 +87,7 @@ class Prediction:
     """What a job will do: `forecast` by formulas, `outcome` by simulating it."""
 
     forecast: Forecast
-    outcome: Outcome
+    outcome: Simulated
 
     def to_json(self) -> dict[str, Any]:
         """Return it for programs; an infinite time is null."""
@@ -124,7 +124,7 @@ class LadderPlan:
     """
 
     plan: Plan
-    outcome: Outcome
+    outcome: Simulated
     tried: int
     priced: frozenset[str] = field(default_factory=frozenset)
 
