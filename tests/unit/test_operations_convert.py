@@ -69,7 +69,8 @@ def test_findings_are_heard_as_they_are_made(tmp_path: Path) -> None:
         [(tmp_path / "t").as_uri(), dead],
         hears=lambda name, _url: lambda check: heard.append((name, check)),
     )
-    assert heard == [(name, c) for name, tier in found.tiers.items() for c in tier.checks]
+    looked_at = [*found.tiers.items(), ("staging memory", found.staging)]
+    assert heard == [(name, check) for name, part in looked_at for check in part.checks]
     assert not found.good
     assert [check.outcome for check in found.tiers["hdfs"].checks] == ["failed"]
     assert examine((tmp_path / "t").as_uri()).good
