@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from tests.integration.checkpointer_cases import outcome
 from tests.states import differences
@@ -159,3 +159,14 @@ def delete_on_each_nodes_disk(folder: str) -> tuple[list[str], list[str]]:
         steps = [str(row.step) for row in ckpt.steps()]
     left = sorted(path.name[:12] for path in (own / "runs/r/data").iterdir() if any(path.iterdir()))
     return steps, left
+
+
+def save_lists_and_tuples(url: str) -> Any:
+    """One rank has a list where the other has a tuple: of a shard, a value and a replica."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
+    sharded = distribute_tensor(torch.arange(6.0), mesh, [Shard(0)], src_data_rank=None)
+    kind = (list, tuple)[rank]
+    with Checkpointer(url, run="r") as ckpt:
+        for step in (1, 2):
+            ckpt.save(step, {"x": kind([sharded, 3, torch.ones(2)])}).wait()
+        return ckpt.load()["x"]

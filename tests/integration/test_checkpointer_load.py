@@ -276,6 +276,12 @@ def test_a_rank_gets_its_own_at_any_world_size(ranks: Ranks, url: str) -> None:
     assert "rank 2 gets nothing of its own" in texts[0]
 
 
+def test_ranks_may_differ_in_lists_and_tuples(ranks: Ranks, url: str) -> None:
+    for sharded, value, replica in ranks.run(2, cases.save_lists_and_tuples, url):
+        assert torch.equal(sharded, torch.arange(6.0))
+        assert (value, replica.tolist()) == (3, [1.0, 1.0])
+
+
 def test_ranks_fail_and_fall_back_together(ranks: Ranks, tmp_path: Path, url: str) -> None:
     with Checkpointer(url, run="r") as ckpt:
         for step in (1, 2):

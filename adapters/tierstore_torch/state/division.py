@@ -38,6 +38,7 @@ class ChunkOffer:
         sizes: of the chunk.
         nbytes: of the chunk.
         origin: equal for chunks that the tensor library says are replicas; 0 if it does not.
+        inside: equal where it is in the same kinds of containers; 0 if they are dicts and lists.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ChunkOffer:
     sizes: tuple[int, ...]
     nbytes: int
     origin: int
+    inside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Share:
         shared: what is compared again at every save: for each set of ranks that have something in
             common, the values and the small chunks (indices), in the same order on all of them.
         ambiguous: names that mean different leaves, so that they need their exact name.
+        unmarked: names of tensors that are in a tuple on one rank and in a list on another, so that
+            no rank says which.
         declared: how many chunks and values each rank writes, in rank order.
     """
 
@@ -96,6 +100,7 @@ class Share:
     comparing: bool = False
     shared: tuple[Shared, ...] = ()
     ambiguous: frozenset[str] = frozenset()
+    unmarked: frozenset[str] = frozenset()
     declared: tuple[int, ...] = ()
 
 
@@ -117,6 +122,8 @@ class _Tensor:
     rank: int  # the first that offered it
     dtype: str
     shape: tuple[int, ...]
+    inside: int
+    mixed: bool = False
     boxes: dict[tuple[int, ...], _Box] = field(default_factory=dict)
 
 
@@ -133,11 +140,13 @@ def decide(offers: Sequence[Offer]) -> list[Share]:
     _give_chunks(tensors, parts)
     comparing = any(part.compare for part in parts)
     ambiguous = _ambiguous(key for offer in offers for key in _keys(offer))
+    unmarked = frozenset(name for (name, _), tensor in tensors.items() if tensor.mixed)
     declared = tuple(len(part.chunks) + len(part.values) for part in parts)
     for part, shared in zip(parts, _share(offers, tensors), strict=True):
         part.shared = shared
         part.chunks.sort()
-        part.comparing, part.ambiguous, part.declared = comparing, ambiguous, declared
+        part.comparing, part.declared = comparing, declared
+        part.ambiguous, part.unmarked = ambiguous, unmarked
     return parts
 
 
@@ -169,13 +178,14 @@ def _collect(offers: Sequence[Offer]) -> dict[Key, _Tensor]:
             key = (chunk.name, chunk.path)
             tensor = tensors.get(key)
             if tensor is None:
-                tensor = tensors[key] = _Tensor(rank, chunk.dtype, chunk.shape)
+                tensor = tensors[key] = _Tensor(rank, chunk.dtype, chunk.shape, chunk.inside)
             elif (tensor.dtype, tensor.shape) != (chunk.dtype, chunk.shape):
                 raise PlanError(
                     f"{chunk.name}: rank {tensor.rank} holds a {tensor.dtype} of shape "
                     f"{tensor.shape}, rank {rank} a {chunk.dtype} of shape {chunk.shape}",
                     hint=PER_RANK_HINT,
                 )
+            tensor.mixed |= tensor.inside != chunk.inside
             _add(tensor, rank, index, chunk)
     for (name, _), tensor in tensors.items():
         _check_complete(name, tensor)

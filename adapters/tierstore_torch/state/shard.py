@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from tierstore.blocks import crc32c, crc32c_of
 from tierstore.checkpoint.fragment import ValueEntry
+from tierstore.checkpoint.paths import Containers
 from tierstore.errors import TierstoreError
 from tierstore.image.layout import Chunk, plan_layout
 from tierstore_torch import torch_private
@@ -150,6 +151,7 @@ class _Scan:
                 chunk.sizes,
                 chunk.nbytes,
                 _origin(self.values[leaf]),
+                leaves[leaf].inside.digest,
             )
             for chunk, (leaf, _) in zip(self.chunks, self.places, strict=True)
         ]
@@ -183,7 +185,7 @@ class RankShard:
         self._signatures = scan.signatures
         self._places = [scan.places[index] for index in part.chunks]
         self._owned_values = [scan.value_leaves[index] for index in part.values]
-        self._ambiguous = part.ambiguous
+        self._ambiguous, self._unmarked = part.ambiguous, part.unmarked
         self._shared = [
             (
                 [scan.value_leaves[index] for index in shared.values],
@@ -254,6 +256,8 @@ class RankShard:
         self.staged.sources = []
 
     def _renamed(self, chunk: Chunk, leaf: Leaf) -> Chunk:
+        if leaf.name in self._unmarked:
+            chunk = replace(chunk, path=replace(leaf, inside=Containers()).stored_path)
         name = self._name(leaf)
         return chunk if name == chunk.name else replace(chunk, name=name)
 
