@@ -362,7 +362,7 @@ def in_child(work: Callable[[], object]) -> str:
     return text
 
 
-def _no_memory(size: int, *, timeout: float) -> Any:
+def _no_memory(size: int, *, timeout: float, **_others: object) -> Any:
     raise OutOfSpaceError(f"no {size} bytes")
 
 

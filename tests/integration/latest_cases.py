@@ -10,8 +10,7 @@ import torch.distributed as dist
 
 from tierstore.config import Config, TierConfig
 from tierstore.ladder import find
-from tierstore_torch import Checkpointer
-from tierstore_torch import checkpointer as checkpointing
+from tierstore_torch import Checkpointer, catalog
 
 
 def one_tier_is_away(folder: str) -> tuple[int | None, list[list[str]]]:
@@ -30,8 +29,8 @@ def one_tier_is_away(folder: str) -> tuple[int | None, list[list[str]]]:
             Path(folder, "b").rename(f"{folder}/kept")
             Path(folder, "b").write_text("in the way")
         dist.barrier()
-        checkpointing.open_attempt = opened
+        catalog.open_attempt = opened
         try:
             return checkpointer.restore({"w": torch.zeros(4)}, allow_older=True), asked
         finally:
-            checkpointing.open_attempt = find.open_attempt
+            catalog.open_attempt = find.open_attempt

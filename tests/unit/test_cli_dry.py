@@ -128,7 +128,7 @@ MANY += [
 ]
 COMMANDS = [
     *("migrate", "migrate --conflict skip", "migrate --delete-source --grace 0"),
-    *("sync --delete", "sync --delete --force"),
+    *("sync --delete --grace 0", "sync --delete --force --grace 0"),
 ]
 
 

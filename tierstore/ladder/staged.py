@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tierstore.backend import Backend, adopt, local_path
 from tierstore.backends.images import ImagesBackend, ImageState
@@ -29,7 +29,13 @@ from tierstore.checkpoint.description import Description
 from tierstore.checkpoint.fragment import FileEntry
 from tierstore.checkpoint.objects import FRAGMENT, read_record
 from tierstore.checkpoint.store import RunStore
-from tierstore.errors import FormatError, IntegrityError, TierstoreError, TruncatedFileError
+from tierstore.errors import (
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    TierstoreError,
+    TruncatedFileError,
+)
 from tierstore.image.dtypes import stored_type
 from tierstore.image.header import PREFIX, header_size, read_header
 from tierstore.keys import AttemptKeys, RunKeys
@@ -229,6 +235,8 @@ def find_staged(images: ImagesBackend) -> Inventory:
             told = Description.from_bytes(read_record(images, key, limit=FRAGMENT), key)
             if told.name != state.shard:
                 raise FormatError(f"{key} is the description of {told.name}")
+        except NotFoundError:  # its trainer stages the next save into it by now
+            incomplete.append(replace(state, shard=None))
         except TierstoreError as error:
             damaged.append((state, error))
         else:
