@@ -200,6 +200,23 @@ def test_workers_of_one_object_and_of_others() -> None:
     assert sorted(sends) == [(1, "a"), (1, "a"), (2, "b"), (2, "b")]
 
 
+def test_a_worker_that_is_lost_as_it_is_given_something(recipe: Recipe, tmp_path: Path) -> None:
+    """What the machine said before it knew is for that worker, not for the next one as well."""
+    given: list[tuple[str, m.Task]] = []
+    stores = recipe.open()
+    with closing(stores), closing(Journal(tmp_path / "journal", "a", "b")) as journal:
+        engine = Engine(stores, journal, Listing([]))
+        crew = Several(recipe, {})
+        crew.submit = lambda worker, task: given.append((worker, task))  # type: ignore[method-assign]
+        engine._crew = crew
+        entries = (Entry("small", Version(5, 1.0)),)
+        for event in (m.Joined("a", 1), m.Fed(entries, last=True), m.Left("a"), m.Joined("b", 1)):
+            engine._events.put(event)
+        engine._step()
+        engine._affinity.leave()
+    assert [(worker, type(task)) for worker, task in given] == [("a", m.Copy), ("b", m.Copy)]
+
+
 def test_an_unknown_crew(recipe: Recipe) -> None:
     stores = recipe.open()
     with closing(stores):

@@ -141,7 +141,11 @@ class Engine:
             for _ in range(_AT_ONCE):
                 if self._events.empty():
                     break
-                commands += self._machine.handle(self._events.get())
+                event = self._events.get()
+                if isinstance(event, m.Left):  # what it was to do goes to others now
+                    self._perform(commands)
+                    commands = []
+                commands += self._machine.handle(event)
             self._perform(commands)
             if self._events.empty():
                 time.sleep(_TOGETHER)
