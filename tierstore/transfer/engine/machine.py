@@ -114,7 +114,7 @@ class Machine:
         self._backlog = Backlog()
         self._barrier = CommitBarrier()
         self._active: dict[int, OneObject] = {}
-        self._ready: set[tuple[int, int]] = set()  # those that may have a command now, by `_rank`
+        self._ready: set[tuple[int, int]] = set()  # those that may have a command now, by rank
         self._flushing: dict[int, OneObject] = {}
         self._dead: list[Dead] = []
         self._sweeping: dict[int, Dead] = {}
@@ -165,7 +165,7 @@ class Machine:
             case Flushing():
                 self._assignment.answered(event.job)
                 job = self._flushing[event.job] = self._active.pop(event.job)
-                self._ready.discard(_rank(job))
+                self._ready.discard(job.rank)
             case _ if event.job in self._sweeping:
                 self._swept(event, out)
             case _:
@@ -217,13 +217,13 @@ class Machine:
 
     def _begin(self, job: OneObject) -> OneObject:
         self._active[job.number] = job
-        self._ready.add(_rank(job))
+        self._ready.add(job.rank)
         return job
 
     def _task(self, job: OneObject, out: list[Command]) -> Task | None:
         task = job.next()
         if task is None:
-            self._ready.discard(_rank(job))  # until it is answered
+            self._ready.discard(job.rank)  # until it is answered
         self._note(job, out)
         return task
 
@@ -309,7 +309,7 @@ class Machine:
         else:
             self._assignment.answered(event.job)
             job = self._active[event.job]
-        self._ready.add(_rank(job))
+        self._ready.add(job.rank)
         moved, sent = job.moved, job.sent
         job.answer(event)
         self.totals.moved += job.moved - moved
@@ -327,7 +327,7 @@ class Machine:
             if job := self._active.get(number):
                 moved = job.moved
                 job.lost()
-                self._ready.add(_rank(job))
+                self._ready.add(job.rank)
                 self.totals.moved += job.moved - moved
                 self._note(job, out)
                 self._settle(job, out)
@@ -337,7 +337,7 @@ class Machine:
         if not job.over:
             return
         del self._active[job.number]
-        self._ready.discard(_rank(job))
+        self._ready.discard(job.rank)
         self._assignment.forget(job.number)
         if job.again is not None:
             self.totals.moved -= job.moved
@@ -381,8 +381,3 @@ class Machine:
     def _break(self, reason: str) -> None:
         self._stopped = True
         self.trouble = self.trouble or reason
-
-
-def _rank(job: OneObject) -> tuple[int, int]:
-    """Return what sorts jobs: the most urgent first, then the oldest."""
-    return -job.entry.priority, job.number

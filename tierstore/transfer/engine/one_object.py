@@ -52,6 +52,7 @@ class OneObject:
 
     Attributes:
         number: of this try, and of its upload in the journal.
+        rank: what sorts jobs: the most urgent first, then the oldest.
         entry: the object.
         tries: which one it is.
         ours: what is there now was written by an earlier try and is to be replaced.
@@ -77,6 +78,7 @@ class OneObject:
         state: Beginning = Beginning.NEW,
     ) -> None:
         self.number, self.entry, self.tries = number, entry, earlier.tries + 1
+        self.rank = (-entry.priority, number)
         self.ours, self.missed = earlier.ours, earlier.missed
         self.records: list[Record] = []
         self.moved = self.sent = 0
