@@ -5,7 +5,7 @@ Read the tree as the list of outcomes a caller can meet::
     TierstoreError
     |- ConfigError              the configuration or a URL is wrong
     |- InvalidKeyError          a key, run or step is not a legal name
-    |- ModelError               a number cannot be what it is said to be, or points are missing
+    |- ModelError               a number is out of range, or points are missing
     |- StorageError             a tier answered, or failed to answer, about one key
     |  |- NotFoundError         the key does not exist
     |  |- AlreadyExistsError    an if-absent create lost to an existing object

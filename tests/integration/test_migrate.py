@@ -96,7 +96,7 @@ def test_interrupted_and_resumed(
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number
-    assert "not done: the same command goes on from " in out
+    assert "not done: run the same command again to resume from " in out
     assert err == ""
     parts = noted(tmp_path)
     assert parts < 7, "it did not wait for the rest"

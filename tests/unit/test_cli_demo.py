@@ -177,6 +177,14 @@ def test_the_story_of_jobs_that_did_well(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result["losses"] == LOSSES
 
 
+def test_the_first_save_of_a_launch_is_marked() -> None:
+    saves = [{"event": "saved", "step": step} for step in (4, 8, 12)]
+    job = demo.Job(0, 1.0, [saves[0], {"event": "loss", "step": 5}, *saves[1:]])
+    assert [(save["step"], save["first"]) for save in job.saves()] == [
+        *((4, True), (8, False), (12, False))
+    ]
+
+
 @pytest.mark.parametrize(
     ("at", "job", "said"),
     [

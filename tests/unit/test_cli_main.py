@@ -39,7 +39,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> str:
     [
         ("ls", "List checkpoints, newest first"),
         ("show", "Show one checkpoint: its size, ranks, parent"),
-        ("verify", "Read one checkpoint whole on every tier"),
+        ("verify", "Read all of one checkpoint on every tier"),
         ("import", "Import a torch.save file"),
         ("export", "Export a step as a torch.save file"),
         ("doctor", "Check each tier: reachable, writable"),

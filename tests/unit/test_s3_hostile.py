@@ -212,7 +212,7 @@ def test_a_part_that_cannot_be_is_none(number: int, size: int) -> None:
     ],
 )
 def test_a_token_that_none_was_given(changed: dict[str, Any]) -> None:
-    """A journal holds it; a CRC there says that it is what somebody wrote."""
+    """It comes from a journal, a file that may hold anything."""
     token = {"key": "k", "size": 9, "upload_id": "u", "part_size": 8388608, **changed}
     with opened(lambda _: answer(b"<ListPartsResult/>")) as backend:
         for text in (json.dumps(token), "[" * 100_000, "null", "{}"):

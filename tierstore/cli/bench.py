@@ -34,19 +34,21 @@ if TYPE_CHECKING:
 @click.command
 @config_option("config")
 @click.option(
-    "--seconds", default=60.0, show_default=True, help="On each tier, at most about this long."
+    "--seconds", default=60.0, show_default=True, help="At most about this long on each tier."
 )
 @click.option(
     "--bytes",
     "limit",
     default="16G",
     show_default=True,
-    help="Moved on each tier, both ways, at most.",
+    help="Move at most this much on each tier, both ways together.",
 )
-@click.option("--size", "sizes", multiple=True, help="Of a request, such as 8M; repeatable.")
+@click.option("--size", "sizes", multiple=True, help="Request size, such as 8M; repeatable.")
 @click.option("--concurrency", multiple=True, type=int, help="Requests in flight; repeatable.")
 @click.option("--points", "-p", type=PATH, help="Write what was measured here.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and where; do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be written, and where, without doing it."
+)
 @json_option("as_json")
 def run(
     config: tuple[str, ...],

@@ -21,7 +21,7 @@ class ClusterArguments:
         option(
             "--on",
             metavar="ray",
-            help="Split the work over a Ray cluster's nodes. A folder has to be on each.",
+            help="Share the work among a Ray cluster's nodes. Folders must exist on all of them.",
         ),
     ] = None
     address: Annotated[
@@ -31,7 +31,7 @@ class ClusterArguments:
             metavar="HOST:PORT",
             envvar="RAY_ADDRESS",
             show_envvar=True,
-            help="The cluster; the one that runs on this machine if left out.",
+            help="The cluster. Default: the one running on this machine.",
         ),
     ] = None
     sends: Annotated[

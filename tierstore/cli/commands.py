@@ -12,11 +12,11 @@ COMMANDS = {
     "show": ("show", "Show one checkpoint: its size, ranks, parent, tiers, values and tensors."),
     "verify": (
         "verify",
-        "Read one checkpoint whole on every tier that holds it and report all damage.",
+        "Read all of one checkpoint on every tier that holds it, and report all damage.",
     ),
     "migrate": (
         "migrate",
-        "Copy SRC to DST, verify it, and go on after any kill with the same command.",
+        "Copy SRC to DST and verify it; run it again to resume after any kill.",
     ),
     "sync": (
         "sync",
@@ -25,7 +25,7 @@ COMMANDS = {
     ),
     "cp": (
         "cp",
-        "Copy one object, verify it, and go on inside it after any kill with the same command.",
+        "Copy one object and verify it; run it again to resume within it after any kill.",
     ),
     "import": (
         "importing",
@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "predict": (
         "predict",
-        "Predict for a cluster: time on each tier, stall, work lost, goodput, a good interval.",
+        "Predict for a cluster: time on each tier, stall, lost work, goodput and a good interval.",
     ),
     "plan": ("plan", "Choose tiers, every and keep: the cheapest ladder that meets all targets."),
     "demo": (

@@ -30,15 +30,13 @@ class ConversionArguments:
     ] = ()
     exclude: Annotated[
         Names,
-        option(
-            "--exclude", multiple=True, metavar="GLOB|NAME", help="None of these; may be repeated."
-        ),
+        option("--exclude", multiple=True, metavar="GLOB|NAME", help="None of these; repeatable."),
     ] = ()
     strip: Annotated[
-        str, option("--strip-prefix", metavar="TEXT", help="Take this off the names' beginning.")
+        str, option("--strip-prefix", metavar="TEXT", help="Remove this prefix from names.")
     ] = ""
     add: Annotated[
-        str, option("--add-prefix", metavar="TEXT", help="Put this before every name.")
+        str, option("--add-prefix", metavar="TEXT", help="Add this prefix to names.")
     ] = ""
     allow_pickle: Annotated[
         bool, flag("--allow-pickle", help="Trust whoever wrote it: unpickling can run any code.")

@@ -21,7 +21,7 @@ class CopyArguments(MoveArguments):
             "--conflict",
             type=CONFLICT,
             show_default=True,
-            help="Where DST is something else already.",
+            help="What to do if DST exists and differs.",
         ),
     ] = Choice.fail
 
@@ -29,7 +29,7 @@ class CopyArguments(MoveArguments):
 @click.command
 @takes(CopyArguments)
 def run(given: CopyArguments) -> None:
-    """Copy one object, verify it, and go on inside it after any kill with the same command."""
+    """Copy one object and verify it; run it again to resume within it after any kill."""
     from tierstore.operations.move import copy
 
     view = given.view()

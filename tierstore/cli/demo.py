@@ -176,7 +176,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, readable=False, path_type=Path),
-    help="An empty folder for it all; a temporary one if left out.",
+    help="An empty folder for everything. Default: a temporary one.",
 )
 @json_option("as_json")
 def run(config: tuple[str, ...], folder: Path | None, as_json: bool) -> None:

@@ -33,11 +33,11 @@ class ExportArguments(ConversionArguments):
     run: Annotated[str, run_argument]
     target: Annotated[str, argument(type=PLACE, help="A path or URL to write to.")]
     step: Annotated[
-        int | None, option("--step", "-s", type=int, help="The step; the latest if left out.")
+        int | None, option("--step", "-s", type=int, help="The step. Default: the latest.")
     ] = None
     tier: Annotated[str | None, tier_option] = None
     form: Annotated[
-        str, option("--to", metavar="FORMAT", help="hf, torch or dcp; a file's name tells it.")
+        str, option("--to", metavar="FORMAT", help="hf, torch or dcp. Default: by the file's name.")
     ] = ""
     max_shard: Annotated[
         str, option("--max-shard-size", show_default=True, help="Bytes of one file of several.")
@@ -50,8 +50,8 @@ class ExportArguments(ConversionArguments):
 def run(given: ExportArguments) -> None:
     """Export a step as a torch.save file, a DCP folder or Hugging Face safetensors.
 
-    Reads a part at a time, checked, so a model of any size needs little memory. What makes the
-    files a whole is written last.
+    Reads a part at a time, checked, so a model of any size needs little memory. The index or
+    metadata is written last.
     """
     from tierstore.operations.convert import export_step
 

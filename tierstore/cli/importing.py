@@ -25,10 +25,10 @@ class ImportArguments(ConversionArguments):
     run: Annotated[str, run_argument]
     step: Annotated[int, argument(type=click.IntRange(min=0), help="The step it becomes.")]
     tier: Annotated[
-        str | None, option("--tier", "-t", help="Only to this tier; to all if left out.")
+        str | None, option("--tier", "-t", help="Only to this tier. Default: to all.")
     ] = None
     form: Annotated[
-        str, option("--from", metavar="FORMAT", help="hf, torch or dcp; guessed if left out.")
+        str, option("--from", metavar="FORMAT", help="hf, torch or dcp. Default: guessed.")
     ] = ""
     force: Annotated[
         bool, flag("--force", help="Go back: the run's steps from STEP on are abandoned.")

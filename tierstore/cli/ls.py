@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @click.command
-@run_argument("run", required=False, help="A run; all runs if left out.")
+@run_argument("run", required=False, help="A run. Default: all runs.")
 @config_option("config")
 @click.option(
-    "--all", "-a", "everything", is_flag=True, help="Also abandoned lines and deleted steps."
+    "--all", "-a", "everything", is_flag=True, help="Include abandoned lines and deleted steps."
 )
 @json_option("as_json")
 def run(run: str | None, config: tuple[str, ...], everything: bool, as_json: bool) -> None:

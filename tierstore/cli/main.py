@@ -46,8 +46,7 @@ def program() -> click.Group:
     group = _Program(
         NAME,
         [Deferred(name, module, purpose) for name, (module, purpose) in COMMANDS.items()],
-        help="Sharded torch checkpoints over memory, NVMe, HDFS and S3: look at, check and try "
-        "them.",
+        help="Inspect, check and move sharded torch checkpoints on memory, NVMe, HDFS and S3.",
         epilog="Exit codes: 0 fine, 1 something is missing, damaged or unreachable, 2 wrong usage.",
         context_settings={"help_option_names": ["--help", "-h"]},
     )

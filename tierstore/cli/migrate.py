@@ -34,7 +34,7 @@ class MigrateArguments(
             "--run",
             multiple=True,
             metavar="GLOB",
-            help="Checkpoints of these runs; may be repeated.",
+            help="Move checkpoints of these runs; repeatable.",
         ),
     ] = ()
     step: Annotated[
@@ -52,7 +52,7 @@ class MigrateArguments(
             "--conflict",
             type=CONFLICT,
             show_default=True,
-            help="Where DST has something else already.",
+            help="What to do if DST has something different.",
         ),
     ] = Choice.fail
 
@@ -60,7 +60,7 @@ class MigrateArguments(
 @click.command(cls=Selecting)
 @takes(MigrateArguments)
 def run(given: MigrateArguments) -> None:
-    """Copy SRC to DST, verify it, and go on after any kill with the same command.
+    """Copy SRC to DST and verify it; run it again to resume after any kill.
 
     SRC and DST are two tiers if --run says which checkpoints are wanted; else SRC is one object or
     all that is below it. What is there already and identical is not sent again. Copying begins

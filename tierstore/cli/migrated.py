@@ -195,7 +195,7 @@ def _say_summary(done: Moved) -> None:
     if totals.removed:
         say(f"{totals.removed:,} removed from the source")
     if not done.complete:
-        say(f"not done: the same command goes on from {done.journal}")
+        say(f"not done: run the same command again to resume from {done.journal}")
 
 
 def _say_plan(done: Moved) -> None:

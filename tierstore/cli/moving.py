@@ -56,7 +56,7 @@ class MoveArguments:
         argument(
             type=PLACE,
             metavar="DST",
-            help="The same; one object goes into it if it ends in '/'.",
+            help="Likewise; a single object is copied into it if it ends in '/'.",
         ),
     ]
     dry_run: Annotated[bool, dry_option] = False
@@ -65,7 +65,7 @@ class MoveArguments:
         option(
             "--bandwidth",
             metavar="RATE",
-            help="Bytes a second at most, such as 200M.",
+            help="At most this many bytes per second, such as 200M.",
         ),
     ] = None
     requests: Annotated[
@@ -79,14 +79,18 @@ class MoveArguments:
     ] = None
     journal: Annotated[
         Path | None,
-        option("--journal", type=PATH, metavar="FILE", help="What a later run goes on from."),
+        option(
+            "--journal", type=PATH, metavar="FILE", help="The file that a later run resumes from."
+        ),
     ] = None
     checksum: Annotated[
-        bool, flag("--checksum", help="Compare all bytes; believe no time and no earlier run.")
+        bool, flag("--checksum", help="Compare all bytes; trust no times and no earlier run.")
     ] = False
     config: Annotated[
         str | None,
-        option("--config", "-c", type=PLACE, metavar="FILE", help="Where tiers are named."),
+        option(
+            "--config", "-c", type=PLACE, metavar="FILE", help="Configuration file for tier names."
+        ),
     ] = None
     as_json: Annotated[bool, json_option] = False
 
@@ -124,7 +128,7 @@ class GraceArguments:
             type=click.FloatRange(min=0),
             show_default=True,
             metavar="SECONDS",
-            help="How long readers of a deleted checkpoint have before its data is removed.",
+            help="Wait this long for readers of a deleted checkpoint before removing its data.",
         ),
     ] = GRACE
 
@@ -141,7 +145,7 @@ class RemovalArguments(GraceArguments):
         bool,
         flag(
             "--delete-source",
-            help="Remove from SRC what is verified at DST.",
+            help="Remove from SRC what has been verified at DST.",
         ),
     ] = False
 
@@ -163,12 +167,15 @@ class SpecialArguments:
             "--links",
             type=click.Choice(Links),
             show_default=True,
-            help="Links in a folder are what they point to, or are left out.",
+            help="Copy what links in a folder point to, or leave links out.",
         ),
     ] = Links.follow
     skip_special: Annotated[
         bool,
-        flag("--skip-special", help="It is no failure that something is no file, or has no name."),
+        flag(
+            "--skip-special",
+            help="Do not fail because something is not a file or has no usable name.",
+        ),
     ] = False
 
     @property
@@ -187,7 +194,7 @@ def judge(result: MigrationResult, view: View) -> None:
         print_error(
             TierstoreError(
                 f"it stopped before its end: {result.last.trouble}",
-                hint="the same command goes on where it stopped",
+                hint="run the same command again to resume",
             )
         )
         raise click.exceptions.Exit(1)

@@ -60,10 +60,10 @@ config_option = option(
     "Default: $TIERSTORE_CONFIG, then ./tierstore.toml.",
 )
 json_option = flag("--json", help="Print JSON for programs.")
-dry_option = flag("--dry-run", "-n", help="Say what would be done and do nothing.")
+dry_option = flag("--dry-run", "-n", help="Say what would be done, without doing it.")
 tier_option = option("--tier", "-t", help="Only this tier, by its name.")
 run_argument = argument(callback=_not_a_url, help="The run's name.")
-step_argument = argument(type=int, required=False, help="The step; the latest if left out.")
+step_argument = argument(type=int, required=False, help="The step. Default: the latest.")
 
 
 def takes(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:

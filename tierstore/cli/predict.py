@@ -37,7 +37,7 @@ class PredictArguments(ModelArguments):
 @click.command
 @takes(PredictArguments)
 def run(given: PredictArguments) -> None:
-    """Predict for a cluster: time on each tier, stall, work lost, goodput, a good interval.
+    """Predict for a cluster: time on each tier, stall, lost work, goodput and a good interval.
 
     Numbers that nobody measured are given as --assume KEY=VALUE; docs/model.md lists them.
     """

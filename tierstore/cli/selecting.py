@@ -39,12 +39,15 @@ class SelectionArguments:
     include: Annotated[
         Globs,
         option(
-            "--include", multiple=True, metavar="GLOB", help="Only these; the first rule decides."
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Only these; the first matching rule decides.",
         ),
     ] = ()
     exclude: Annotated[
         Globs,
-        option("--exclude", multiple=True, metavar="GLOB", help="None of these; may be repeated."),
+        option("--exclude", multiple=True, metavar="GLOB", help="None of these; repeatable."),
     ] = ()
     filter_from: Annotated[
         tuple[Path, ...],
@@ -53,7 +56,7 @@ class SelectionArguments:
             multiple=True,
             type=PATH,
             metavar="FILE",
-            help="Rules '+ GLOB' and '- GLOB', one a line; '-' reads them here.",
+            help="Rules '+ GLOB' and '- GLOB', one per line; '-' reads standard input.",
         ),
     ] = ()
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 @config_option("config")
 @tier_option("tier")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
-@click.option("--match", "-m", default="", help="Only names like this glob; implies --tensors.")
+@click.option(
+    "--match", "-m", default="", help="Only names that match this glob; implies --tensors."
+)
 @json_option("as_json")
 def run(
     run: str,

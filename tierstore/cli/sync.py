@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 class SyncArguments(MoveArguments, SelectionArguments, SpecialArguments, GraceArguments):
     """What is mirrored, and how much may be deleted."""
 
-    delete: Annotated[bool, flag("--delete", help="Delete at DST what SRC does not have.")] = False
-    force: Annotated[
-        bool, flag("--force", help="Even if that is more than half of what DST has.")
-    ] = False
+    delete: Annotated[bool, flag("--delete", help="Delete from DST what SRC does not have.")] = (
+        False
+    )
+    force: Annotated[bool, flag("--force", help="Delete even more than half of DST.")] = False
 
 
 @click.command(cls=Selecting)
 @takes(SyncArguments)
 def run(given: SyncArguments) -> None:
-    """Make DST what SRC is: copy what is missing or differs and, with --delete, remove the rest.
+    """Mirror SRC to DST: copy what is missing or differs; with --delete, remove the rest.
 
     Nothing is deleted before all has arrived, nor if SRC is empty, nor, without --force, more than
     half of what DST has. What is excluded stays. Checkpoints become tombstones first, and their

@@ -33,7 +33,7 @@ _SHOWN = 8
 def run(
     run: str, step: int | None, config: tuple[str, ...], tier: str | None, as_json: bool
 ) -> None:
-    """Read one checkpoint whole on every tier that holds it and report all damage.
+    """Read all of one checkpoint on every tier that holds it, and report all damage.
 
     Looks at the commit, the manifest, the fragments and every block of every segment. Exits with 1
     if anything is damaged or a tier cannot be read.

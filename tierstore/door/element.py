@@ -40,7 +40,7 @@ def element_of(tensor: Tensor) -> Element:
     """Return what the elements of a tensor are, and the shape of the array that it is.
 
     Raises:
-        FormatError: it is said to be an array of a dtype that it cannot be.
+        FormatError: its recorded dtype does not fit its bytes.
     """
     mark = array_mark(tensor.path)
     if mark is None:

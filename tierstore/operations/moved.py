@@ -111,7 +111,7 @@ class MigrationResult:
         Raises:
             TierstoreError: something failed, or it did not go to its end, and why.
         """
-        last, goes_on = self.last, "the same call goes on where it stopped"
+        last, goes_on = self.last, "repeat the call to resume"
         if last.trouble:
             raise TierstoreError(f"it stopped before its end: {last.trouble}", hint=goes_on)
         if last.stopped:
