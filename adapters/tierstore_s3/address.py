@@ -27,7 +27,7 @@ _UNSUPPORTED = (
 _CUT = re.compile(r"\Aarn:.*:(?:accesspoint|outpost)\Z")
 
 
-class Address(NamedTuple):
+class S3Address(NamedTuple):
     """Where a bucket is.
 
     Attributes:
@@ -76,7 +76,7 @@ def check_supported(bucket: str) -> None:
             raise ConfigError(f"{bucket!r} is a {kind}, which is not supported", hint=_INSTEAD)
 
 
-def find_address(client: Any, bucket: str) -> Address:
+def find_address(client: Any, bucket: str) -> S3Address:
     """Return where botocore's `client` would send a request about `bucket`.
 
     Raises:
@@ -100,7 +100,7 @@ def find_address(client: Any, bucket: str) -> Address:
     base = watch.url.partition("?")[0].removesuffix(_PLACE)
     if "@" in urlsplit(base).netloc:
         raise ConfigError("the endpoint's URL holds a user or password", hint=CREDENTIALS_HINT)
-    return Address(base, region, watch.signing.get("signing_name", "s3"))
+    return S3Address(base, region, watch.signing.get("signing_name", "s3"))
 
 
 def endpoint_path(base: str, bucket: str) -> str:

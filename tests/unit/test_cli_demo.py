@@ -150,10 +150,10 @@ def test_the_table_fits(width: int) -> None:
 # Jobs
 
 
-def told(losses: dict[int, float], *, code: int = 0, log: str = "", **last: Any) -> demo.Job:
+def told(losses: dict[int, float], *, code: int = 0, log: str = "", **last: Any) -> demo.DemoJob:
     events = [{"event": "loss", "step": step, "loss": loss} for step, loss in losses.items()]
     events += [{"event": event, **fields} for event, fields in last.items()]
-    return demo.Job(code, 1.0, events, log)
+    return demo.DemoJob(code, 1.0, events, log)
 
 
 LOSSES = {step: 1.0 / step for step in range(1, 17)}
@@ -162,7 +162,7 @@ BEFORE = {step: loss for step, loss in LOSSES.items() if step <= 12}
 AFTER = {step: loss for step, loss in LOSSES.items() if step > 8}
 
 
-def story(monkeypatch: pytest.MonkeyPatch, *jobs: demo.Job) -> dict[str, Any]:
+def story(monkeypatch: pytest.MonkeyPatch, *jobs: demo.DemoJob) -> dict[str, Any]:
     """Play the story with jobs that end like this."""
     rest = iter(jobs)
     monkeypatch.setattr(demo.Demo, "launch", lambda *_, **__: next(rest))
@@ -179,7 +179,7 @@ def test_the_story_of_jobs_that_did_well(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_first_save_of_a_launch_is_marked() -> None:
     saves = [{"event": "saved", "step": step} for step in (4, 8, 12)]
-    job = demo.Job(0, 1.0, [saves[0], {"event": "loss", "step": 5}, *saves[1:]])
+    job = demo.DemoJob(0, 1.0, [saves[0], {"event": "loss", "step": 5}, *saves[1:]])
     assert [(save["step"], save["first"]) for save in job.saves()] == [
         *((4, True), (8, False), (12, False))
     ]
@@ -198,7 +198,7 @@ def test_the_first_save_of_a_launch_is_marked() -> None:
     ],
 )
 def test_what_the_story_must_show(
-    monkeypatch: pytest.MonkeyPatch, at: int, job: demo.Job, said: str
+    monkeypatch: pytest.MonkeyPatch, at: int, job: demo.DemoJob, said: str
 ) -> None:
     jobs = [
         told(LOSSES),

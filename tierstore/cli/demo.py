@@ -50,7 +50,7 @@ class DemoError(TierstoreError):
 
 
 @dataclass
-class Job:
+class DemoJob:
     """One launch of the training job and what its ranks reported."""
 
     code: int
@@ -94,7 +94,7 @@ class Demo:
     out: Console
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
 
-    def launch(self, title: str, ranks: int, *extra: str, save: bool = True) -> Job:
+    def launch(self, title: str, ranks: int, *extra: str, save: bool = True) -> DemoJob:
         """Run the training job until it ends."""
         self.out.print(title, style="bold", end=" ", soft_wrap=True)
         events = self.folder / "events" / str(next(self._numbers))
@@ -108,9 +108,9 @@ class Demo:
         )
         seconds = time.perf_counter() - started
         self.out.print(f"{seconds:.0f} s", style="dim")
-        return Job(code, seconds, _events(events / "0.jsonl"), log)
+        return DemoJob(code, seconds, _events(events / "0.jsonl"), log)
 
-    def finished(self, job: Job) -> Job:
+    def finished(self, job: DemoJob) -> DemoJob:
         """Return the job if it ended well.
 
         Raises:

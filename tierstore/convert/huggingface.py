@@ -30,7 +30,7 @@ from tierstore.image.dtypes import NATIVE, stored_type
 from tierstore.image.header import (
     MAX_HEADER,
     PREFIX,
-    Entry,
+    HeaderEntry,
     entry_text,
     header_bytes,
     header_size,
@@ -142,7 +142,7 @@ def _items(place: Place, file: str) -> Iterator[Foreign]:
         yield Foreign(_chunk(entry, where), reader_of(place.backend, file, entry.offset))
 
 
-def _chunk(entry: Entry, where: str) -> Chunk:
+def _chunk(entry: HeaderEntry, where: str) -> Chunk:
     dtype = NATIVE[entry.tag]
     shape, packed = entry.shape, stored_type(dtype).packed
     if packed > 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tierstore.door.element import Element, bits, element_of, raw_of
-from tierstore.door.selection import Index, select
+from tierstore.door.grid import Index, select
 from tierstore.door.strided import strided_wants
 from tierstore.errors import NotFoundError, PlanError
 from tierstore.image.dtypes import item_size
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tierstore.checkpoint.manifest import Tensor
+    from tierstore.door.grid import Grid
     from tierstore.door.ladder import OpenLadder
-    from tierstore.door.selection import Selection
     from tierstore.ladder.find import Found
 
 
@@ -117,9 +117,9 @@ class Array:
         """
         self._ladder.check_open()
         dtype = self.dtype
-        selection = select(index, self.shape)
-        result = self._read(selection, dtype)
-        return result[()] if selection.scalar else result
+        grid = select(index, self.shape)
+        result = self._read(grid, dtype)
+        return result[()] if grid.scalar else result
 
     def __array__(
         self, dtype: np.dtype[Any] | None = None, copy: bool | None = None
@@ -133,16 +133,16 @@ class Array:
     def __repr__(self) -> str:
         return f"<tierstore.Array {self.name!r}: {self.stored_dtype}, shape {self.shape}>"
 
-    def _read(self, selection: Selection, dtype: np.dtype[Any]) -> NDArray[Any]:
-        starts, steps, counts = selection.starts, selection.steps, selection.counts
-        reverse = selection.reverse
+    def _read(self, grid: Grid, dtype: np.dtype[Any]) -> NDArray[Any]:
+        starts, steps, counts = grid.starts, grid.steps, grid.counts
+        reverse = grid.reverse
         if self._element.as_bytes:
             starts, steps, counts = (*starts, 0), (*steps, 1), (*counts, dtype.itemsize)
             reverse = (*reverse, False)
         memory = np.empty(counts, bits(1 if self._element.as_bytes else dtype.itemsize))
         turn: tuple[Any, ...] = (*(slice(None, None, -1 if back else 1) for back in reverse), ...)
         self._fill(starts, steps, memory[turn])
-        return memory.view(dtype).reshape(selection.shape)
+        return memory.view(dtype).reshape(grid.shape)
 
     def _fill(self, starts: tuple[int, ...], steps: tuple[int, ...], into: NDArray[Any]) -> None:
         from tierstore.transfer.read import fetch

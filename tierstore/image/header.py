@@ -77,7 +77,7 @@ def header_bytes(text: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HeaderEntry:
     """One tensor or chunk in a segment.
 
     Attributes:
@@ -111,7 +111,7 @@ def header_size(prefix: Buffer) -> int:
     return PREFIX + size
 
 
-def read_header(data: Buffer, *, foreign: bool = False) -> list[Entry]:
+def read_header(data: Buffer, *, foreign: bool = False) -> list[HeaderEntry]:
     """Return a segment's entries in the order of their bytes.
 
     Args:
@@ -166,7 +166,7 @@ def _check_metadata(metadata: object) -> None:
         )
 
 
-def _entry(stored: str, value: dict[str, object], data_start: int, foreign: bool) -> Entry:
+def _entry(stored: str, value: dict[str, object], data_start: int, foreign: bool) -> HeaderEntry:
     tag, shape, span = value["dtype"], value["shape"], value["data_offsets"]
     if type(tag) is not str or tag not in TAG_BITS:
         _refuse(f"gives tensor {stored!r} the unknown dtype {tag!r}")
@@ -176,4 +176,4 @@ def _entry(stored: str, value: dict[str, object], data_start: int, foreign: bool
     if end < begin or prod(shape) * TAG_BITS[tag] != (end - begin) * 8:
         _refuse(f"gives tensor {stored!r} of shape {shape} {end - begin} bytes")
     name, chunk = (stored, None) if foreign else parse_name(stored)
-    return Entry(name, chunk, tag, tuple(shape), data_start + begin, end - begin)
+    return HeaderEntry(name, chunk, tag, tuple(shape), data_start + begin, end - begin)

@@ -10,7 +10,7 @@ from tierstore.logs import logger
 from tierstore.transfer.source import RevokedError
 
 if TYPE_CHECKING:
-    from tierstore.ladder.lane import Save
+    from tierstore.ladder.lane import ShardSave
 
 _log = logger(__name__)
 
@@ -26,10 +26,10 @@ class Describer:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._queue: queue.SimpleQueue[Save | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ShardSave | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def put(self, save: Save) -> None:
+    def put(self, save: ShardSave) -> None:
         """Have a save described as it is by then, if its image is still held."""
         if save.image is None or not save.lease.held:
             return
@@ -59,7 +59,7 @@ class Describer:
                     error,
                 )
 
-    def _describe(self, save: Save) -> None:
+    def _describe(self, save: ShardSave) -> None:
         image = save.image
         with save.lease.view(0, 0):  # until it is written the image stays this save's
             if image is not None and image.describable:

@@ -54,7 +54,7 @@ _READ_BACK_BYTES = 64 * 1024**2
 
 
 @dataclass(slots=True, eq=False)
-class Save:
+class ShardSave:
     """One shard on its way down the ladder.
 
     Attributes:
@@ -80,7 +80,7 @@ class Save:
 class _Waiting:
     """A save whose commit is awaited; one that is late tells how long it took to write."""
 
-    save: Save
+    save: ShardSave
     deadline: float
     late: float | None = None
     due: float = 0.0
@@ -103,7 +103,7 @@ class Lane:
         backlog: int,
         enough: Callable[[float], bool],
         commit_timeout: float,
-        changed: Callable[[Save, str, BaseException | None], None],
+        changed: Callable[[ShardSave, str, BaseException | None], None],
     ) -> None:
         self.tier = tier
         self._keys = RunKeys(run)
@@ -112,7 +112,7 @@ class Lane:
         self._commit_timeout = commit_timeout
         self._changed = changed
         self._claims = Claims(self._store)
-        self._turns: Turns[Save] = Turns(backlog)
+        self._turns: Turns[ShardSave] = Turns(backlog)
         self._commits: queue.Queue[_Waiting | None] = queue.Queue()
         self.stopped = threading.Event()
         concurrency = tier.backend.capabilities.concurrency
@@ -137,7 +137,7 @@ class Lane:
         """Whether it is writing, or would be by now, what it had failed or been too late for."""
         return self._turns.catching_up
 
-    def offer(self, save: Save, *, behind: bool = False) -> None:
+    def offer(self, save: ShardSave, *, behind: bool = False) -> None:
         """Put a save in the queue, or owe it if the tier is `behind` or its queue is full."""
         if not behind and not self._turns.full:
             self._turns.put(save)
@@ -170,7 +170,7 @@ class Lane:
             ended = ended and not thread.is_alive()
         return ended
 
-    def abandon(self, save: Save) -> None:
+    def abandon(self, save: ShardSave) -> None:
         """Fail a save whose threads did not end with the lane."""
         if not save.handle.settled(self.tier.name):
             self._fail(save, self._closed())
@@ -184,16 +184,16 @@ class Lane:
     def _closed(self) -> CheckpointError:
         return CheckpointError(f"the saver was closed before tier {self.tier.name!r} was done")
 
-    def _advance(self, save: Save, state: State) -> None:
+    def _advance(self, save: ShardSave, state: State) -> None:
         save.handle.advance(self.tier.name, state)
         self._changed(save, self.tier.name, None)
 
-    def _end(self, save: Save, state: State, error: BaseException) -> None:
+    def _end(self, save: ShardSave, state: State, error: BaseException) -> None:
         _log.warning("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, str(error))
         save.handle.advance(self.tier.name, state, error)
         self._changed(save, self.tier.name, error)
 
-    def _fail(self, save: Save, error: BaseException, *, again: bool = False) -> None:
+    def _fail(self, save: ShardSave, error: BaseException, *, again: bool = False) -> None:
         late = save is self._turns.late
         if late:  # it stays what it is: failed, or behind
             _log.debug("step %d on tier %s: %s", save.shard.attempt.step, self.tier.name, error)
@@ -228,10 +228,10 @@ class Lane:
                 self._commits.put(_Waiting(save, now + patience, now - begun if late else None))
         self._commits.put(None)
 
-    def _holds(self, save: Save) -> bool:
+    def _holds(self, save: ShardSave) -> bool:
         return any(replica.tier == self.tier.name for replica in save.written)
 
-    def _write(self, save: Save) -> None:
+    def _write(self, save: ShardSave) -> None:
         shard = save.shard
         if self.stopped.is_set():
             raise self._closed()
@@ -261,7 +261,7 @@ class Lane:
 
     @contextmanager
     def read_back(
-        self, save: Save, segment: Segment, offset: int, length: int
+        self, save: ShardSave, segment: Segment, offset: int, length: int
     ) -> Iterator[memoryview]:
         """Lend bytes of a segment from a tier that has it, verified."""
         if not save.written:
@@ -365,7 +365,7 @@ def _until_due(waiting: list[_Waiting]) -> float:
 class _Source:
     """A segment's bytes: from the image while it is held, then from a tier that has them."""
 
-    def __init__(self, lane: Lane, save: Save, segment: Segment) -> None:
+    def __init__(self, lane: Lane, save: ShardSave, segment: Segment) -> None:
         self._lane = lane
         self._save = save
         self._segment = segment

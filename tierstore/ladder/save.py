@@ -28,7 +28,7 @@ from tierstore.image.pool import Image, StagingPool
 from tierstore.keys import Attempt
 from tierstore.ladder.describe import Describer
 from tierstore.ladder.handle import SaveHandle
-from tierstore.ladder.lane import Lane, Save
+from tierstore.ladder.lane import Lane, ShardSave
 from tierstore.ladder.shard import Shard
 from tierstore.ladder.tiers import OpenTier
 from tierstore.logs import logger
@@ -88,8 +88,8 @@ class Saver:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
-        self._images: set[Save] = set()
-        self._unsettled: set[Save] = set()
+        self._images: set[ShardSave] = set()
+        self._unsettled: set[ShardSave] = set()
         self._wanted = 0
         self._submitted = 0
         self._closed = False
@@ -240,7 +240,7 @@ class Saver:
 
     def _enter(
         self, shard: Shard, lease: Lease, image: Image | None, tiers: Collection[str] | None
-    ) -> Save:
+    ) -> ShardSave:
         if os.getpid() != self._pid:  # before the lock, which the fork may have copied locked
             raise CheckpointError(
                 "a saver cannot be used in a forked child", hint="make a new one in the child"
@@ -258,12 +258,12 @@ class Saver:
             if not tiers:
                 raise ConfigError("a save goes to at least one tier", hint=f"the tiers are {names}")
             handle = SaveHandle(shard.attempt, names, tiers)
-            save = Save(shard, handle, lease, image)
+            save = ShardSave(shard, handle, lease, image)
             self._images.add(save)
             self._unsettled.add(save)
             return save
 
-    def _changed(self, save: Save, tier: str, error: BaseException | None) -> None:
+    def _changed(self, save: ShardSave, tier: str, error: BaseException | None) -> None:
         """Take note of a save's new state on a tier; called by the lanes' threads."""
         with self._idle:
             if error is not None:

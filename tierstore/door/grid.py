@@ -12,7 +12,7 @@ Index = SupportsIndex | slice | EllipsisType | None
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class Grid:
     """Evenly spaced elements of an array.
 
     Attributes:
@@ -32,7 +32,7 @@ class Selection:
     scalar: bool
 
 
-def select(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> Selection:
+def select(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> Grid:
     """Return what an index selects from an array of a shape.
 
     Raises:
@@ -56,7 +56,7 @@ def select(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> Selectio
             found = _one(operator.index(part), length, len(ranges))
         ranges.append(found)
     ascending = [each if each.step > 0 else each[::-1] for each in ranges]
-    return Selection(
+    return Grid(
         starts=tuple(each.start if each else 0 for each in ascending),
         steps=tuple(each.step if len(each) > 1 else 1 for each in ascending),
         counts=tuple(map(len, ranges)),
