@@ -53,7 +53,7 @@ def _is_worker_of(pid: int, raylet: int) -> bool:
         parent = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1]
     except OSError:  # it is gone
         return False
-    return command.startswith(b"ray::Worker") and int(parent) == raylet
+    return command.startswith(b"ray::Actor") and int(parent) == raylet
 
 
 @contextmanager
