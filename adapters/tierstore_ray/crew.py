@@ -25,7 +25,7 @@ import tierstore
 from tierstore.errors import ConfigError
 from tierstore.logs import logger
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.crew import Cluster, Effort, room_of
+from tierstore.transfer.engine.crew import CrewSite, Effort, room_of
 from tierstore.transfer.engine.stores import Recipe, Stores
 from tierstore_ray.sight import DestinationProbe, Sight, sight_of
 from tierstore_ray.worker import Actor, Answered
@@ -64,7 +64,7 @@ class _Member:
     retries: int = 0
 
 
-def open_crew(recipe: Recipe, stores: Stores, cluster: Cluster) -> RayCrew:
+def open_crew(recipe: Recipe, stores: Stores, cluster: CrewSite) -> RayCrew:
     """Connect to a cluster.
 
     Raises:

@@ -29,7 +29,7 @@ from tierstore.migration.ends import Ends
 from tierstore.migration.listing import objects
 from tierstore.patterns import Selection
 from tierstore.transfer.engine import messages as m
-from tierstore.transfer.engine.crew import Memory, room_of
+from tierstore.transfer.engine.crew import PartMemory, room_of
 from tierstore.transfer.engine.entries import Outcome
 from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
@@ -376,7 +376,7 @@ def test_a_listing_that_fails(src: Path, tmp_path: Path) -> None:
 
 
 def test_large_parts_wait_for_memory() -> None:
-    pools = Memory(256 * MIB, 8, 8)
+    pools = PartMemory(256 * MIB, 8, 8)
     with pools.take(9 * MIB), pools.take(256 * MIB), pools.take(1), pools.take(8 * MIB):
         waiting = threading.Thread(target=lambda: pools.take(9 * MIB).__enter__(), daemon=True)
         waiting.start()

@@ -23,7 +23,7 @@ from tierstore.patterns import Selection
 from tierstore.testing.servers.process import free_port
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.crew import Cluster, Effort, open_crew, worker_of
+from tierstore.transfer.engine.crew import CrewSite, Effort, open_crew, worker_of
 from tierstore.transfer.engine.entries import SOURCE, Entry, Outcome
 from tierstore.transfer.engine.feed import Listing
 from tierstore.transfer.engine.journal import Journal
@@ -221,7 +221,7 @@ def test_an_unknown_crew(recipe: Recipe) -> None:
     stores = recipe.open()
     with closing(stores):
         with pytest.raises(ConfigError, match="nothing is known to run on 'rey'"):
-            open_crew("rey", recipe, stores, Cluster())
+            open_crew("rey", recipe, stores, CrewSite())
 
 
 def test_options_that_need_a_cluster(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_options_that_need_a_cluster(tmp_path: Path) -> None:
 
 
 def test_credentials_are_not_shown() -> None:
-    assert "secret" not in repr(Cluster("", {"AWS_SECRET_ACCESS_KEY": "secret"}))
+    assert "secret" not in repr(CrewSite("", {"AWS_SECRET_ACCESS_KEY": "secret"}))
 
 
 def test_without_ray(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,4 +301,4 @@ def test_memory_is_in_one_process_only(tmp_path: Path) -> None:
     stores = recipe.open()
     with closing(stores):
         with pytest.raises(ConfigError, match="memory://crew is in this process only"):
-            open_ray(recipe, stores, Cluster())
+            open_ray(recipe, stores, CrewSite())

@@ -15,7 +15,7 @@ from tierstore.backends.memory import MemoryBackend, open_memory
 from tierstore.errors import AccessError, NotFoundError, StorageError
 from tierstore.transfer.engine import messages as m
 from tierstore.transfer.engine.affinity import Affinity
-from tierstore.transfer.engine.crew import Memory
+from tierstore.transfer.engine.crew import PartMemory
 from tierstore.transfer.engine.entries import Entry
 from tierstore.transfer.engine.records import TARGET, Version
 from tierstore.transfer.engine.stores import Stores
@@ -37,7 +37,7 @@ class Resuming(MemoryBackend):
 
 def worker(target: Any) -> Worker:
     stores = Stores.pair(open_memory("memory://worker/from"), target)
-    return Worker(stores, Memory(4096, 1, 1), Affinity())
+    return Worker(stores, PartMemory(4096, 1, 1), Affinity())
 
 
 def test_an_upload_that_the_store_began_anew_is_gone_and_leaves_nothing() -> None:
@@ -104,7 +104,7 @@ def test_what_changed_since_it_was_copied_is_not_removed(
         path.unlink()
         path.write_bytes(now)
         os.utime(path, (1, 1))
-        working = Worker(Stores.pair(source, target), Memory(1 << 24, 1, 1), Affinity())
+        working = Worker(Stores.pair(source, target), PartMemory(1 << 24, 1, 1), Affinity())
         answer = working.carry_out(m.Remove(7, entry))
     assert answer == m.Removed(7, changed=now != copied)
     assert path.exists() == (now != copied)

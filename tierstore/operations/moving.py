@@ -179,7 +179,7 @@ def _crew(between: Between, terms: Terms) -> Crew | None:
     Raises:
         ConfigError: there is no such cluster, or its package is missing.
     """
-    from tierstore.transfer.engine.crew import Cluster, find_crew, open_crew
+    from tierstore.transfer.engine.crew import CrewSite, find_crew, open_crew
 
     workers = terms.workers
     if workers is None:
@@ -190,7 +190,7 @@ def _crew(between: Between, terms: Terms) -> Crew | None:
     sends = workers.send_credentials
     sent = {k: v for k, v in os.environ.items() if sends and k.startswith(_CREDENTIALS)}
     with on(f"{workers.on} {workers.address or 'here'}", "a cluster to work on"):
-        cluster = Cluster(workers.address, sent)
+        cluster = CrewSite(workers.address, sent)
         return open_crew(workers.on, between.recipe, between.ends.stores, cluster)
 
 

@@ -31,7 +31,7 @@ _AHEAD = 32  # small commands: more than end before the next ones are given
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class CrewSite:
     """Where a crew finds its machines, and what it takes there.
 
     Attributes:
@@ -86,10 +86,10 @@ class Crew(Protocol):
         ...
 
 
-Factory = Callable[[Recipe, Stores, Cluster], Crew]
+Factory = Callable[[Recipe, Stores, CrewSite], Crew]
 
 
-def open_crew(name: str, recipe: Recipe, stores: Stores, cluster: Cluster) -> Crew:
+def open_crew(name: str, recipe: Recipe, stores: Stores, cluster: CrewSite) -> Crew:
     """Open the crew of a name.
 
     Args:
@@ -125,7 +125,7 @@ def find_crew(name: str) -> Factory:
     return factory
 
 
-class Memory:
+class PartMemory:
     """Memory for every thread, and for as many large parts at once as fit; see `Buffers`.
 
     Args:
@@ -165,7 +165,7 @@ def worker_of(stores: Stores, affinity: Affinity, *, durable: bool = True) -> Wo
         affinity: see `Worker`.
         durable: see `Worker`.
     """
-    memory = Memory(stores.part_size, stores.wide, stores.width)
+    memory = PartMemory(stores.part_size, stores.wide, stores.width)
     return Worker(stores, memory, affinity, durable=durable)
 
 
