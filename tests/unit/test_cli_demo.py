@@ -173,7 +173,6 @@ def test_the_story_of_jobs_that_did_well(monkeypatch: pytest.MonkeyPatch) -> Non
     killed, resumed = told(BEFORE, code=1), told(AFTER, **END)
     result = story(monkeypatch, told(LOSSES), killed, resumed, told({}, **END))
     assert (result["resumed_from"], result["digest"]) == (8, "00000007")
-    assert [save["first"] for save in result["saves"]] == [True, False, True]
     assert result["losses"] == LOSSES
 
 

@@ -20,8 +20,7 @@ COMMANDS = {
     ),
     "sync": (
         "sync",
-        "Make DST what SRC is: copy what is missing or differs and, with --delete, remove the "
-        "rest.",
+        "Mirror SRC to DST: copy what is missing or differs; with --delete, remove the rest.",
     ),
     "cp": (
         "cp",
