@@ -102,14 +102,22 @@ def test_interrupted_resumed_and_a_node_lost(src: Path, minio_bucket: Bucket, no
     first.wait_for(lambda: len(first.noted) >= 2)
     first.process.send_signal(signal.SIGINT)
     code, told, err = first.end()
-    assert (code, told["complete"], err) == (130, False, "")
+    assert (code, told["complete"]) == (130, False)
+    # A busy machine takes its time to start a cluster's workers, and the command says so.
+    assert all(line.startswith("waiting for ray ") for line in err.splitlines()), err
     until(lambda: not nodes.workers(0) + nodes.workers(1))  # workers end with the command
-    first_noted = first.noted
+    noted = set(first.noted)
     nbytes = sum(path.stat().st_size for path in src.rglob("*") if path.is_file())
 
     second = Migration(src, minio_bucket, "--send-credentials")
     second.wait_for(lambda: second.told.get("workers") == 2)
-    second.wait_for(lambda: len(set(second.noted) - set(first_noted)) >= 4)
+    seen: set[tuple[int, int]] = set()  # a finished object has none any more
+
+    def goes_on() -> bool:
+        seen.update(second.noted)
+        return len(seen - noted) >= 4
+
+    second.wait_for(goes_on)
     nodes.kill(1)
     code, told, err = second.end()
     assert code == 0, err
