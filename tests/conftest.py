@@ -45,6 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         # As shells start what runs in the background; programs under test would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_LEFT_OUT] = {}
+    # Journals of commands stay out of the home: another version's would be refused.
+    state = tempfile.TemporaryDirectory(prefix="tierstore-state-")
+    os.environ["XDG_STATE_HOME"] = state.name
+    config.add_cleanup(state.cleanup)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

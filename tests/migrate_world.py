@@ -348,6 +348,13 @@ class World:
             return m.Failed(job, "not found")
         return None if version.same(entry.version) else m.Changed(job, version)
 
+    def damaged(self, job: int, entry: Entry) -> m.Event | None:
+        """What bytes that are not those of the manifest are answered with."""
+        data = self.bytes_of(entry)
+        if data is None or not entry.blocks or crc32c(data) == entry.blocks[0]:
+            return None
+        return self.unlike(job, entry) or m.Failed(job, "damaged", missed=True)
+
     def _look(self, command: m.Look) -> m.Event:
         if unlike := self.unlike(command.job, command.entry):
             return unlike
@@ -359,6 +366,8 @@ class World:
         return m.Looked(command.job, source, self.target.version(command.entry.key), crc)
 
     def _compare(self, command: m.Compare) -> m.Event:
+        if damaged := self.damaged(command.job, command.entry):
+            return damaged
         cut = slice(command.offset, command.offset + command.length)
         data = (self.bytes_of(command.entry) or b"")[cut]
         other = self.target.objects.get(command.entry.key, (b"", 0.0))[0][cut]
@@ -370,6 +379,8 @@ class World:
     def _copy(self, command: m.Copy) -> m.Event:
         if unlike := self.unlike(command.job, command.entry):
             return unlike
+        if damaged := self.damaged(command.job, command.entry):
+            return damaged
         data = self.bytes_of(command.entry)
         assert data is not None
         return self.publish(command.job, command.entry.key, data, command.replace, m.Copied)
@@ -405,6 +416,8 @@ class World:
         data = self.bytes_of(command.entry)
         if data is None or upload is None:
             return m.Failed(command.job, "not found")
+        if damaged := self.damaged(command.job, command.entry):
+            return damaged
         part = data[command.offset : command.offset + command.length]
         if len(part) < command.length:
             version = self.source.version(command.entry.key)

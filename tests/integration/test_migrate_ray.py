@@ -101,8 +101,8 @@ def test_interrupted_resumed_and_a_node_lost(src: Path, minio_bucket: Bucket, no
     first = Migration(src, minio_bucket, "--send-credentials")
     first.wait_for(lambda: len(first.noted) >= 2)
     first.process.send_signal(signal.SIGINT)
-    code, told, err = first.end()
-    assert (code, told["complete"]) == (130, False)
+    code, before, err = first.end()
+    assert (code, before["complete"]) == (130, False)
     # A busy machine takes its time to start a cluster's workers, and the command says so.
     assert all(line.startswith("waiting for ray ") for line in err.splitlines()), err
     until(lambda: not nodes.workers(0) + nodes.workers(1))  # workers end with the command
@@ -128,7 +128,7 @@ def test_interrupted_resumed_and_a_node_lost(src: Path, minio_bucket: Bucket, no
     assert "is lost; others go on with what it had" in err
     assert told["reused_bytes"] >= PART
     assert second.noted == []
-    assert first.told["sent_bytes"] + told["sent_bytes"] == nbytes, "what was noted was kept"
+    assert before["sent_bytes"] + told["sent_bytes"] == nbytes, "what was noted was kept"
 
     secret = os.environ["AWS_SECRET_ACCESS_KEY"].encode()
     logs = [path for path in nodes.folder.rglob("*") if path.is_file()]
