@@ -57,7 +57,7 @@ class Peer:
         """Migrate once, from a disk that has to read, and check what arrived."""
         origin, goal, shape = _ends(workload)
         source = self._site.end(origin, shape.replace(" ", "-"))
-        target = self._site.end(goal, re.sub(r"\W+", "-", f"{self.name}-{turn}"))
+        target = self._site.end(goal, re.sub(r"\W+", "-", f"{self.name}-{workload}-{turn}"))
         os.sync()
         machine.forget(self._site.folder.parent)  # servers' data too, but no program
         try:

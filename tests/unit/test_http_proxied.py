@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -132,13 +132,16 @@ def test_body_and_answer_travel_between_memories(
 
 
 def test_early_refusal_is_heard(start: Start, transport: Transport) -> None:
+    heard = threading.Event()
+
     def serve(sock: socket.socket) -> None:
         sock.recv(65536)
         sock.sendall(answer(b"full", "507 Insufficient Storage"))
-        time.sleep(3.0)
+        heard.wait(PATIENCE)  # it reads no more
 
     url, transport.deadlines = start(serve), replace(PATIENT, stall=1.0)  # TLS: a stall listens
     got = transport.request("PUT", url, headers={}, body=bytes(64 << 20))
+    heard.set()
     assert (got.status, got.body) == (507, b"full")
 
 

@@ -332,8 +332,8 @@ class Lane:
             save.handle.advance(name, State.COMMITTED)
         else:
             nbytes = sum(segment.size for segment in save.shard.layout.segments)
-            save.handle.catch_up(name, seconds=waiting.late, nbytes=nbytes)
             _log.warning("tier %s has caught up: step %d is there", name, save.shard.attempt.step)
+            save.handle.catch_up(name, seconds=waiting.late, nbytes=nbytes)
         self._turns.settle(save, again=False)
         self._changed(save, name, None)
 
