@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from tierstore.backend import ObjectInfo
 from tierstore.blocks import Buffer
-from tierstore.errors import DamagedInTransitError, StorageError, UnsupportedError
+from tierstore.errors import (
+    AlreadyExistsError,
+    DamagedInTransitError,
+    StorageError,
+    UnsupportedError,
+)
 from tierstore.text import is_unicode
 
 _LONGEST = 64 * 1024  # characters of a token
@@ -195,6 +201,24 @@ class EmptyUpload:
             text = f"no bytes have CRC32C 0, not {crc32c:08x}"
             raise DamagedInTransitError(text, url=self._url, key=self._key)
         return self._create(self._key, b"", if_absent=if_absent)
+
+    def commit_for(
+        self, abort: Callable[[], None], *, if_absent: bool, crc32c: int | None
+    ) -> ObjectInfo:
+        """Create the object that an upload of unknown size turned out to be.
+
+        Args:
+            abort: frees that upload, once the object is there or has lost.
+            if_absent: as in `commit`.
+            crc32c: as in `commit`.
+        """
+        try:
+            info = self.commit(if_absent=if_absent, crc32c=crc32c)
+        except AlreadyExistsError:
+            abort()
+            raise
+        abort()
+        return info
 
     def abort(self) -> None:
         """Do nothing: the store holds nothing."""

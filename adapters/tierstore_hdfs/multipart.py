@@ -10,7 +10,6 @@ from itertools import accumulate
 from tierstore.backend import ObjectInfo
 from tierstore.blocks import Buffer, combine
 from tierstore.errors import (
-    AlreadyExistsError,
     DamagedInTransitError,
     NotFoundError,
     StorageError,
@@ -168,12 +167,7 @@ class PartsUpload:
         if self._over:
             raise StorageError("the upload is over", url=self._files.url, key=self._key)
         empty = EmptyUpload(self._files.url, self._key, self._files.create)
-        try:
-            info = empty.commit(if_absent=if_absent, crc32c=crc)
-        except AlreadyExistsError:
-            self.abort()
-            raise
-        self.abort()
+        info = empty.commit_for(self.abort, if_absent=if_absent, crc32c=crc)
         self._info = info
         return info
 

@@ -168,12 +168,7 @@ class PartsUpload:
         if self._over:
             raise StorageError("the upload is over", url=self._objects.url, key=self._key)
         empty = EmptyUpload(self._objects.url, self._key, self._objects.put)
-        try:
-            info = empty.commit(if_absent=if_absent, crc32c=crc)
-        except AlreadyExistsError:
-            self.abort()
-            raise
-        self.abort()
+        info = empty.commit_for(self.abort, if_absent=if_absent, crc32c=crc)
         self._info = info
         return info
 
